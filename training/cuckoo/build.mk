@@ -1,0 +1,31 @@
+# The table's op: plain g++ against the TensorFlow wheel of $(VENV). Included by the Makefile.
+# TensorFlow is found by its path: importing it would take seconds at every make.
+VENV ?= .venv
+CUCKOO := training/cuckoo
+CUCKOO_BUILD := build/cuckoo
+CUCKOO_SO := $(CUCKOO)/_cuckoo.so
+CUCKOO_TF = $(firstword $(wildcard $(VENV)/lib/python3*/site-packages/tensorflow))
+CUCKOO_FLAGS := -std=c++20 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -I. -MMD -MP
+
+.PHONY: cuckoo
+cuckoo: $(CUCKOO_SO)
+
+# Touched only when the version of TensorFlow itself changes: another package in the lock is no reason to compile.
+$(CUCKOO_BUILD)/tensorflow.version: uv.lock
+	@mkdir -p $(@D)
+	@awk '/^name = "tensorflow(-cpu)?"$$/ {f = 1} f && /^version = / {gsub(/"/, "", $$3); print $$3; exit}' uv.lock > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(CUCKOO_BUILD)/ops.o: $(CUCKOO)/ops.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
+	@test -d "$(CUCKOO_TF)/include" || { echo "cuckoo: no TensorFlow in $(VENV): run make setup" >&2; exit 1; }
+	@# -w: TensorFlow's own headers and macros warn by the hundred; the core is held to -Wall by its tests
+	@echo "compiling the table op against TensorFlow $$(cat $(CUCKOO_BUILD)/tensorflow.version) (about half a minute)"
+	@$(CXX) $(CUCKOO_FLAGS) -fPIC -fvisibility=hidden -w -isystem $(CUCKOO_TF)/include -D_GLIBCXX_USE_CXX11_ABI=1 \
+	    -DEIGEN_MAX_ALIGN_BYTES=64 -DCUCKOO_TENSORFLOW='"'$$(cat $(CUCKOO_BUILD)/tensorflow.version)'"' -c $< -o $@
+
+# Linked aside and renamed: a process that has the old one loaded keeps it whole.
+$(CUCKOO_SO): $(CUCKOO_BUILD)/ops.o
+	@$(CXX) -shared $< -o $(CUCKOO_BUILD)/_cuckoo.so -L$(CUCKOO_TF) -l:libtensorflow_framework.so.2
+	@mv $(CUCKOO_BUILD)/_cuckoo.so $@
+
+-include $(wildcard $(CUCKOO_BUILD)/*.d)

@@ -1,0 +1,310 @@
+// The collisionless embedding table: int64 key -> row of weights and optimizer slots. No TensorFlow here.
+//
+//   batch of keys --counting sort by shard--> runs of <= 256 keys --one lock a run--> groups of 16, prefetched
+//
+//   Table ── Shard 0 ── Lock | Index (buckets of key, row, tick) | Slab (rows: weights, slots)
+//         ── Shard 1 ── ...         `---- row number ----------------^
+//
+// Invariants
+//   - Every call may be made from any number of threads. A row is read and written whole; a batch is not one step.
+//   - A lock is held for at most 256 keys (growth and the scan of KeysSince: for one shard's index).
+//   - tick of a row <= tick of the table, which never falls. A row is stamped when it is inserted or applied to.
+//   - On std::bad_alloc the keys before it are done, the others not; the table is whole.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <vector>
+
+#include "training/cuckoo/index.h"
+#include "training/cuckoo/lock.h"
+#include "training/cuckoo/row.h"
+#include "training/cuckoo/storage.h"
+
+namespace cuckoo {
+
+struct Config {
+  size_t dim = 0;      // weights of a row
+  size_t slots = 0;    // optimizer slots of a row, `dim` numbers each
+  size_t shards = 64;  // a power of two, at most kMaxShards
+  Initializer initializer;
+  float slot_value = 0;  // what slots begin with
+
+  bool operator==(const Config&) const = default;
+};
+
+struct Stats {
+  size_t size, capacity, bytes;
+};
+
+class Table {
+ public:
+  static constexpr size_t kMaxShards = 256;
+
+  explicit Table(const Config& config) : config_(config), shift_(64 - std::bit_width(config.shards - 1)) {
+    for (size_t s = 0; s < config.shards; ++s) {
+      shards_.push_back(std::make_unique<Shard>(static_cast<double>(s) / config.shards, row_floats()));
+    }
+  }
+
+  const Config& config() const { return config_; }
+  size_t slot_floats() const { return config_.dim * config_.slots; }
+
+  uint32_t tick() const { return tick_.load(); }
+
+  // Moves the clock on; a tick before the present one changes nothing and returns false.
+  bool SetTick(uint32_t tick) {
+    uint32_t now = tick_.load();
+    while (now < tick && !tick_.compare_exchange_weak(now, tick)) {
+    }
+    return now <= tick;
+  }
+
+  // Weights of each key; zeros where there is none.
+  void Find(const int64_t* keys, size_t n, float* weights) const {
+    ForEachRun(keys, n, [&](const Shard& shard, const Item* items, size_t count) {
+      std::shared_lock hold(shard.lock);
+      ForEachPlace(shard, keys, items, count, config_.dim, [&](size_t i, Place place) {
+        CopyOrZero(place ? shard.slab.At(place.row()) : nullptr, weights + i * config_.dim, config_.dim);
+      });
+    });
+  }
+
+  // Weights of each key; a new one is inserted, initialised by its key and stamped.
+  void Lookup(const int64_t* keys, size_t n, float* weights) {
+    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
+      Item missing[kRun];
+      size_t misses = 0;
+      {
+        std::shared_lock hold(shard.lock);
+        size_t at = 0;
+        ForEachPlace(shard, keys, items, count, config_.dim, [&](size_t i, Place place) {
+          if (place) {
+            std::memcpy(weights + i * config_.dim, shard.slab.At(place.row()), config_.dim * sizeof(float));
+          } else {
+            missing[misses++] = items[at];
+          }
+          ++at;
+        });
+      }
+      if (misses == 0) return;
+      std::unique_lock hold(shard.lock);
+      for (size_t m = 0; m < misses; ++m) {
+        const auto [hash, i] = missing[m];
+        Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice, another thread was faster
+        const float* row = shard.slab.At(place ? place.row() : Insert(shard, keys[i], hash, tick()));
+        std::memcpy(weights + i * config_.dim, row, config_.dim * sizeof(float));
+      }
+    });
+  }
+
+  // One Adagrad step of each key's row; the slot is the accumulator. A key without a row is passed over (it was
+  // removed, or never admitted). Returns how many rows were changed. A key given twice takes two steps.
+  size_t ApplyAdagrad(const int64_t* keys, size_t n, const float* gradients, float learning_rate, float epsilon) {
+    size_t applied = 0;
+    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
+      std::unique_lock hold(shard.lock);
+      const uint32_t now = tick();
+      ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
+        if (!place) return;
+        float* row = shard.slab.At(place.row());
+        Adagrad(row, row + config_.dim, gradients + i * config_.dim, config_.dim, learning_rate, epsilon);
+        place.tick() = now;
+        ++applied;
+      });
+    });
+    return applied;
+  }
+
+  // Sets whole rows, inserting where needed; of a key given twice the last one stands. The clock follows the ticks.
+  void Import(const int64_t* keys, size_t n, const float* weights, const float* slots, const uint32_t* ticks) {
+    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
+      std::unique_lock hold(shard.lock);
+      for (size_t m = 0; m < count; ++m) {
+        const auto [hash, i] = items[m];
+        SetTick(ticks[i]);
+        const Place place = shard.index.Find(keys[i], hash);
+        if (place) place.tick() = ticks[i];
+        float* row = shard.slab.At(place ? place.row() : Insert(shard, keys[i], hash, ticks[i]));
+        std::memcpy(row, weights + i * config_.dim, config_.dim * sizeof(float));
+        std::memcpy(row + config_.dim, slots + i * slot_floats(), slot_floats() * sizeof(float));
+      }
+    });
+  }
+
+  // Keys of rows with a tick after `tick`; of all rows if it is 0.
+  std::vector<int64_t> KeysSince(uint32_t tick) const {
+    std::vector<int64_t> keys;
+    for (const auto& shard : shards_) {
+      std::shared_lock hold(shard->lock);
+      shard->index.ForEach([&](Place place) {
+        if (tick == 0 || place.tick() > tick) keys.push_back(place.bucket->key[place.slot]);
+        return true;
+      });
+    }
+    return keys;
+  }
+
+  // Whole rows. `found[i]` says whether key i has one; where not, the others are left as they are. Returns how many.
+  size_t Read(const int64_t* keys, size_t n, float* weights, float* slots, uint32_t* ticks, bool* found) const {
+    size_t total = 0;
+    ForEachRun(keys, n, [&](const Shard& shard, const Item* items, size_t count) {
+      std::shared_lock hold(shard.lock);
+      ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
+        found[i] = static_cast<bool>(place);
+        if (!place) return;
+        const float* row = shard.slab.At(place.row());
+        std::memcpy(weights + i * config_.dim, row, config_.dim * sizeof(float));
+        std::memcpy(slots + i * slot_floats(), row + config_.dim, slot_floats() * sizeof(float));
+        ticks[i] = place.tick();
+        ++total;
+      });
+    });
+    return total;
+  }
+
+  // Takes rows out; their memory is used again. `removed[i]` says whether key i had one.
+  size_t Remove(const int64_t* keys, size_t n, bool* removed) {
+    size_t total = 0;
+    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
+      std::unique_lock hold(shard.lock);
+      for (size_t m = 0; m < count; ++m) {
+        const auto [hash, i] = items[m];
+        const Place place = shard.index.Find(keys[i], hash);
+        removed[i] = static_cast<bool>(place);
+        if (!place) continue;
+        shard.slab.Free(place.row());
+        shard.index.Erase(place);
+        ++total;
+      }
+    });
+    return total;
+  }
+
+  Stats stats() const {
+    Stats stats{0, 0, sizeof(Table) + shards_.size() * sizeof(Shard)};
+    for (const auto& shard : shards_) {
+      std::shared_lock hold(shard->lock);
+      stats.size += shard->index.size();
+      stats.capacity += shard->index.capacity();
+      stats.bytes += shard->index.bytes() + shard->slab.bytes();
+    }
+    return stats;
+  }
+
+ private:
+  static constexpr size_t kRun = 256;        // keys a lock is held for: the readers' tail
+  static constexpr size_t kGroup = 16;       // lines in flight: about what a core's miss buffers hold
+  static constexpr size_t kBatch = 1 << 16;  // bounds the scratch of a call
+
+  struct Shard {
+    Shard(double stagger, size_t row_floats) : index(stagger), slab(row_floats) {}
+    mutable Lock lock;
+    Index index;
+    Slab slab;
+  };
+
+  struct Item {
+    uint64_t hash;
+    size_t i;  // place in the batch
+  };
+
+  size_t row_floats() const { return config_.dim * (1 + config_.slots); }
+
+  size_t ShardOf(uint64_t hash) const { return shift_ == 64 ? 0 : hash >> shift_; }
+
+  static void CopyOrZero(const float* from, float* to, size_t n) {
+    if (from != nullptr) {
+      std::memcpy(to, from, n * sizeof(float));
+    } else {
+      std::memset(to, 0, n * sizeof(float));
+    }
+  }
+
+  // Calls f(shard, items, count) for runs of keys of one shard, in the batch's order within a shard.
+  template <class F>
+  void ForEachRun(const int64_t* keys, size_t n, F f) const {
+    thread_local std::vector<Item> items;
+    for (size_t begin = 0; begin < n; begin += kBatch) {
+      const size_t end = std::min(n, begin + kBatch);
+      size_t ends[kMaxShards + 1] = {};
+      for (size_t i = begin; i < end; ++i) ++ends[ShardOf(Hash(keys[i])) + 1];
+      for (size_t s = 0; s < shards_.size(); ++s) ends[s + 1] += ends[s];
+      items.resize(end - begin);
+      for (size_t i = begin; i < end; ++i) {
+        const uint64_t hash = Hash(keys[i]);
+        items[ends[ShardOf(hash)]++] = {hash, i};  // leaves in ends[s] where shard s ends
+      }
+      for (size_t s = 0, at = 0; s < shards_.size(); ++s) {
+        for (; at < ends[s]; at += std::min(kRun, ends[s] - at))
+          f(*shards_[s], &items[at], std::min(kRun, ends[s] - at));
+      }
+    }
+  }
+
+  // Calls f(i, place) for each item in order. Bucket a, bucket b and the row are each fetched a group ahead of use.
+  // f must not insert: it would move places.
+  template <class F>
+  void ForEachPlace(const Shard& shard, const int64_t* keys, const Item* items, size_t count, size_t row_floats,
+                    F f) const {
+    Index::Choice choices[kGroup];
+    Place places[kGroup];
+    for (size_t begin = 0; begin < count; begin += kGroup) {
+      const size_t m = std::min(kGroup, count - begin);
+      for (size_t j = 0; j < m; ++j) {
+        choices[j] = shard.index.Choose(items[begin + j].hash);
+        __builtin_prefetch(&shard.index.At(choices[j].a));
+      }
+      for (size_t j = 0; j < m; ++j) {
+        Bucket& bucket = shard.index.At(choices[j].a);
+        const int slot = bucket.Find(keys[items[begin + j].i]);
+        places[j] = slot >= 0 ? Place{&bucket, slot} : Place{};
+        if (slot >= 0) {
+          PrefetchRow(shard, places[j].row(), row_floats);
+        } else {
+          __builtin_prefetch(&shard.index.At(choices[j].b));
+        }
+      }
+      for (size_t j = 0; j < m; ++j) {
+        if (places[j]) continue;
+        Bucket& bucket = shard.index.At(choices[j].b);
+        const int slot = bucket.Find(keys[items[begin + j].i]);
+        if (slot < 0) continue;
+        places[j] = {&bucket, slot};
+        PrefetchRow(shard, places[j].row(), row_floats);
+      }
+      for (size_t j = 0; j < m; ++j) f(items[begin + j].i, places[j]);
+    }
+  }
+
+  static void PrefetchRow(const Shard& shard, uint32_t row, size_t floats) {
+    const char* at = reinterpret_cast<const char*>(shard.slab.At(row));
+    for (size_t byte = 0; byte < floats * sizeof(float); byte += kLine) __builtin_prefetch(at + byte);
+  }
+
+  // A new row, initialised; the shard is held. Throws std::bad_alloc and has changed nothing.
+  uint32_t Insert(Shard& shard, int64_t key, uint64_t hash, uint32_t tick) {
+    const uint32_t row = shard.slab.New();
+    try {
+      while (!shard.index.Insert(key, hash, row, tick)) shard.index.Grow();
+    } catch (...) {
+      shard.slab.Free(row);
+      throw;
+    }
+    float* weights = shard.slab.At(row);
+    config_.initializer.Fill(key, weights, config_.dim);
+    std::fill_n(weights + config_.dim, slot_floats(), config_.slot_value);
+    return row;
+  }
+
+  const Config config_;
+  const int shift_;
+  std::atomic<uint32_t> tick_{1};
+  std::vector<std::unique_ptr<Shard>> shards_;
+};
+
+}  // namespace cuckoo
