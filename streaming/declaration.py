@@ -1,4 +1,4 @@
-"""What a source's features and tasks are, declared once: trainer, export, join, feature store and clients all read this."""
+"""What a source's features and tasks are, declared once: trainer, export, join, feature store, clients read this."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 RESERVED_IDS = (INT64_MIN, INT64_MIN + 1)
-"""The serving table's two sentinels: refused at the edge. In an `ids` input of the served model the first one is padding."""
+"""The serving table's two sentinels: refused at the edge. In an `ids` input of the served model the first pads."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,335 @@
+"""The Example: what streaming hands to training (docs/example.md, format version 1), decoded by column.
+
+A batch of JSON lines becomes a `Batch` of arrays. A line that cannot be learned from is named in `Batch.bad` with its
+reason and costs nothing else: the other lines of its batch are decoded as if it had not been there.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow.json as pj  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from streaming.declaration import RESERVED_IDS, Declaration, Feature
+from streaming.source import Exposure
+
+VERSION = 1
+_REQUIRED = ("impression_id", "user_id", "item_id", "ts_ms", "event_ms", "written_ms")
+
+
+class Ragged(NamedTuple):
+    """An `ids` column: row i is values[row_splits[i] : row_splits[i + 1]]."""
+
+    values: NDArray[np.int64]
+    row_splits: NDArray[np.int64]
+
+
+FeatureColumn = NDArray[Any] | Ragged
+"""`id`: int64[n]; `number`: float32[n]; `ids`: Ragged."""
+
+
+class Progress(NamedTuple):
+    """A progress record of the join: subtask i of n has written everything that event time heartbeat_ms caused."""
+
+    subtask: int
+    subtasks: int
+    heartbeat_ms: int
+
+
+@dataclass
+class Batch:
+    """n examples by column. `line` is each one's place in the lines decoded, `progress_line` each progress record's."""
+
+    impression_id: pa.Array
+    lineage: pa.Array
+    kind: NDArray[np.str_]
+    user_id: NDArray[np.int64]
+    item_id: NDArray[np.int64]
+    ts_ms: NDArray[np.int64]
+    event_ms: NDArray[np.int64]
+    written_ms: NDArray[np.int64]
+    seq: NDArray[np.int64]
+    pi: NDArray[np.float64]
+    labels: NDArray[np.float32]
+    """[n, tasks], as are `weights` and `scores` (NaN where it was not scored)."""
+    weights: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    line: NDArray[np.int64]
+    features: dict[str, FeatureColumn]
+    progress: list[Progress] = field(default_factory=list)
+    progress_line: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    """(place in the lines, reason) of each line that is no example."""
+
+    @property
+    def size(self) -> int:
+        return len(self.ts_ms)
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """The examples at `rows`, in that order; without progress and bad lines, which belong to the lines."""
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        moved = {n: c.take(pa.array(rows)) if isinstance(c, pa.Array) else c[rows] for n, c in columns.items()}
+        return Batch(**moved, features={n: _take(c, rows) for n, c in self.features.items()})
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """The examples [start, stop)."""
+        return self.take(np.arange(start, min(stop, self.size)))
+
+
+_COLUMNS = tuple(f.name for f in fields(Batch) if f.name not in ("features", "progress", "progress_line", "bad"))
+
+
+def concat(batches: Sequence[Batch]) -> Batch:
+    """The examples of at least one batch, one after the other; without progress and bad lines."""
+    columns: dict[str, Any] = {}
+    for name in _COLUMNS:
+        parts = [getattr(b, name) for b in batches]
+        columns[name] = pa.concat_arrays(parts) if isinstance(parts[0], pa.Array) else np.concatenate(parts)
+    features = {name: _concat([b.features[name] for b in batches]) for name in batches[0].features}
+    return Batch(**columns, features=features)
+
+
+def schema(declaration: Declaration) -> pa.Schema:
+    """The columns of an example and of a progress record, as Arrow reads them from JSON."""
+    arrow = {"id": pa.int64(), "ids": pa.list_(pa.int64()), "number": pa.float64()}
+    return pa.schema(
+        [
+            ("v", pa.int64()),
+            *((name, pa.string()) for name in ("kind", "impression_id", "lineage")),
+            *((name, pa.int64()) for name in ("user_id", "item_id", "ts_ms", "event_ms", "written_ms", "seq")),
+            ("pi", pa.float64()),
+            ("labels", pa.list_(pa.float64())),
+            ("weights", pa.list_(pa.float64())),
+            ("features", pa.struct([(f.name, arrow[f.kind]) for f in declaration.features])),
+            ("scores", pa.struct([(task, pa.float64()) for task in declaration.tasks])),
+            *((name, pa.int64()) for name in ("heartbeat_ms", "subtask", "subtasks")),
+        ]
+    )
+
+
+def decode(lines: Sequence[bytes], declaration: Declaration) -> Batch:
+    """JSON lines of one partition as a batch. Never raises for what a line holds."""
+    table, places, bad = _parse(lines, schema(declaration))
+    is_progress = table["heartbeat_ms"].is_valid().to_numpy()
+    beats = np.flatnonzero(is_progress)
+    progress, progress_line = [], []
+    numbers = [table[name].take(pa.array(beats)).to_pylist() for name in ("subtask", "subtasks", "heartbeat_ms")]
+    for place, subtask, subtasks, heartbeat_ms in zip(places[beats].tolist(), *numbers, strict=True):
+        if subtask is None or subtasks is None or not 0 <= subtask < subtasks:
+            bad.append((place, f"progress of subtask {subtask} of {subtasks}"))
+        else:
+            progress.append(Progress(subtask, subtasks, heartbeat_ms))
+            progress_line.append(place)
+    rows = np.flatnonzero(~is_progress)
+    table, places = table.take(pa.array(rows)), places[rows]
+    reasons = _judge(table, declaration)
+    if reasons:
+        bad += [(int(places[row]), reason) for row, reason in reasons.items()]
+        good = np.setdiff1d(np.arange(len(places)), np.fromiter(reasons, np.int64))
+        table, places = table.take(pa.array(good)), places[good]
+    batch = _columns(table, places, declaration)
+    batch.progress, batch.progress_line, batch.bad = progress, progress_line, sorted(bad)
+    return batch
+
+
+def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> Batch:
+    """Exposures whose window has closed, as one example each: all labels known, all weights 1, pi 1."""
+    shown = list(exposures)
+    n, tasks = len(shown), declaration.tasks
+    ts_ms = np.fromiter((e.ts_ms for e in shown), np.int64, n)
+    labels = np.zeros((n, len(tasks)), np.float32)
+    place = {task: k for k, task in enumerate(tasks)}
+    for row, exposure in enumerate(shown):
+        for action, at_ms in exposure.outcomes.items():
+            if action in place and exposure.ts_ms <= at_ms <= exposure.ts_ms + declaration.window_ms:
+                labels[row, place[action]] = 1
+    return Batch(
+        impression_id=pa.array([e.impression_id for e in shown], pa.string()),
+        lineage=pa.array([""] * n, pa.string()),
+        kind=np.full(n, "history"),
+        user_id=np.fromiter((e.user_id for e in shown), np.int64, n),
+        item_id=np.fromiter((e.item_id for e in shown), np.int64, n),
+        ts_ms=ts_ms,
+        event_ms=ts_ms + declaration.window_ms,
+        written_ms=np.zeros(n, np.int64),
+        seq=np.full(n, -1),
+        pi=np.ones(n),
+        labels=labels,
+        weights=np.ones_like(labels),
+        scores=np.full_like(labels, np.nan),
+        line=np.arange(n),
+        features={f.name: _python_column([e.features.get(f.name) for e in shown], f) for f in declaration.features},
+    )
+
+
+def batches(exposures: Iterable[Exposure], declaration: Declaration, size: int) -> Iterator[Batch]:
+    """`from_exposures` of `size` exposures at a time (the last batch may be smaller)."""
+    rest = iter(exposures)
+    while chunk := list(islice(rest, size)):
+        yield from_exposures(chunk, declaration)
+
+
+def _parse(lines: Sequence[bytes], wanted: pa.Schema) -> tuple[pa.Table, NDArray[np.int64], list[tuple[int, str]]]:
+    """The rows of the lines that are JSON objects of the schema, their places; places and reasons of the others."""
+    bad: list[tuple[int, str]] = []
+    tables: list[pa.Table] = []
+    kept: list[int] = []
+
+    def read(places: list[int]) -> None:
+        try:
+            table = _read([lines[k] for k in places], wanted)
+        except (pa.ArrowInvalid, UnicodeDecodeError) as e:
+            if len(places) == 1:
+                bad.append((places[0], str(e)))
+            else:
+                # Halves: k bad lines among n cost about k log n small reads, and the others go by column as before.
+                middle = len(places) // 2
+                read(places[:middle])
+                read(places[middle:])
+            return
+        tables.append(table)
+        kept.extend(places)
+
+    objects = []
+    for place, line in enumerate(lines):
+        # Arrow's reader crashes the process on a bare `null`, so what is no object never reaches it.
+        text = line.strip(b" \t\r\n")
+        if text.startswith(b"{") and text.endswith(b"}"):
+            objects.append(place)
+        else:
+            bad.append((place, "no JSON object" if text else "empty"))
+    if objects:
+        read(objects)
+    table = pa.concat_tables(tables) if tables else wanted.empty_table()
+    return table.combine_chunks(), np.array(kept, np.int64), bad
+
+
+def _read(lines: list[bytes], wanted: pa.Schema) -> pa.Table:
+    # A line feed between the members of an object is white space to JSON, but would end the line here.
+    text = b"\n".join(line.replace(b"\n", b" ") for line in lines)
+    table = pj.read_json(
+        io.BytesIO(text),
+        read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
+        parse_options=pj.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore"),
+    )
+    if table.num_rows != len(lines):
+        raise pa.ArrowInvalid("more than one JSON value in a message")
+    for name in ("kind", "impression_id", "lineage"):
+        table[name].validate(full=True)  # the reader does not look whether a string is UTF-8
+    return table
+
+
+def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
+    """Row -> reason of each row that is well-formed JSON but no example."""
+    reasons: dict[int, str] = {}
+
+    def refuse(mask: Any, reason: str) -> None:
+        for row in np.flatnonzero(np.asarray(mask)):
+            reasons.setdefault(int(row), reason)
+
+    refuse(_numpy(table["v"], -1) != VERSION, f"v is not {VERSION}")
+    refuse(~pc.is_in(table["kind"], pa.array(["positive", "negative"])).to_numpy(), "kind is not positive, negative")
+    for name in _REQUIRED:
+        refuse(table[name].is_null().to_numpy(), f"{name} is missing")
+    pi = _numpy(table["pi"], np.nan)
+    refuse(~((pi > 0) & (pi <= 1)), "pi is not in (0, 1]")
+    tasks = len(declaration.tasks)
+    for name in ("labels", "weights"):
+        length = _numpy(pc.list_value_length(table[name]), -1)
+        refuse(length != tasks, f"{name}: not {tasks} numbers")
+        values, rows = _flat(table[name])
+        outside = ~((values == 0) | (values == 1)) if name == "labels" else ~(np.isfinite(values) & (values >= 0))
+        refuse(np.isin(np.arange(len(length)), rows[outside]), f"{name}: a value out of range")
+    for f in declaration.features:
+        column = pc.struct_field(table["features"], f.name)
+        if f.kind == "number":
+            refuse(~np.isfinite(_numpy(column, 0.0)), f"feature {f.name} is not finite")
+        elif f.kind == "id":
+            refuse(np.isin(_numpy(column, 0), RESERVED_IDS), f"feature {f.name} is a reserved id")
+        else:
+            flat = pc.list_flatten(column)
+            parents = np.asarray(_array(pc.list_parent_indices(column)))
+            wrong = flat.is_null().to_numpy() | np.isin(_numpy(flat, 0), RESERVED_IDS)
+            refuse(np.isin(np.arange(len(column)), parents[wrong]), f"feature {f.name} holds null or a reserved id")
+    return reasons
+
+
+def _columns(table: pa.Table, places: NDArray[np.int64], declaration: Declaration) -> Batch:
+    n, tasks = table.num_rows, len(declaration.tasks)
+    scores = [_numpy(pc.struct_field(table["scores"], task), np.nan) for task in declaration.tasks]
+    integers: dict[str, Any] = {name: _numpy(table[name], 0) for name in _REQUIRED if name != "impression_id"}
+    return Batch(
+        impression_id=_array(table["impression_id"]),
+        lineage=_array(pc.fill_null(table["lineage"], "")),
+        kind=np.where(_numpy(pc.equal(table["kind"], "positive"), False), "positive", "negative"),
+        **integers,
+        seq=_numpy(table["seq"], -1),
+        pi=_numpy(table["pi"], 1.0),
+        labels=_flat(table["labels"])[0].astype(np.float32).reshape(n, tasks),
+        weights=_flat(table["weights"])[0].astype(np.float32).reshape(n, tasks),
+        scores=np.stack(scores, 1).astype(np.float32).reshape(n, tasks),
+        line=places,
+        features={f.name: _feature(pc.struct_field(table["features"], f.name), f) for f in declaration.features},
+    )
+
+
+def _feature(column: Any, feature: Feature) -> FeatureColumn:
+    if feature.kind == "id":
+        return _numpy(column, feature.default)
+    if feature.kind == "number":
+        return _numpy(column, feature.default).astype(np.float32)
+    if feature.default:
+        filled = [feature.default if v is None else v for v in column.to_pylist()]
+        column = pa.array(filled, pa.list_(pa.int64()))
+    lengths = _numpy(pc.list_value_length(column), 0).astype(np.int64)
+    values = np.asarray(_array(pc.list_flatten(column)), np.int64)
+    return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _python_column(values: list[Any], feature: Feature) -> FeatureColumn:
+    filled: list[Any] = [feature.default if v is None else v for v in values]
+    if feature.kind == "id":
+        return np.array(filled, np.int64)
+    if feature.kind == "number":
+        return np.array(filled, np.float32)
+    splits = np.cumsum([0, *(len(v) for v in filled)], dtype=np.int64)
+    return Ragged(np.fromiter((x for v in filled for x in v), np.int64, int(splits[-1])), splits)
+
+
+def _take(column: FeatureColumn, rows: NDArray[np.int64]) -> FeatureColumn:
+    if not isinstance(column, Ragged):
+        return column[rows]
+    starts, lengths = column.row_splits[:-1][rows], np.diff(column.row_splits)[rows]
+    splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    within = np.arange(splits[-1]) - np.repeat(splits[:-1], lengths)
+    return Ragged(column.values[np.repeat(starts, lengths) + within], splits)
+
+
+def _concat(columns: list[FeatureColumn]) -> FeatureColumn:
+    if not isinstance(columns[0], Ragged):
+        return np.concatenate(columns)
+    ragged = [c for c in columns if isinstance(c, Ragged)]
+    lengths = np.concatenate([np.diff(c.row_splits) for c in ragged])
+    splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Ragged(np.concatenate([c.values for c in ragged]), splits)
+
+
+def _array(column: Any) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _numpy(column: Any, null: Any) -> NDArray[Any]:
+    return np.asarray(_array(pc.fill_null(column, null)))
+
+
+def _flat(column: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The numbers of a list column (null: NaN), and the row of each."""
+    return _numpy(pc.list_flatten(column), np.nan), np.asarray(_array(pc.list_parent_indices(column)), np.int64)
