@@ -1,4 +1,4 @@
-# The table's op: plain g++ against the TensorFlow wheel of $(VENV). Included by the Makefile.
+# The table's op and its core's tests: plain g++ against the TensorFlow wheel of $(VENV). Included by the Makefile.
 # TensorFlow is found by its path: importing it would take seconds at every make.
 VENV ?= .venv
 CUCKOO := training/cuckoo
@@ -7,7 +7,7 @@ CUCKOO_SO := $(CUCKOO)/_cuckoo.so
 CUCKOO_TF = $(firstword $(wildcard $(VENV)/lib/python3*/site-packages/tensorflow))
 CUCKOO_FLAGS := -std=c++20 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -I. -MMD -MP
 
-.PHONY: cuckoo
+.PHONY: cuckoo cuckoo-test cuckoo-sanitize
 cuckoo: $(CUCKOO_SO)
 
 # Touched only when the version of TensorFlow itself changes: another package in the lock is no reason to compile.
@@ -27,5 +27,31 @@ $(CUCKOO_BUILD)/ops.o: $(CUCKOO)/ops.cc $(CUCKOO_BUILD)/tensorflow.version $(CUC
 $(CUCKOO_SO): $(CUCKOO_BUILD)/ops.o
 	@$(CXX) -shared $< -o $(CUCKOO_BUILD)/_cuckoo.so -L$(CUCKOO_TF) -l:libtensorflow_framework.so.2
 	@mv $(CUCKOO_BUILD)/_cuckoo.so $@
+
+# The core without TensorFlow: plain, and under the sanitizers (thread; address and undefined behaviour).
+CUCKOO_TESTS := tests/training/cuckoo
+CUCKOO_TEST_FLAGS := $(CUCKOO_FLAGS) -Werror -pthread
+CUCKOO_PLAIN := $(CUCKOO_BUILD)/core_test $(CUCKOO_BUILD)/stress_test
+CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
+
+# core_test lets chosen allocations fail
+$(filter %/core_test,$(CUCKOO_PLAIN)) $(filter $(CUCKOO_BUILD)/core_test_%,$(CUCKOO_SANITIZED)): \
+    CUCKOO_TEST_FLAGS += -Wl,--wrap=aligned_alloc
+
+cuckoo-test: $(CUCKOO_PLAIN)
+	@for test in $^; do $$test || exit 1; done
+
+cuckoo-sanitize: $(CUCKOO_SANITIZED)
+	@for test in $^; do echo $$test; $$test || exit 1; done
+
+$(CUCKOO_BUILD)/%_test: $(CUCKOO_TESTS)/%_test.cc $(CUCKOO)/build.mk
+	@mkdir -p $(@D)
+	@$(CXX) $(CUCKOO_TEST_FLAGS) $< -o $@
+$(CUCKOO_BUILD)/%_test_thread: $(CUCKOO_TESTS)/%_test.cc $(CUCKOO)/build.mk
+	@mkdir -p $(@D)
+	@$(CXX) $(CUCKOO_TEST_FLAGS) -O1 -g -fsanitize=thread $< -o $@
+$(CUCKOO_BUILD)/%_test_address: $(CUCKOO_TESTS)/%_test.cc $(CUCKOO)/build.mk
+	@mkdir -p $(@D)
+	@$(CXX) $(CUCKOO_TEST_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $@
 
 -include $(wildcard $(CUCKOO_BUILD)/*.d)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
+import tensorflow as tf  # type: ignore[import-untyped]
 
 PATH = Path(__file__).with_name("_cuckoo.so")
 BUILT_FOR = re.compile(rb"CUCKOO_BUILT_FOR_TENSORFLOW=([^;]{1,40});")
@@ -25,7 +25,9 @@ def check(path: Path, version: str) -> None:
         found = BUILT_FOR.search(content)
         built_for = found[1].decode() if found else "no TensorFlow"
     if built_for != version:
-        raise ImportError(f"the table op {path} was built for TensorFlow {built_for}, this is {version}: run `make setup`")
+        raise ImportError(
+            f"the table op {path} was built for TensorFlow {built_for}, this is {version}: run `make setup`"
+        )
 
 
 @functools.cache

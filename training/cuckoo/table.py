@@ -8,7 +8,8 @@
     keys, rows, slots, ticks = table.export_since(last_tick)         # what changed
 
 All methods work eagerly and inside `tf.function`, and may be called from any number of threads. Errors are
-`tf.errors.InvalidArgumentError` naming the argument, and `ResourceExhaustedError` where memory ends: the table stays whole.
+`tf.errors.InvalidArgumentError` naming the argument, and `ResourceExhaustedError` where memory ends, which leaves the
+table whole.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import itertools
 import zlib
 from typing import Any, Literal, NamedTuple
 
-import tensorflow as tf
-from tensorflow.python.trackable.resource import TrackableResource
+import tensorflow as tf  # type: ignore[import-untyped]
+from tensorflow.python.trackable.resource import TrackableResource  # type: ignore[import-untyped]
 
 from training.cuckoo.library import ops
 

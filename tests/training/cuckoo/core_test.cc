@@ -1,0 +1,302 @@
+// The table's core in one thread: against std::map, at the limits of key, load and memory.
+#include <cmath>
+#include <limits>
+#include <map>
+#include <random>
+#include <set>
+
+#include "tests/training/cuckoo/check.h"
+#include "training/cuckoo/table.h"
+
+// The linker sends the core's allocations here (--wrap=aligned_alloc): after so many they fail.
+extern "C" void* __real_aligned_alloc(size_t align, size_t bytes);
+static long allocations_left = std::numeric_limits<long>::max();
+extern "C" void* __wrap_aligned_alloc(size_t align, size_t bytes) {
+  return allocations_left-- > 0 ? __real_aligned_alloc(align, bytes) : nullptr;
+}
+
+namespace cuckoo {
+namespace {
+
+constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+
+Config Small(size_t dim, size_t shards) {
+  Config config;
+  config.dim = dim;
+  config.slots = 1;
+  config.shards = shards;
+  config.initializer = {Kind::kNormal, 0.1f, 1, 7};
+  config.slot_value = 0.25f;
+  return config;
+}
+
+struct Row {
+  std::vector<float> weights, slots;
+  uint32_t tick;
+};
+
+// What the table must be: one std::map, every verb written the plain way.
+struct Model {
+  const Config config;
+  std::map<int64_t, Row> rows;
+  uint32_t tick = 1;
+
+  Row& Insert(int64_t key) {
+    auto [it, is_new] = rows.try_emplace(key);
+    if (is_new) {
+      it->second = {std::vector<float>(config.dim), std::vector<float>(config.dim, config.slot_value), tick};
+      config.initializer.Fill(key, it->second.weights.data(), config.dim);
+    }
+    return it->second;
+  }
+  void Apply(int64_t key, const float* g, float lr, float epsilon) {
+    const auto it = rows.find(key);
+    if (it == rows.end()) return;
+    for (size_t i = 0; i < config.dim; ++i) {
+      it->second.slots[i] += g[i] * g[i];
+      it->second.weights[i] -= lr * g[i] / std::sqrt(it->second.slots[i] + epsilon);
+    }
+    it->second.tick = tick;
+  }
+};
+
+void CheckSame(const Table& table, const Model& model, uint32_t since) {
+  const size_t dim = model.config.dim;
+  const std::vector<int64_t> keys = table.KeysSince(since);
+  std::set<int64_t> want;
+  for (const auto& [key, row] : model.rows) {
+    if (since == 0 || row.tick > since) want.insert(key);
+  }
+  CHECK_EQ(keys.size(), want.size());
+  CHECK(std::set<int64_t>(keys.begin(), keys.end()) == want);
+  std::vector<float> weights(keys.size() * dim), slots(keys.size() * dim);
+  std::vector<uint32_t> ticks(keys.size());
+  const std::unique_ptr<bool[]> found(new bool[keys.size()]);
+  CHECK_EQ(table.Read(keys.data(), keys.size(), weights.data(), slots.data(), ticks.data(), found.get()), keys.size());
+  for (size_t k = 0; k < keys.size(); ++k) {
+    const Row& row = model.rows.at(keys[k]);
+    CHECK_EQ(ticks[k], row.tick);
+    for (size_t i = 0; i < dim; ++i) {
+      CHECK_EQ(weights[k * dim + i], row.weights[i]);
+      CHECK_EQ(slots[k * dim + i], row.slots[i]);
+    }
+  }
+}
+
+void TestAgainstMap(size_t dim, size_t shards, int64_t space, int steps, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  Table table(Small(dim, shards));
+  Model model{table.config(), {}};
+  const int64_t edge[] = {kMin, kMin + 1, -1, 0, 1, kMax};
+  for (int step = 0; step < steps; ++step) {
+    const size_t n = random() % 5 == 0 ? random() % 3000 : random() % 40;  // long ones pass several runs of one shard
+    std::vector<int64_t> keys(n);
+    std::vector<float> a(n * dim), b(n * dim);
+    for (auto& key : keys) key = random() % 8 == 0 ? edge[random() % 6] : static_cast<int64_t>(random() % space);
+    for (auto& x : a) x = static_cast<float>(random() % 2001) / 1000 - 1;
+    switch (random() % 7) {
+      case 0:
+      case 1:
+        table.Lookup(keys.data(), n, b.data());
+        for (size_t k = 0; k < n; ++k) {
+          const Row& row = model.Insert(keys[k]);
+          for (size_t i = 0; i < dim; ++i) CHECK_EQ(b[k * dim + i], row.weights[i]);
+        }
+        break;
+      case 2:
+        table.Find(keys.data(), n, b.data());
+        for (size_t k = 0; k < n; ++k) {
+          const auto it = model.rows.find(keys[k]);
+          for (size_t i = 0; i < dim; ++i) CHECK_EQ(b[k * dim + i], it == model.rows.end() ? 0 : it->second.weights[i]);
+        }
+        break;
+      case 3: {
+        size_t want = 0;
+        for (size_t k = 0; k < n; ++k) {
+          want += model.rows.count(keys[k]);
+          model.Apply(keys[k], &a[k * dim], 0.1f, 1e-7f);
+        }
+        CHECK_EQ(table.ApplyAdagrad(keys.data(), n, a.data(), 0.1f, 1e-7f), want);
+        break;
+      }
+      case 4: {
+        std::vector<uint32_t> ticks(n);
+        for (size_t k = 0; k < n; ++k) {
+          b[k * dim] = static_cast<float>(k);
+          ticks[k] = static_cast<uint32_t>(random() % (model.tick + 2));
+          model.rows[keys[k]] = {std::vector<float>(&a[k * dim], &a[k * dim] + dim),
+                                 std::vector<float>(&b[k * dim], &b[k * dim] + dim), ticks[k]};
+        }
+        for (const uint32_t tick : ticks) model.tick = std::max(model.tick, tick);
+        table.Import(keys.data(), n, a.data(), b.data(), ticks.data());
+        break;
+      }
+      case 5: {
+        const std::unique_ptr<bool[]> removed(new bool[n]);
+        table.Remove(keys.data(), n, removed.get());
+        for (size_t k = 0; k < n; ++k) CHECK_EQ(removed[k], model.rows.erase(keys[k]) == 1);
+        break;
+      }
+      case 6:
+        CHECK(table.SetTick(++model.tick));
+        CHECK(!table.SetTick(model.tick - 1));
+        break;
+    }
+    CHECK_EQ(table.tick(), model.tick);
+    CHECK_EQ(table.stats().size, model.rows.size());
+    if (step % 16 == 0) CheckSame(table, model, static_cast<uint32_t>(random() % (model.tick + 1)));
+  }
+  CheckSame(table, model, 0);
+}
+
+// Growth by a quarter from 0.96: at most places stay unused, and no key is lost.
+void TestLoad() {
+  Table table(Small(2, 4));
+  std::vector<int64_t> keys(1000);
+  std::vector<float> out(2 * keys.size());
+  for (int64_t next = 0; next < 300'000;) {
+    for (auto& key : keys) key = next++ * 0x100000001;  // regular ids, as people number things
+    table.Lookup(keys.data(), keys.size(), out.data());
+    const Stats stats = table.stats();
+    CHECK_EQ(stats.size, static_cast<size_t>(next));
+    if (next > 4000) CHECK(static_cast<double>(stats.size) / stats.capacity > 0.74);
+  }
+  for (int64_t key = 0; key < 300'000; ++key) {
+    const int64_t id = key * 0x100000001;
+    bool found;
+    uint32_t tick;
+    float weights[2], slots[2];
+    CHECK_EQ(table.Read(&id, 1, weights, slots, &tick, &found), 1u);
+  }
+}
+
+// BFS displacement fills an index to its limit: growth is never forced early.
+void TestDisplacement() {
+  Index index(0);
+  for (int i = 0; i < 25; ++i) index.Grow();
+  const size_t capacity = index.capacity();
+  uint32_t n = 0;
+  while (index.Insert(n, Hash(n), n, 1)) ++n;
+  CHECK(capacity > 1000);
+  CHECK(static_cast<double>(n) / capacity > 0.95);
+  for (uint32_t key = 0; key < n; ++key) {
+    const Place place = index.Find(key, Hash(key));
+    CHECK(static_cast<bool>(place));
+    CHECK_EQ(place.row(), key);
+  }
+}
+
+void TestMemoryIsUsedAgain() {
+  Table table(Small(16, 4));
+  std::vector<int64_t> keys(5000);
+  std::vector<float> out(16 * keys.size());
+  const std::unique_ptr<bool[]> removed(new bool[keys.size()]);
+  size_t bytes = 0;
+  for (int64_t round = 0; round < 20; ++round) {
+    for (size_t k = 0; k < keys.size(); ++k) keys[k] = round * 1'000'003 + static_cast<int64_t>(k);
+    table.Lookup(keys.data(), keys.size(), out.data());
+    if (round == 4) bytes = table.stats().bytes;
+    CHECK_EQ(table.Remove(keys.data(), keys.size(), removed.get()), keys.size());
+  }
+  CHECK(table.stats().bytes < bytes * 1.1);  // shards are of one size but for chance
+  CHECK_EQ(table.stats().size, 0u);
+}
+
+void TestSmallTableIsSmall() {
+  Table table(Small(17, 64));
+  std::vector<int64_t> keys(100);
+  std::vector<float> out(17 * keys.size());
+  for (size_t k = 0; k < keys.size(); ++k) keys[k] = static_cast<int64_t>(k);
+  table.Lookup(keys.data(), keys.size(), out.data());
+  CHECK(table.stats().bytes < 100'000);
+}
+
+// Whichever allocation fails, what was there stays, and the table goes on once there is memory again.
+void TestAllocationFailure() {
+  for (long survive = 0; survive < 60; ++survive) {
+    Table table(Small(4, 2));
+    Model model{table.config(), {}};
+    float out[4];
+    bool failed = false;
+    allocations_left = survive;
+    for (int64_t key = 0; key < 4000 && !failed; ++key) {
+      try {
+        table.Lookup(&key, 1, out);
+        model.Insert(key);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    }
+    allocations_left = std::numeric_limits<long>::max();
+    CHECK(failed || survive > 40);
+    CHECK_EQ(table.stats().size, model.rows.size());
+    CheckSame(table, model, 0);
+    for (int64_t key = 0; key < 1000; ++key) {
+      table.Lookup(&key, 1, out);
+      model.Insert(key);
+    }
+    CheckSame(table, model, 0);
+  }
+}
+
+// The version the machine picked gives the bits of the plain loop.
+void TestAdagradVersions() {
+  std::mt19937_64 random(1);
+  for (size_t dim = 1; dim < 70; ++dim) {
+    std::vector<float> w(dim), a(dim), g(dim);
+    for (size_t i = 0; i < dim; ++i) {
+      w[i] = static_cast<float>(random() % 1000) / 999;
+      a[i] = static_cast<float>(random() % 1000) / 997;
+      g[i] = static_cast<float>(random() % 2000) / 991 - 1;
+    }
+    std::vector<float> want_w = w, want_a = a;
+    for (size_t i = 0; i < dim; ++i) {
+      volatile float square = g[i] * g[i];
+      want_a[i] += square;
+      volatile float step = 0.05f * g[i];
+      want_w[i] -= step / std::sqrt(want_a[i] + 1e-7f);
+    }
+    Adagrad(w.data(), a.data(), g.data(), dim, 0.05f, 1e-7f);
+    CHECK(w == want_w && a == want_a);
+  }
+}
+
+// Mean and spread of both kinds; the same row whatever was asked before.
+void TestInitializer() {
+  for (const Kind kind : {Kind::kUniform, Kind::kNormal}) {
+    const Initializer init{kind, 0.5f, 1, 3};
+    double sum = 0, squares = 0;
+    const int n = 20'000;
+    for (int64_t key = 0; key < n; ++key) {
+      float row[5];
+      init.Fill(key, row, 5);
+      CHECK_EQ(row[0], 0.0f);
+      for (int i = 1; i < 5; ++i) {
+        sum += row[i];
+        squares += row[i] * row[i];
+        if (kind == Kind::kUniform) CHECK(std::abs(row[i]) <= 0.5f);
+      }
+    }
+    const double sd = kind == Kind::kUniform ? 0.5 / std::sqrt(3) : 0.5;
+    CHECK(std::abs(sum / (4 * n)) < 5 * sd / std::sqrt(4.0 * n));
+    CHECK(std::abs(std::sqrt(squares / (4 * n)) - sd) < 0.01);
+  }
+}
+
+}  // namespace
+}  // namespace cuckoo
+
+int main() {
+  cuckoo::TestAgainstMap(1, 1, 50, 1500, 1);
+  cuckoo::TestAgainstMap(17, 4, 5000, 600, 2);
+  cuckoo::TestAgainstMap(3, 256, 1 << 30, 300, 3);
+  cuckoo::TestLoad();
+  cuckoo::TestDisplacement();
+  cuckoo::TestMemoryIsUsedAgain();
+  cuckoo::TestSmallTableIsSmall();
+  cuckoo::TestAllocationFailure();
+  cuckoo::TestAdagradVersions();
+  cuckoo::TestInitializer();
+  std::cout << "core: all passed" << std::endl;
+}
