@@ -1,0 +1,109 @@
+package minutehand.join;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Optional;
+import java.util.stream.Stream;
+
+/**
+ * state_dir: what the job keeps between two lives.
+ *
+ * <pre>
+ * LOCK                                     held while a job lives
+ * job.json                                 whose state this is: Kafka's cluster and topic ids, the declaration
+ * checkpoints/(job id)/chk-(n)/_metadata   there once the checkpoint is complete; n goes on counting after a resume
+ * tmp/                                     RocksDB's working files; emptied at each start
+ * </pre>
+ */
+final class Folder {
+    private final Path root;
+
+    Folder(String root) {
+        this.root = Path.of(root);
+    }
+
+    Path checkpoints() {
+        return root.resolve("checkpoints");
+    }
+
+    Path tmp() {
+        return root.resolve("tmp");
+    }
+
+    /** Takes the folder for this process, until it ends. */
+    FileLock open() throws IOException {
+        try {
+            Files.createDirectories(checkpoints());
+        } catch (IOException e) {
+            throw new IllegalArgumentException("setting state_dir is " + root + ": a folder that can be made and written is needed (" + e + ")");
+        }
+        FileLock lock = FileChannel.open(root.resolve("LOCK"), StandardOpenOption.CREATE, StandardOpenOption.WRITE).tryLock();
+        if (lock == null) {
+            throw new IllegalArgumentException("setting state_dir is " + root + ": another join job is running in it");
+        }
+        delete(tmp());
+        Files.createDirectories(tmp());
+        return lock;
+    }
+
+    /** The newest completed checkpoint. Only that one may be resumed: the Kafka transactions of older ones are committed already. */
+    Optional<Path> newestCheckpoint() throws IOException {
+        try (Stream<Path> found = Files.find(checkpoints(), 3, (path, attributes) -> path.endsWith("_metadata"))) {
+            return found.map(Path::getParent).filter(path -> path.getFileName().toString().startsWith("chk-"))
+                    .max(Comparator.comparingLong(Folder::number));
+        }
+    }
+
+    private static long number(Path checkpoint) {
+        return Long.parseLong(checkpoint.getFileName().toString().substring("chk-".length()));
+    }
+
+    /** Removes the files of former lives but the one that is resumed. Its first checkpoint refers to none of them (NO_CLAIM). */
+    void keepOnly(Path checkpoint) throws IOException {
+        try (Stream<Path> jobs = Files.list(checkpoints())) {
+            for (Path job : (Iterable<Path>) jobs::iterator) {
+                if (!checkpoint.startsWith(job)) {
+                    delete(job);
+                }
+            }
+        }
+    }
+
+    /** Refuses to resume a state that belongs to something else: `owner` is compared with what the first life wrote. */
+    void claim(String owner, boolean resuming) throws IOException {
+        Path file = root.resolve("job.json");
+        if (resuming && Files.exists(file)) {
+            String before = Files.readString(file);
+            if (!before.equals(owner)) {
+                throw new IllegalArgumentException("setting state_dir is " + root + ": it holds the state of " + before + ", this job is " + owner
+                        + "; allowed is the folder of the same Kafka topics and declaration, or an empty one");
+            }
+            return;
+        }
+        Path aside = root.resolve("job.json.new");
+        Files.writeString(aside, owner);
+        Files.move(aside, file, java.nio.file.StandardCopyOption.ATOMIC_MOVE, java.nio.file.StandardCopyOption.REPLACE_EXISTING);
+    }
+
+    private static void delete(Path folder) throws IOException {
+        if (!Files.exists(folder)) {
+            return;
+        }
+        List<Path> paths;
+        try (Stream<Path> found = Files.walk(folder)) {
+            paths = found.sorted(Comparator.reverseOrder()).toList();
+        } catch (UncheckedIOException e) {
+            throw e.getCause();
+        }
+        for (Path path : paths) {
+            Files.deleteIfExists(path);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+package minutehand.join;
+
+import java.nio.file.Path;
+import java.util.Optional;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.apache.flink.api.common.typeinfo.TypeHint;
+import org.apache.flink.api.common.typeinfo.TypeInformation;
+import org.apache.flink.api.common.typeinfo.Types;
+import org.apache.flink.core.execution.JobClient;
+import org.apache.flink.streaming.api.datastream.DataStream;
+import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
+import org.apache.kafka.clients.producer.ProducerRecord;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/** The join: impressions and actions in, examples out. Runs in its own process; the same jar runs on a Flink cluster. */
+public final class JoinJob {
+    static final int MAX_PARALLELISM = 128;
+    static final TypeInformation<ProducerRecord<byte[], byte[]>> RECORD = TypeInformation.of(new TypeHint<>() {});
+    private static final Logger LOG = LoggerFactory.getLogger(JoinJob.class);
+    private static final String HELP = """
+            minutehand.join.JoinJob SETTINGS.json
+
+            Joins the topics impressions and actions into examples (docs/example.md). It resumes from the newest completed checkpoint in
+            state_dir by itself, or begins at the oldest messages. Settings, with their defaults:
+              bootstrap                Kafka, host:port
+              source                   the source's name
+              declaration              features and tasks, as of streaming.declaration.Declaration.to_json()
+              pi (1.0)                 keep rate of negatives, 0 < pi <= 1
+              salt ("minutehand")      of the draw
+              checkpoint_ms (1000)     readers see records after the checkpoint they belong to
+              state_dir                the job's folder
+              rest_port (0: any)       Flink's page, on rest_address (127.0.0.1)
+              parallelism (1)          at most the partitions of an input topic
+              topics                   {"impressions", "actions", "examples"}: other names than these
+              transaction_timeout_ms (900000)   longer than the job is ever down, at most the broker's transaction.max.timeout.ms
+            SIGTERM and SIGINT end it cleanly.""";
+
+    private JoinJob() {}
+
+    public static void main(String[] args) throws Exception {
+        run(args, HELP, JoinJob::build);
+    }
+
+    /** What makes the stream of records that the sink writes. */
+    interface Body {
+        DataStream<ProducerRecord<byte[], byte[]>> build(StreamExecutionEnvironment env, Settings settings, Topics topics);
+    }
+
+    static DataStream<ProducerRecord<byte[], byte[]>> build(StreamExecutionEnvironment env, Settings settings, Topics topics) {
+        return Cluster.events(env, settings)
+                .process(new Edge(settings), TypeInformation.of(Event.class)).name("edge").uid("edge")
+                .keyBy(Event::key, Types.STRING)
+                .transform("join", RECORD, new JoinOperator(settings, new Join(settings), topics.partitions().get(settings.examples)))
+                .uid("join");
+    }
+
+    static void run(String[] args, String help, Body body) throws Exception {
+        if (args.length != 1 || args[0].equals("--help")) {
+            System.err.println(help);
+            System.exit(args.length == 1 ? 0 : 2);
+        }
+        JobClient client;
+        try {
+            client = submit(Settings.read(Path.of(args[0])), body);
+        } catch (IllegalArgumentException e) {
+            System.err.println(e.getMessage());
+            System.exit(2);
+            return;
+        }
+        AtomicBoolean ending = new AtomicBoolean();
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> end(client, ending), "end"));
+        try {
+            client.getJobExecutionResult().get();
+        } catch (Exception e) {
+            if (ending.compareAndSet(false, true)) {
+                LOG.error("the job failed for good", e);
+                System.exit(1);
+            }
+        }
+        // A cancelled job comes back here while the hook is still at work; the hook ends the process.
+        Thread.currentThread().join();
+    }
+
+    private static JobClient submit(Settings settings, Body body) throws Exception {
+        Folder folder = new Folder(settings.stateDir);
+        folder.open();
+        Topics topics = Topics.ask(settings);
+        Optional<Path> resume = folder.newestCheckpoint();
+        folder.claim(topics.clusterId() + " " + topics.ids() + " " + settings.fingerprint, resume.isPresent());
+        if (resume.isPresent()) {
+            folder.keepOnly(resume.get());
+        }
+        LOG.info("{}: resuming from {}", settings.source, resume.map(Path::toString).orElse("nothing, a first start"));
+        StreamExecutionEnvironment env =
+                StreamExecutionEnvironment.getExecutionEnvironment(Cluster.configuration(settings, folder, resume));
+        body.build(env, settings, topics).sinkTo(Cluster.sink(settings)).name("records").uid("records");
+        JobClient client = env.executeAsync();
+        LOG.info("job {} submitted, page at http://{}:{}", client.getJobID(), settings.restAddress, settings.restPort);
+        return client;
+    }
+
+    /** On SIGTERM and SIGINT: the newest checkpoint stays, what came after it is read again in the next life. */
+    private static void end(JobClient client, AtomicBoolean ending) {
+        if (!ending.compareAndSet(false, true)) {
+            return;
+        }
+        try {
+            client.cancel().get(10, TimeUnit.SECONDS);
+            client.getJobExecutionResult().get(10, TimeUnit.SECONDS);
+        } catch (Exception e) {
+            // A cancelled job has no result: this is how it says so.
+        }
+        LOG.info("ended");
+        Runtime.getRuntime().halt(0);
+    }
+}

@@ -1,0 +1,101 @@
+package minutehand.join;
+
+import java.security.MessageDigest;
+import java.security.NoSuchAlgorithmException;
+import java.util.Arrays;
+import java.util.Base64;
+import java.util.HexFormat;
+import org.apache.kafka.clients.producer.ProducerRecord;
+
+/** Writes what the join sends: examples, progress, dead and late records (docs/example.md, "Out"). Not for two threads. */
+final class Records {
+    private static final int KEPT_BYTES = 64 * 1024;
+
+    private final Settings settings;
+    private final byte[] positiveHead = Bytes.utf8("{\"v\":1,\"kind\":\"positive\",");
+    private final byte[] negativeHead = Bytes.utf8("{\"v\":1,\"kind\":\"negative\",");
+    private final byte[] pi;
+    private final byte[][] positiveTails;
+    private final Bytes buffer = new Bytes();
+
+    Records(Settings settings) {
+        this.settings = settings;
+        pi = Bytes.utf8(",\"pi\":" + settings.pi);
+        positiveTails = new byte[settings.tasks.size()][];
+        for (int task = 0; task < positiveTails.length; task++) {
+            buffer.clear();
+            positiveTails[task] = list(list(buffer, "labels", 1L << task), "weights", 1L << task).put('}').toArray();
+        }
+    }
+
+    ProducerRecord<byte[], byte[]> positive(byte[] id, byte[] state, int bodyFrom, int task, long eventMs, long writtenMs) {
+        byte[] value = head(positiveHead, state, bodyFrom, eventMs, writtenMs).put(positiveTails[task]).toArray();
+        return new ProducerRecord<>(settings.examples, id, value);
+    }
+
+    /** `open` has a bit for each task that had no action. */
+    ProducerRecord<byte[], byte[]> negative(byte[] id, byte[] state, int bodyFrom, long open, long eventMs, long writtenMs) {
+        head(negativeHead, state, bodyFrom, eventMs, writtenMs);
+        list(list(buffer, "labels", 0), "weights", open).put('}');
+        return new ProducerRecord<>(settings.examples, id, buffer.toArray());
+    }
+
+    ProducerRecord<byte[], byte[]> progress(int partition, long time, int subtask, int subtasks) {
+        buffer.clear();
+        buffer.ascii("{\"heartbeat_ms\":").number(time).ascii(",\"subtask\":").number(subtask).ascii(",\"subtasks\":").number(subtasks).put('}');
+        return new ProducerRecord<>(settings.examples, partition, null, buffer.toArray());
+    }
+
+    /** What the dead record of a message says; the record's topic follows from where the message came from. */
+    byte[] explained(String reason, Event event, byte[] message) {
+        byte[] bytes = message == null ? new byte[0] : message;
+        byte[] kept = bytes.length > KEPT_BYTES ? Arrays.copyOf(bytes, KEPT_BYTES) : bytes;
+        buffer.clear();
+        buffer.ascii("{\"reason\":").quoted(reason).ascii(",\"topic\":").quoted(origin(event));
+        buffer.ascii(",\"partition\":").number(event.partition).ascii(",\"offset\":").number(event.offset);
+        buffer.ascii(",\"size\":").number(bytes.length).ascii(",\"sha256\":\"").ascii(sha256(bytes));
+        buffer.ascii("\",\"message\":\"").put(Base64.getEncoder().encode(kept)).ascii("\"}");
+        return buffer.toArray();
+    }
+
+    ProducerRecord<byte[], byte[]> dead(Event event, byte[] explained) {
+        return new ProducerRecord<>(origin(event) + ".dead", key(event), explained);
+    }
+
+    ProducerRecord<byte[], byte[]> late(Event event, String reason) {
+        return new ProducerRecord<>(origin(event) + ".late", key(event), explained(reason, event, event.message));
+    }
+
+    private String origin(Event event) {
+        return event.fromActions ? settings.actions : settings.impressions;
+    }
+
+    private static byte[] key(Event event) {
+        return event.key.isEmpty() ? null : Bytes.utf8(event.key);
+    }
+
+    private Bytes head(byte[] kind, byte[] state, int bodyFrom, long eventMs, long writtenMs) {
+        buffer.clear();
+        buffer.put(kind).put(state, bodyFrom, state.length - bodyFrom);
+        return buffer.ascii(",\"event_ms\":").number(eventMs).ascii(",\"written_ms\":").number(writtenMs).put(pi);
+    }
+
+    private Bytes list(Bytes target, String name, long bits) {
+        target.put(',').quoted(name).ascii(":[");
+        for (int task = 0; task < settings.tasks.size(); task++) {
+            if (task > 0) {
+                target.put(',');
+            }
+            target.put((bits >>> task & 1) == 1 ? '1' : '0');
+        }
+        return target.put(']');
+    }
+
+    static String sha256(byte[] bytes) {
+        try {
+            return HexFormat.of().formatHex(MessageDigest.getInstance("SHA-256").digest(bytes));
+        } catch (NoSuchAlgorithmException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+}
