@@ -1,0 +1,144 @@
+"""A lineage's base, with its deltas up to now or up to a seq, as a SavedModel that TensorFlow Serving serves.
+
+    python -m serving.export --source simulator --log var/demo/log --lineage 000001-0a1b2c3d --to models/served
+
+Writes <to>/<version>/ aside and renames it, so a model server that watches <to> never sees a part of it:
+    assets/journal.bin                             empty: the model stands at its base
+    assets/token                                   empty, and empty refuses every write until sync fills it
+    assets.extra/tf_serving_warmup_requests        one call of apply_file, run before the version is AVAILABLE
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from serving import journal
+from serving.graph import Ranker, Served, State
+from serving.journal import Changes, Journal
+from streaming.declaration import Declaration
+from streaming.source import load
+from training.delta import Log, Manifest
+from training.row_files import read_dense, read_removed, read_rows
+
+log = logging.getLogger("serving.export")
+
+VERSIONS_A_GENERATION = 10**9
+
+
+def version_of(lineage: str, seq: int) -> int:
+    """The number a base is served under: of a later lineage always the greater one."""
+    return int(lineage[:6]) * VERSIONS_A_GENERATION + seq
+
+
+def changes_of(manifest: Manifest) -> dict[str, Changes]:
+    removed = read_removed(manifest)
+    return {name: Changes(keys, rows, removed[name]) for name, (keys, rows) in read_rows(manifest).items()}
+
+
+def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
+    """The whole state after the last of `deltas`, as a journal that begins at nothing."""
+    tables = changes_of(base)
+    for delta in deltas:
+        tables = {name: journal.fold(tables[name], new) for name, new in changes_of(delta).items()}
+    last = deltas[-1] if deltas else base
+    dense = {name: weight.value for name, weight in read_dense(last).items()}
+    return Journal(base.lineage, base.seq, last.seq, last.learned_until_ms, tables, dense)
+
+
+def assign(ranker: Ranker, dense: dict[str, journal.Float32s]) -> None:
+    """Give the ranker the weights of a manifest; ValueError if they are not its own."""
+    weights = ranker.dense_weights()
+    if {n: tuple(w.shape) for n, w in weights.items()} != {n: v.shape for n, v in dense.items()}:
+        raise ValueError(f"dense weights are {sorted(dense)}, the model has {sorted(weights)} (or their shapes differ)")
+    for name, weight in weights.items():
+        weight.assign(dense[name])
+
+
+def warm_up(model: str) -> bytes:
+    """The one record of tf_serving_warmup_requests: apply what the journal holds at that time."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.signature_name = model, "apply_file"
+    record = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+    return bytes(record.SerializeToString())
+
+
+def write(
+    declaration: Declaration, ranker: Ranker, state: Journal, to: Path, *, frozen: bool = False, model: str = "ranker",
+    head_room: float = 4.0,
+) -> Path:  # fmt: skip
+    """Write <to>/<version>/ of `state`; the folder, also if it was there already."""
+    final = to / str(version_of(state.lineage, state.to))
+    if final.is_dir():
+        log.info("%s is there already", final)
+        return final
+    assign(ranker, state.dense)
+    to.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=to))  # no number: a model server does not look at it
+    try:
+        assets = aside / "given"
+        assets.mkdir()
+        empty = {name: journal.nothing(declaration.row_dim) for name in declaration.tables}
+        start = Journal(state.lineage, state.to, state.to, state.learned_until_ms, empty, state.dense)
+        (assets / "journal.bin").write_bytes(journal.encode(start))
+        (assets / "token").touch(0o600)
+        tables = {name: (t.keys, t.rows) for name, t in state.tables.items()}
+        served = Served(
+            declaration, ranker, State(state.lineage, state.to, state.learned_until_ms, tables),
+            None if frozen else assets, head_room,
+        )  # fmt: skip
+        tf.saved_model.save(served, str(aside / "model"), signatures=served.signatures())
+        if not frozen:
+            (aside / "model" / "assets" / "token").chmod(0o600)
+            extra = aside / "model" / "assets.extra"
+            extra.mkdir()
+            with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
+                records.write(warm_up(model))
+        os.rename(aside / "model", final)
+    finally:
+        shutil.rmtree(aside)
+    return final
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="whose declaration the model has: kuairand, simulator, a module")
+    parser.add_argument("--log", required=True, type=Path, help="the delta log's folder")
+    parser.add_argument("--lineage", help="default: the one that is served")
+    parser.add_argument("--seq", type=int, help="with the deltas up to this one (default: the newest base alone)")
+    parser.add_argument("--frozen", action="store_true", help="without write signatures: the copy that stays as it is")
+    parser.add_argument("--to", required=True, type=Path, help="the model's folder; <to>/<version>/ is written")
+    parser.add_argument("--model", default="ranker", help="the name it is served under (default: %(default)s)")
+    parser.add_argument("--head-room", type=float, default=4.0,
+                        help="how many times its rows a table holds before it must grow (default: %(default)s)")  # fmt: skip
+    a = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    if a.head_room < 1:
+        parser.error(f"--head-room is {a.head_room}, allowed is 1 or more")
+    from training.model import Ranker as Trained  # here: the rest of this module serves any ranker
+
+    declaration, delta_log = load(a.source).declaration, Log(a.log)
+    lineage = a.lineage or delta_log.serving()
+    if lineage is None:
+        parser.error(f"--lineage is not given, and {a.log} serves none yet")
+    base = max((s for s in delta_log.seqs(lineage, "base") if a.seq is None or s <= a.seq), default=None)
+    manifest, deltas = delta_log.chain(lineage, base)
+    if manifest.declaration != declaration.sha256:
+        parser.error(f"--source {a.source} has another declaration than {manifest.folder}: it made that of {manifest.source}")
+    deltas = [d for d in deltas if a.seq is not None and d.seq <= a.seq]
+    path = write(declaration, Trained(declaration), state_at(manifest, deltas), a.to, frozen=a.frozen, model=a.model,
+                 head_room=a.head_room)  # fmt: skip
+    log.info("wrote %s: %s at seq %d", path, lineage, deltas[-1].seq if deltas else manifest.seq)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+"""The served model: a tf.Module of stock ops only, whose signatures are the calls of docs/delta.md.
+
+Stock ops, because the official tensorflow/serving image has no way to load others; and none newer than the TensorFlow
+of the image before (tests/serving/test_export_previous_tf.py runs every signature there). A table is a DenseHashTable:
+the best tail beside writers, atomic per call; it must be pre-sized, since growing copies it under its one lock.
+
+Every write is: checks, removes, inserts, seq; each step under an explicit control dependency on the one before, since
+otherwise a counter can move beside a write that fails. A refusal is an Assert whose message is a constant:
+`tf.debugging.assert_equal` would print the token it compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from serving import journal_ops
+from streaming.declaration import INT64_MIN, Declaration
+
+EMPTY_KEY, DELETED_KEY = INT64_MIN, INT64_MIN + 1
+"""The sentinels of a DenseHashTable: one of them in a lookup fails the whole call, so ids are masked before it."""
+MAX_LOAD = 0.8  # DenseHashTable's own default: above it it grows, under its lock
+WRITES = ("apply_dense", "apply_delta", "apply_file")
+
+Tensors = dict[str, tf.Tensor]
+
+
+class Ranker(Protocol):
+    """What the served module needs of training.model.Ranker."""
+
+    def logits(self, rows: dict[str, tf.Tensor], numbers: tf.Tensor) -> tf.Tensor: ...
+
+    def dense_weights(self) -> dict[str, tf.Variable]: ...
+
+
+class State(NamedTuple):
+    """What a base holds: table -> (int64 keys[n], float32 rows[n, row_dim]); the ranker holds the dense weights."""
+
+    lineage: str
+    seq: int
+    learned_until_ms: int
+    tables: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+class AssetPaths(tf.saved_model.experimental.TrackableResource):  # type: ignore[misc]
+    """Where the assets of this version lie: int64 -> path.
+
+    Whoever loads through a Session (TF Serving does) knows an asset's path only while the init op runs, so it is kept
+    here then. The files are read at each call: sync rewrites them.
+    """
+
+    def __init__(self, files: list[tf.saved_model.Asset]) -> None:
+        super().__init__()
+        self._files = files
+
+    def _create_resource(self) -> tf.Tensor:
+        return tf.raw_ops.MutableHashTableV2(
+            key_dtype=tf.int64, value_dtype=tf.string, shared_name=f"minutehand_paths_{id(self)}"
+        )
+
+    def _initialize(self) -> None:
+        tf.raw_ops.LookupTableInsertV2(
+            table_handle=self.resource_handle,
+            keys=tf.range(len(self._files), dtype=tf.int64),
+            values=tf.stack([f.asset_path for f in self._files]),
+        )
+
+    def read(self, place: int) -> tf.Tensor:
+        path = tf.raw_ops.LookupTableFindV2(
+            table_handle=self.resource_handle, keys=tf.constant(place, tf.int64), default_value=tf.constant("")
+        )
+        return tf.io.read_file(path)
+
+
+def input_name(weight: str) -> str:
+    """The input of `apply_dense` that carries `weight`."""
+    return re.sub(r"\W", "_", weight)
+
+
+def buckets(rows: int, head_room: float) -> int:
+    """A DenseHashTable's size (a power of two) in which `rows` x `head_room` rows fit without growing."""
+    return 1 << max(12, int(np.ceil(np.log2(max(rows, 1) * head_room / MAX_LOAD))))
+
+
+def row_digest(keys: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Sum modulo 2^64 of farmhash64(key bytes + row bytes): of any order, and one flipped bit shows."""
+    row_bytes = tf.reshape(tf.bitcast(rows, tf.uint8), [-1, rows.shape[1] * 4])
+    prints = tf.fingerprint(tf.concat([tf.bitcast(keys, tf.uint8), row_bytes], 1))
+    return tf.reduce_sum(tf.bitcast(prints, tf.int64))
+
+
+def dense_digest(weights: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """The same over name + value bytes of each dense weight."""
+    total = tf.zeros([], tf.int64)
+    for name, value in weights.items():
+        label = tf.constant(np.frombuffer(name.encode(), np.uint8))
+        data = tf.concat([label, tf.reshape(tf.bitcast(value, tf.uint8), [-1])], 0)
+        total += tf.bitcast(tf.fingerprint(data[tf.newaxis]), tf.int64)[0]
+    return total
+
+
+def refuse_unless(checks: list[tuple[tf.Tensor, str]]) -> list[tf.Operation]:
+    """Asserts in this order, each with a constant message, so that the first reason is the one that is named."""
+    done: list[tf.Operation] = []
+    for holds, reason in checks:
+        with tf.control_dependencies(done):
+            done = [tf.raw_ops.Assert(condition=holds, data=[tf.constant(f"refused: {reason}")])]
+    return done
+
+
+def is_id(keys: tf.Tensor) -> tf.Tensor:
+    return keys > tf.constant(DELETED_KEY, tf.int64)
+
+
+class Served(tf.Module):  # type: ignore[misc]
+    """The model of `declaration` at `state`. `head_room`: how many times its rows a table holds before it must grow.
+
+    `assets`: a folder with `journal.bin` and `token`; None makes the frozen copy, which has no write signatures.
+    """
+
+    def __init__(
+        self, declaration: Declaration, ranker: Ranker, state: State, assets: Path | None, head_room: float = 4.0
+    ) -> None:
+        super().__init__()
+        self._declaration, self._ranker, self._lineage = declaration, ranker, state.lineage
+        self.weights = dict(sorted(ranker.dense_weights().items()))
+        self._dims = {name: declaration.row_dim for name in declaration.tables}
+        self.tables: dict[str, Any] = {}
+        self.capacity: dict[str, int] = {}
+        for name in declaration.tables:
+            keys, rows = state.tables[name]
+            size = buckets(len(keys), head_room)
+            self.capacity[name] = int(size * MAX_LOAD)
+            table = tf.lookup.experimental.DenseHashTable(
+                tf.int64, tf.float32, tf.zeros([declaration.row_dim]), EMPTY_KEY, DELETED_KEY, size, name=f"table_{name}"
+            )
+            table.insert(tf.constant(keys, tf.int64), tf.constant(rows, tf.float32))
+            self.tables[name] = table
+        self.seq = tf.Variable(state.seq, dtype=tf.int64, trainable=False)
+        self.dense_seq = tf.Variable(state.seq, dtype=tf.int64, trainable=False)
+        self.chunk = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.learned_until_ms = tf.Variable(state.learned_until_ms, dtype=tf.int64, trainable=False)
+        # Attributes of the module, too: what only a resource knows is not saved.
+        self.assets = [tf.saved_model.Asset(str(assets / f)) for f in ("journal.bin", "token")] if assets else []
+        self.paths = AssetPaths(self.assets) if assets else None
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def predict(self, **inputs: tf.Tensor) -> Tensors:
+        """Features of n (user, item) pairs -> a probability a task and the seq they were read at, each [n]."""
+        seq = self.seq.read_value()
+        with tf.control_dependencies([seq]):  # before the lookups: rows may be newer than it says, never older
+            pooled = self._pooled(inputs)
+        n = tf.shape(inputs[self._declaration.features[0].name])[0]
+        numbers = [inputs[f.name] for f in self._declaration.features if f.kind == "number"]
+        logits = self._ranker.logits(pooled, tf.stack(numbers, 1) if numbers else tf.zeros([n, 0]))
+        scores = tf.unstack(tf.sigmoid(logits), len(self._declaration.tasks), axis=1)
+        return dict(zip(self._declaration.tasks, scores, strict=True)) | {"seq": tf.fill([n], seq)}
+
+    def _pooled(self, inputs: Tensors) -> Tensors:
+        """Feature -> float32[n, row_dim]; one lookup a table, so that features of one table see one state of it."""
+        pooled: Tensors = {}
+        for name, table in self.tables.items():
+            features = [f for f in self._declaration.features if f.table == name]
+            flat = [tf.reshape(inputs[f.name], [-1]) for f in features]
+            ids = tf.concat(flat, 0)
+            found = tf.where(is_id(ids)[:, tf.newaxis], table.lookup(tf.where(is_id(ids), ids, 0)), 0.0)
+            for feature, rows in zip(features, tf.split(found, [tf.size(f) for f in flat]), strict=True):
+                given = inputs[feature.name]
+                if feature.kind == "ids":  # the mean over what is not padding; an empty list is zeros
+                    listed = tf.cast(given != EMPTY_KEY, tf.float32)
+                    rows = tf.reshape(rows, tf.concat([tf.shape(given), [self._declaration.row_dim]], 0))
+                    rows = tf.math.divide_no_nan(tf.reduce_sum(rows, 1), tf.reduce_sum(listed, 1, keepdims=True))
+                pooled[feature.name] = tf.ensure_shape(rows, [None, self._declaration.row_dim])
+        return pooled
+
+    def status(self) -> Tensors:
+        """Where this replica stands. O(1). `<table>_capacity` rows fit before the table must grow."""
+        sizes = {f"{name}_size": table.size() for name, table in self.tables.items()}
+        room = {f"{name}_capacity": tf.constant(rows, tf.int64) for name, rows in self.capacity.items()}
+        seq = self.seq.read_value()
+        return sizes | room | {
+            "lineage": tf.constant(self._lineage), "seq": seq, "learned_until_ms": self.learned_until_ms.read_value()
+        }  # fmt: skip
+
+    def digest(self) -> Tensors:
+        """What the manifest's `digest` holds, of what is served now."""
+        sums: Tensors = {}
+        for name, table in self.tables.items():
+            keys, rows = table.export()  # every bucket, used or not
+            keys, rows = tf.reshape(keys, [-1]), tf.reshape(rows, [-1, self._declaration.row_dim])
+            used = tf.where(is_id(keys))[:, 0]
+            sums[name] = row_digest(tf.gather(keys, used), tf.gather(rows, used))
+        return sums | {"dense": dense_digest({n: w.read_value() for n, w in self.weights.items()})}
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def _expected(self, x: Tensors, current: tf.Tensor) -> list[tuple[tf.Tensor, str]]:
+        token = tf.strings.strip(self.paths.read(1))  # type: ignore[union-attr]
+        return [
+            (tf.logical_and(tf.strings.length(token) > 0, x["token"] == token), "the write token is not this replica's"),
+            (x["lineage"] == self._lineage, "another lineage is served here"),
+            (x["seq"] == current + 1, "seq is not the served one + 1"),
+        ]
+
+    def apply_dense(self, **x: tf.Tensor) -> Tensors:
+        """All dense weights of delta `seq`, before its last chunk."""
+        values = {name: x[input_name(name)] for name in self.weights}
+        checks = self._expected(x, self.seq.read_value())
+        checks += [(tf.reduce_all(tf.math.is_finite(v)), "a dense weight is not finite") for v in values.values()]
+        with tf.control_dependencies(refuse_unless(checks)):
+            done = [self.weights[name].assign(value, read_value=False) for name, value in values.items()]
+        with tf.control_dependencies([d for d in done if d is not None]):
+            return {"dense_seq": self.dense_seq.assign(x["seq"])}
+
+    def apply_delta(self, **x: tf.Tensor) -> Tensors:
+        """Chunk `chunk` of `chunks` of delta `seq`."""
+        current, chunk = self.seq.read_value(), x["chunk"]
+        last = tf.equal(chunk + 1, x["chunks"])
+        changes = {
+            name: (x[f"{name}_removed"], x[f"{name}_keys"], x[f"{name}_rows"]) for name in self.tables
+        }
+        checks = self._expected(x, current)
+        checks += [
+            (tf.logical_and(chunk >= 0, chunk < x["chunks"]), "chunk is not one of chunks"),
+            (tf.logical_or(tf.equal(chunk, 0), chunk == self.chunk.read_value()), "chunk is neither the next nor 0"),
+            (tf.logical_or(tf.logical_not(last), self.dense_seq.read_value() == x["seq"]), "apply_dense comes first"),
+        ]
+        with tf.control_dependencies(self._write(checks, changes)):
+            moved = [
+                self.chunk.assign(tf.where(last, tf.zeros_like(chunk), chunk + 1)),
+                self.learned_until_ms.assign(tf.where(last, x["learned_until_ms"], self.learned_until_ms.read_value())),
+            ]
+        with tf.control_dependencies(moved):
+            return {"seq": self.seq.assign(tf.where(last, x["seq"], current)), "chunk": tf.identity(moved[0])}
+
+    def _write(
+        self, checks: list[tuple[tf.Tensor, str]], changes: dict[str, tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+    ) -> list[tf.Operation]:
+        """Checks all, then removes, then inserts: no table is touched by a call that is refused."""
+        for name, (removed, keys, rows) in changes.items():
+            checks += [
+                (tf.equal(tf.shape(keys)[0], tf.shape(rows)[0]), f"{name}: not as many rows as keys"),
+                (tf.reduce_all(is_id(keys)), f"{name}: a key is a reserved id"),
+                (tf.reduce_all(is_id(removed)), f"{name}: a removed key is a reserved id"),
+                (tf.reduce_all(tf.math.is_finite(rows)), f"{name}: a row is not finite"),
+            ]
+        with tf.control_dependencies(refuse_unless(checks)):
+            done = [self.tables[name].remove(removed) for name, (removed, _, _) in changes.items()]
+        with tf.control_dependencies(done):
+            return [self.tables[name].insert(keys, rows) for name, (_, keys, rows) in changes.items()]
+
+    def apply_file(self) -> Tensors:
+        """`assets/journal.bin` of this version: what the warm-up calls before the version is AVAILABLE."""
+        words = tf.io.decode_raw(self.paths.read(0), tf.int64)  # type: ignore[union-attr]
+        head = journal_ops.header(words, self._lineage, self._dims, sum(w.shape.num_elements() for w in self.weights.values()))
+        current = self.seq.read_value()
+        with tf.control_dependencies(refuse_unless(head.checks)):
+            stands = [
+                (head.start <= current, "the journal begins after the served seq"),
+                (current <= head.to, "the journal ends before the served seq"),
+            ]
+            asserted = refuse_unless(stands)
+        with tf.control_dependencies(asserted):
+            return {"seq": tf.cond(tf.equal(current, head.to), lambda: current, lambda: self._apply(words, head))}
+
+    def _apply(self, words: tf.Tensor, head: journal_ops.Header) -> tf.Tensor:
+        shapes = {name: w.shape for name, w in self.weights.items()}
+        changes, dense = journal_ops.body(words, head, self._dims, shapes)
+        finite = [(tf.reduce_all(tf.math.is_finite(v)), "a dense weight is not finite") for v in dense.values()]
+        with tf.control_dependencies(self._write(finite, changes)):
+            done = [self.weights[n].assign(v) for n, v in dense.items()]
+            done += [self.dense_seq.assign(head.to), self.chunk.assign(tf.zeros([], tf.int64))]
+            done += [self.learned_until_ms.assign(head.learned_until_ms)]
+        with tf.control_dependencies(done):
+            return self.seq.assign(head.to)
+
+    # -- the calls -------------------------------------------------------------------------------------------------
+
+    def signatures(self) -> dict[str, Any]:
+        """Signature name -> concrete function, for tf.saved_model.save."""
+        d = self._declaration
+        features = {
+            f.name: {
+                "id": tf.TensorSpec([None], tf.int64, f.name),
+                "ids": tf.TensorSpec([None, None], tf.int64, f.name),
+                "number": tf.TensorSpec([None], tf.float32, f.name),
+            }[f.kind]
+            for f in d.features
+        }  # fmt: skip
+        write = {n: tf.TensorSpec([], t, n) for n, t in (("lineage", tf.string), ("seq", tf.int64), ("token", tf.string))}
+        rows = {n: tf.TensorSpec([], tf.int64, n) for n in ("chunk", "chunks", "learned_until_ms")}
+        for t in d.tables:
+            rows[f"{t}_keys"] = tf.TensorSpec([None], tf.int64, f"{t}_keys")
+            rows[f"{t}_rows"] = tf.TensorSpec([None, d.row_dim], tf.float32, f"{t}_rows")
+            rows[f"{t}_removed"] = tf.TensorSpec([None], tf.int64, f"{t}_removed")
+        dense = {input_name(n): tf.TensorSpec(w.shape, tf.float32, input_name(n)) for n, w in self.weights.items()}
+        clash = (set(dense) & set(write)) | ({"seq"} & set(d.tasks))
+        if clash or len(dense) != len(self.weights):
+            raise ValueError(f"declaration {d.name}: {sorted(clash) or sorted(dense)} are names of the write calls, too")
+        calls: dict[str, tuple[Callable[..., Tensors], dict[str, tf.TensorSpec]]] = {
+            "serving_default": (self.predict, features), "status": (self.status, {}), "digest": (self.digest, {}),
+            "apply_dense": (self.apply_dense, write | dense), "apply_delta": (self.apply_delta, write | rows),
+            "apply_file": (self.apply_file, {}),
+        }  # fmt: skip
+        return {
+            name: tf.function(call, autograph=False).get_concrete_function(**specs)
+            for name, (call, specs) in calls.items()
+            if self.paths is not None or name not in WRITES
+        }
