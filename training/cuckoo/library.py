@@ -23,7 +23,7 @@ def check(path: Path, version: str) -> None:
         raise ImportError(f"the table op {path} is not built: run `make setup`")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = BUILT_FOR.search(content)
-        built_for = found[1].decode() if found else "no TensorFlow"
+        built_for = found[1].decode() if found else "unknown"
     if built_for != version:
         raise ImportError(
             f"the table op {path} was built for TensorFlow {built_for}, this is {version}: run `make setup`"

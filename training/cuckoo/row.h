@@ -8,6 +8,7 @@
 //   - Kernels give the same bits in each of their versions (no contraction: build with -ffp-contract=off).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -33,24 +34,28 @@ struct Initializer {
 
   bool operator==(const Initializer&) const = default;
 
-  // u(key, column) = (Mix(Mix(key + golden ^ Mix(seed)) + (column + 1) * golden) >> 11) * 2^-53
-  static double Uniform(uint64_t state, size_t column) {
-    return static_cast<double>(Mix(state + (column + 1) * kGolden) >> 11) * 0x1p-53;
+  // u(key, i) = (Mix(Mix((key + golden) ^ Mix(seed)) + (i + 1) * golden) >> 11) * 2^-53, all modulo 2^64
+  static double Uniform(uint64_t state, size_t i) {
+    return static_cast<double>(Mix(state + (i + 1) * kGolden) >> 11) * 0x1p-53;
   }
 
-  // Normal: Box and Muller's transform of two u of the column, at 2 * column and 2 * column + 1.
+  // Uniform: scale * (2 u(column) - 1). Normal: columns 2p and 2p + 1 are Box and Muller's transform of u(2p), u(2p +
+  // 1).
   void Fill(int64_t key, float* weights, size_t dim) const {
     const uint64_t state = Mix((static_cast<uint64_t>(key) + kGolden) ^ Mix(seed));
     for (size_t i = 0; i < dim; ++i) {
-      if (kind == Kind::kZeros || i < zero_prefix) {
+      if (kind == Kind::kZeros) {
         weights[i] = 0;
       } else if (kind == Kind::kUniform) {
         weights[i] = static_cast<float>(scale * (2 * Uniform(state, i) - 1));
-      } else {
-        const double radius = std::sqrt(-2 * std::log(1 - Uniform(state, 2 * i)));
-        weights[i] = static_cast<float>(scale * radius * std::cos(6.283185307179586 * Uniform(state, 2 * i + 1)));
+      } else if (i % 2 == 0) {
+        const double radius = scale * std::sqrt(-2 * std::log(1 - Uniform(state, i)));
+        const double angle = 6.283185307179586 * Uniform(state, i + 1);
+        weights[i] = static_cast<float>(radius * std::cos(angle));
+        if (i + 1 < dim) weights[i + 1] = static_cast<float>(radius * std::sin(angle));
       }
     }
+    std::fill_n(weights, zero_prefix, 0.0f);
   }
 };
 

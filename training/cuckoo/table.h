@@ -9,6 +9,8 @@
 //   - Every call may be made from any number of threads. A row is read and written whole; a batch is not one step.
 //   - A lock is held for at most 256 keys (growth and the scan of KeysSince: for one shard's index).
 //   - tick of a row <= tick of the table, which never falls. A row is stamped when it is inserted or applied to.
+//   - SetTick(t + 1), then KeysSince(s <= t): a change is either seen by this scan or stamped t + 1, never lost between
+//     two deltas. (The stamp is read under the shard's lock, the scan takes the lock after the clock has moved.)
 //   - On std::bad_alloc the keys before it are done, the others not; the table is whole.
 #pragma once
 
@@ -95,8 +97,12 @@ class Table {
       std::unique_lock hold(shard.lock);
       for (size_t m = 0; m < misses; ++m) {
         const auto [hash, i] = missing[m];
-        Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice, another thread was faster
-        const float* row = shard.slab.At(place ? place.row() : Insert(shard, keys[i], hash, tick()));
+        const Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice, another thread was faster
+        float* row = place ? shard.slab.At(place.row()) : Insert(shard, keys[i], hash, tick());
+        if (!place) {
+          config_.initializer.Fill(keys[i], row, config_.dim);
+          std::fill_n(row + config_.dim, slot_floats(), config_.slot_value);
+        }
         std::memcpy(weights + i * config_.dim, row, config_.dim * sizeof(float));
       }
     });
@@ -124,14 +130,27 @@ class Table {
   void Import(const int64_t* keys, size_t n, const float* weights, const float* slots, const uint32_t* ticks) {
     ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
       std::unique_lock hold(shard.lock);
-      for (size_t m = 0; m < count; ++m) {
-        const auto [hash, i] = items[m];
-        SetTick(ticks[i]);
-        const Place place = shard.index.Find(keys[i], hash);
-        if (place) place.tick() = ticks[i];
-        float* row = shard.slab.At(place ? place.row() : Insert(shard, keys[i], hash, ticks[i]));
+      const auto set = [&](float* row, size_t i) {
         std::memcpy(row, weights + i * config_.dim, config_.dim * sizeof(float));
         std::memcpy(row + config_.dim, slots + i * slot_floats(), slot_floats() * sizeof(float));
+      };
+      Item missing[kRun];
+      size_t misses = 0, at = 0;
+      ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
+        SetTick(ticks[i]);
+        if (place) {
+          place.tick() = ticks[i];
+          set(shard.slab.At(place.row()), i);
+        } else {
+          missing[misses++] = items[at];
+        }
+        ++at;
+      });
+      for (size_t m = 0; m < misses; ++m) {
+        const auto [hash, i] = missing[m];
+        const Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice
+        if (place) place.tick() = ticks[i];
+        set(place ? shard.slab.At(place.row()) : Insert(shard, keys[i], hash, ticks[i]), i);
       }
     });
   }
@@ -286,8 +305,8 @@ class Table {
     for (size_t byte = 0; byte < floats * sizeof(float); byte += kLine) __builtin_prefetch(at + byte);
   }
 
-  // A new row, initialised; the shard is held. Throws std::bad_alloc and has changed nothing.
-  uint32_t Insert(Shard& shard, int64_t key, uint64_t hash, uint32_t tick) {
+  // A new row, for the caller to fill; the shard is held. Throws std::bad_alloc and has changed nothing.
+  float* Insert(Shard& shard, int64_t key, uint64_t hash, uint32_t tick) {
     const uint32_t row = shard.slab.New();
     try {
       while (!shard.index.Insert(key, hash, row, tick)) shard.index.Grow();
@@ -295,10 +314,7 @@ class Table {
       shard.slab.Free(row);
       throw;
     }
-    float* weights = shard.slab.At(row);
-    config_.initializer.Fill(key, weights, config_.dim);
-    std::fill_n(weights + config_.dim, slot_floats(), config_.slot_value);
-    return row;
+    return shard.slab.At(row);
   }
 
   const Config config_;
