@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol, cast
 
 from streaming.declaration import Declaration
@@ -38,21 +40,54 @@ class Source(Protocol):
 
 
 def load(name: str) -> Source:
-    """The source `name`: a module of `streaming` (kuairand, simulator), a dotted module, or a path to a .py file."""
-    if name.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-        if spec is None or spec.loader is None or not Path(name).is_file():
-            raise ValueError(f"source is {name!r}: no such file")
+    """The source `name`: a module of `streaming` (kuairand, simulator), a dotted module, or a path to a .py file.
+
+    A module that has parameters offers `configure(...) -> Source`; they are given as `simulator?seed=7&minutes=30`.
+    """
+    where, _, query = name.partition("?")
+    module = _module(where)
+    configure = getattr(module, "configure", None)
+    if configure is None and query:
+        raise ValueError(f"source {where!r} takes no parameters, given are {query!r}")
+    source = module if configure is None else configure(**_parameters(where, configure, query))
+    if not isinstance(getattr(source, "declaration", None), Declaration):
+        raise ValueError(f"source {name!r} has no `declaration` (streaming.declaration.Declaration)")
+    for needed in ("history", "live"):
+        if not callable(getattr(source, needed, None)):
+            raise ValueError(f"source {name!r} has no `{needed}()`")
+    return cast(Source, source)
+
+
+def _module(where: str) -> ModuleType:
+    if where.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+        if spec is None or spec.loader is None or not Path(where).is_file():
+            raise ValueError(f"source is {where!r}: no such file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    else:
-        dotted = name if "." in name else f"streaming.{name}"
+        return module
+    dotted = where if "." in where else f"streaming.{where}"
+    try:
+        return importlib.import_module(dotted)
+    except ModuleNotFoundError as e:
+        # Only if the module itself, or a package on the way to it, is not there; an import inside it speaks for itself.
+        if e.name is None or not (dotted == e.name or dotted.startswith(e.name + ".")):
+            raise
+        allowed = "kuairand, simulator, a dotted module, a path to a .py file"
+        raise ValueError(f"source is {where!r}: allowed are {allowed}") from e
+
+
+def _parameters(where: str, configure: Callable[..., Any], query: str) -> dict[str, Any]:
+    """The query's values, each as the type of the default it replaces."""
+    defaults = {p.name: p.default for p in inspect.signature(configure).parameters.values()}
+    given: dict[str, Any] = {}
+    for pair in query.split("&") if query else []:
+        key, equals, text = pair.partition("=")
+        if key not in defaults or not equals:
+            raise ValueError(f"source {where!r}: {pair!r} is no parameter, allowed are {'=, '.join(defaults)}=")
+        kind = type(defaults[key])
         try:
-            module = importlib.import_module(dotted)
-        except ModuleNotFoundError as e:
-            if e.name != dotted:
-                raise
-            raise ValueError(f"source is {name!r}: allowed are kuairand, simulator, a module, a path to a .py file") from e
-    if not isinstance(getattr(module, "declaration", None), Declaration):
-        raise ValueError(f"source {name!r} has no `declaration` (streaming.declaration.Declaration)")
-    return cast(Source, module)
+            given[key] = kind(text)
+        except ValueError as e:
+            raise ValueError(f"source {where!r}: {key} is {text!r}, allowed is a value of type {kind.__name__}") from e
+    return given

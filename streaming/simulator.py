@@ -1,0 +1,196 @@
+"""The simulator: a small video app with known truth, for demos without data and tests with answers.
+
+Viewers (power law) are shown clips (power law, new ones each minute, old ones fade). Whether a viewer watches depends
+on the clip's quality, the viewer, and how much the viewer's group likes the clip's topics *now*: that taste turns with
+time, one turn of a topic in about 60 / drift minutes, so that what was learned an hour ago misleads. `save` is the
+second, rarer task, correlated with `watch` beyond what the features say (a Gaussian copula of rho = 0.5).
+
+    simulator?seed=7&minutes=30&rate=100&drift=2
+
+All is drawn minute by minute from (seed, minute): the same parameters give the same events, and a longer run begins
+with the shorter one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.declaration import Declaration, Feature
+from streaming.hashing import mix64
+from streaming.source import Exposure
+
+START_MS = 1_700_000_000_000
+WINDOW_MS = 60_000
+GROUPS, TOPICS = 6, 16
+_SHARE_OF_REQUEST = (0.35, 0.25, 0.2, 0.12, 0.08)
+"""How many clips a request shows: one to five."""
+_LIFE_MINUTES, _TURN_MINUTES = 12.0, 60.0
+_RHO = 0.5
+
+declaration = Declaration(
+    name="simulator",
+    features=(
+        Feature("viewer", "id"),
+        Feature("party", "id"),
+        Feature("clip", "id"),
+        Feature("maker", "id"),
+        Feature("topics", "ids"),
+        Feature("party_topics", "ids"),
+        Feature("age", "number"),
+    ),
+    tasks=("watch", "save"),
+    judged="watch",
+    window_ms=WINDOW_MS,
+)
+
+
+class Simulator:
+    """One run of the app. `history` is the minutes before, `live` the `minutes` after them."""
+
+    declaration = declaration
+
+    def __init__(
+        self,
+        seed: int,
+        minutes: int,
+        history_minutes: int,
+        rate: float,
+        drift: float,
+        viewers: int,
+        clips: int,
+        new_clips: int,
+        delay_s: float,
+        late: float,
+    ) -> None:
+        self.seed, self.minutes, self.history_minutes = seed, minutes, history_minutes
+        self.rate, self.drift, self.delay_s, self.late = rate, drift, delay_s, late
+        self.stock, self.births = clips, new_clips
+        world = np.random.default_rng([seed, 0])
+        self.viewer_weight = np.arange(1, viewers + 1) ** -0.9
+        self.viewer_weight /= self.viewer_weight.sum()
+        self.viewer_party = world.integers(0, GROUPS, viewers)
+        self.viewer_bias = world.normal(0, 0.4, viewers)
+        self.phase = world.uniform(0, 2 * math.pi, (GROUPS, TOPICS))
+        # Speeds differ, so that the tastes do not all come back at once and make an old model right again.
+        self.turn = world.uniform(0.4, 1.6, (GROUPS, TOPICS)) * 2 * math.pi / _TURN_MINUTES
+        blocks = [self._born(minute) for minute in range(-1, history_minutes + minutes)]
+        self.birth, self.popularity, self.quality, self.maker, self.topics = (
+            np.concatenate([block[k] for block in blocks]) for k in range(5)
+        )
+        # Ids as a platform gives them out: 64 bits, any sign.
+        self.clip_id = mix64(np.arange(len(self.birth)) + 1000 * (seed + 1)).view(np.int64)
+        self.place = {int(clip): k for k, clip in enumerate(self.clip_id)}
+
+    def history(self) -> Iterator[Exposure]:
+        for minute in range(self.history_minutes):
+            yield from self._minute(minute)
+
+    def live(self) -> Iterator[Exposure]:
+        for minute in range(self.history_minutes, self.history_minutes + self.minutes):
+            yield from self._minute(minute)
+
+    def truth(self, exposures: Sequence[Exposure]) -> NDArray[np.float64]:
+        """The probability of each task for each exposure: float64[n, tasks]."""
+        viewer = np.array([e.user_id for e in exposures], np.int64)
+        clip = np.array([self.place[e.item_id] for e in exposures], np.int64)
+        return self._probability(viewer, clip, np.array([e.ts_ms for e in exposures], np.int64))
+
+    def _born(self, minute: int) -> tuple[NDArray[Any], ...]:
+        """The clips born in a minute (-1: the stock): birth, popularity, quality, maker, topics [n, 2]."""
+        rng = np.random.default_rng([self.seed, 1, minute + 1])
+        n = self.births if minute >= 0 else self.stock
+        birth = rng.uniform(-_LIFE_MINUTES, 0, n) if minute < 0 else np.full(n, float(minute))
+        topics = np.argsort(rng.random((n, TOPICS)), axis=1)[:, :2]
+        return birth, rng.pareto(1.3, n) + 0.1, rng.normal(0, 0.5, n), rng.zipf(1.6, n) % 200, topics
+
+    def _probability(
+        self, viewer: NDArray[np.int64], clip: NDArray[np.int64], ts_ms: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        now = (ts_ms - START_MS)[:, None] / 60_000
+        party, topics = self.viewer_party[viewer][:, None], self.topics[clip]
+        taste = np.sin(self.phase[party, topics] + self.drift * self.turn[party, topics] * now).sum(1)
+        watch = -0.4 + 1.1 * taste + self.viewer_bias[viewer] + self.quality[clip]
+        save = -3.0 + 0.8 * taste + 1.5 * self.viewer_bias[viewer]
+        return np.stack([1 / (1 + np.exp(-watch)), 1 / (1 + np.exp(-save))], 1)
+
+    def _minute(self, minute: int) -> Iterator[Exposure]:
+        rng = np.random.default_rng([self.seed, 2, minute])
+        sizes = np.arange(1, len(_SHARE_OF_REQUEST) + 1)
+        requests = max(1, round(60 * self.rate / float(sizes @ _SHARE_OF_REQUEST)))
+        shown = rng.choice(sizes, requests, p=_SHARE_OF_REQUEST)
+        at_ms = START_MS + minute * 60_000 + np.sort(rng.integers(0, 60_000, requests))
+        viewer = np.repeat(rng.choice(len(self.viewer_weight), requests, p=self.viewer_weight), shown)
+        ts_ms = np.repeat(at_ms, shown)
+        alive = np.flatnonzero(self.birth < minute + 0.5)
+        weight = self.popularity[alive] * np.exp((self.birth[alive] - minute) / _LIFE_MINUTES)
+        clip = rng.choice(alive, len(viewer), p=weight / weight.sum())
+        happened = self._outcomes(rng, self._probability(viewer, clip, ts_ms))
+        after = self._delays(rng, happened.shape) + ts_ms[:, None]
+        age = np.log1p(np.maximum(0, (ts_ms - START_MS) / 60_000 - self.birth[clip])) / 3
+        parties, topics = self.viewer_party[viewer] + 1, self.topics[clip] + 1
+        rows = zip(
+            viewer.tolist(), parties.tolist(), clip.tolist(), self.clip_id[clip].tolist(), ts_ms.tolist(),
+            self.maker[clip].astype(int).tolist(), topics.tolist(), np.round(age, 4).tolist(),
+            happened.tolist(), after.tolist(), strict=True,
+        )  # fmt: skip
+        for k, (who, party, _, clip_id, ts, maker, about, old, did, when) in enumerate(rows):
+            features = {
+                "viewer": who,
+                "party": party,
+                "clip": clip_id,
+                "maker": maker,
+                "topics": about,
+                "party_topics": [100 * party + topic for topic in about],
+                "age": old,
+            }
+            outcomes = {task: t for task, yes, t in zip(declaration.tasks, did, when, strict=True) if yes}
+            yield Exposure(f"s{self.seed}-{minute}-{k}", who, clip_id, ts, features, outcomes)
+
+    @staticmethod
+    def _outcomes(rng: np.random.Generator, p: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Both tasks at once: normals correlated by rho, each below its own quantile with its own probability."""
+        first, other = rng.standard_normal((2, len(p)))
+        z = np.stack([first, _RHO * first + math.sqrt(1 - _RHO**2) * other], 1)
+        uniform = 0.5 * (1 + _erf(z / math.sqrt(2)))
+        return uniform < p
+
+    def _delays(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Exponential of mean delay_s, cut inside the window; a share `late` of them comes after it."""
+        delay = 1 + np.minimum(rng.exponential(1000 * self.delay_s, shape), WINDOW_MS - 2)
+        return np.where(rng.random(shape) < self.late, WINDOW_MS + delay, delay).astype(np.int64)
+
+
+def configure(
+    seed: int = 0,
+    minutes: int = 30,
+    history_minutes: int = 30,
+    rate: float = 100.0,
+    drift: float = 1.0,
+    viewers: int = 2000,
+    clips: int = 600,
+    new_clips: int = 30,
+    delay_s: float = 8.0,
+    late: float = 0.0,
+) -> Simulator:
+    """A run of `minutes` after `history_minutes`, at `rate` exposures a second of event time.
+
+    `drift` 1 turns a topic's taste in about 60 minutes, 0 never. `clips` are there at the start, `new_clips` come each
+    minute. `delay_s` is the mean time from exposure to outcome, `late` the share of outcomes past the window.
+    """
+    whole = {"minutes": minutes, "history_minutes": history_minutes, "new_clips": new_clips}
+    positive = {"rate": rate, "viewers": viewers, "clips": clips, "delay_s": delay_s}
+    for key, value in (whole | positive | {"seed": seed, "drift": drift}).items():
+        if value < 0 or (key in positive and value == 0):
+            raise ValueError(f"simulator: {key} is {value}, allowed is {'> 0' if key in positive else '>= 0'}")
+    if not 0 <= late <= 1:
+        raise ValueError(f"simulator: late is {late}, allowed is 0 to 1")
+    return Simulator(seed, minutes, history_minutes, rate, drift, viewers, clips, new_clips, delay_s, late)
+
+
+def _erf(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([math.erf(value) for value in x.ravel()]).reshape(x.shape)
