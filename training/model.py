@@ -12,11 +12,8 @@ task may weigh them otherwise.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf

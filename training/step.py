@@ -1,8 +1,8 @@
 """One step of training: ids to rows, the model, the loss, Adagrad on the rows and on the dense weights.
 
     learner = Learner(declaration, Settings())
-    outcome = learner.train(batch)          # logits before the step: float32[n, tasks], and the loss
-    logits = learner.score(batch)           # changes nothing
+    outcome = learner.train(batch)  # logits before the step: float32[n, tasks], and the loss
+    logits = learner.score(batch)  # changes nothing
 
 Ids are made unique a table (features may share one), so a row that many examples use takes one step with the sum of
 its gradients.
@@ -36,9 +36,9 @@ class Settings:
     batch: int = 512
     row_rate: float = 0.05
     row_start: float = 1e-7
-    row_scale: float = 0.05
-    dense_rate: float = 0.01
-    dense_start: float = 1e-4
+    row_scale: float = 0.02
+    dense_rate: float = 0.05
+    dense_start: float = 1e-6
     seed: int = 0
 
 
@@ -91,6 +91,8 @@ class Learner:
 
     def train(self, batch: Batch) -> Outcome:
         """One step on a batch of at most `settings.batch` examples."""
+        if batch.size > self.settings.batch:
+            raise ValueError(f"a step takes at most batch={self.settings.batch} examples, given were {batch.size}")
         pi = batch.pi.astype(np.float32)
         logits, value = self._train(*self._inputs(batch), batch.labels, batch.weights, pi)
         return Outcome(logits.numpy(), float(value))
@@ -106,7 +108,7 @@ class Learner:
             if n in self.ranker.rows_of
         }
         numbers = [batch.features[n] for n in self.ranker.numbers]
-        return columns, np.stack(numbers, axis=1) if numbers else np.zeros((batch.size, 0), np.float32)  # type: ignore[arg-type]
+        return columns, np.stack(numbers, axis=1) if numbers else np.zeros((batch.size, 0), np.float32)
 
     def _unique(self, features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Table -> its unique ids; feature -> where each of its ids is among them."""
@@ -140,8 +142,10 @@ class Learner:
         return self.ranker.logits(self._gather(rows, places, features), numbers)
 
     def _step(self, features: dict[str, Any], numbers: Any, labels: Any, weights: Any, pi: Any) -> tuple[Any, Any]:
-        """The logits are of the state before the step (test, then train), but unknown ids have their new rows."""
+        """The logits are of the state before the step (test, then train): unknown ids read zeros, as in serving."""
         ids, places = self._unique(features)
+        known = {name: table.find(ids[name]) for name, table in self.tables.items()}
+        tested = self.ranker.logits(self._gather(known, places, features), numbers)
         rows = {name: table.lookup(ids[name]) for name, table in self.tables.items()}
         dense = list(self.weights.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -155,4 +159,4 @@ class Learner:
             # Adagrad (Duchi et al., JMLR 12, 2011): a += g^2; w -= rate * g / sqrt(a)
             total = self.accumulators[name].assign_add(gradient * gradient)
             weight.assign_sub(self.settings.dense_rate * gradient * tf.math.rsqrt(total))
-        return logits, value
+        return tested, value
