@@ -1,0 +1,71 @@
+"""Kafka as one KRaft node on this machine: its settings file and its two commands."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from infra.settings import PROJECT, Settings
+
+LIBS = PROJECT / "build/kafka/libs"
+# Any 16 bytes in base64; one platform has one node, so the name tells nothing.
+CLUSTER_ID = "bWludXRlaGFuZDAwMDAwMA"
+
+
+def java() -> str:
+    home = os.environ.get("JAVA_HOME")
+    return f"{home}/bin/java" if home else "java"
+
+
+def properties(settings: Settings, folder: Path, port: int, controller_port: int) -> str:
+    """server.properties. Every internal topic has one replica: there is one node."""
+    advertised = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
+    lines = {
+        "process.roles": "broker,controller",
+        "node.id": 1,
+        # The voter by setting, not in the log: the port may be another one at the next start.
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": f"PLAINTEXT://{settings.host}:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{advertised}:{port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": folder / "data",
+        "auto.create.topics.enable": "false",
+        "num.partitions": settings.partitions,
+        "default.replication.factor": 1,
+        "min.insync.replicas": 1,
+        "offsets.topic.replication.factor": 1,
+        "offsets.topic.num.partitions": 1,
+        "transaction.state.log.replication.factor": 1,
+        "transaction.state.log.min.isr": 1,
+        "transaction.state.log.num.partitions": 4,
+        "share.coordinator.state.topic.replication.factor": 1,
+        "share.coordinator.state.topic.min.isr": 1,
+        "share.coordinator.state.topic.num.partitions": 1,
+        "group.initial.rebalance.delay.ms": 0,
+        "log.retention.ms": round(settings.kafka_retention * 1000),
+        "log.retention.bytes": settings.kafka_retention_bytes,
+        # A segment is what retention removes.
+        "log.segment.bytes": max(1 << 20, min(1 << 28, settings.kafka_retention_bytes // 4)),
+        "log.retention.check.interval.ms": 10_000,
+        # After kill -9 the node is taken back when its old session has ended.
+        "broker.session.timeout.ms": 3000,
+        "broker.heartbeat.interval.ms": 500,
+    }
+    return "".join(f"{key}={value}\n" for key, value in lines.items())
+
+
+def _java(main: str, memory: int) -> list[str]:
+    log4j = PROJECT / "infra/kafka/log4j2.properties"
+    heap = [f"-Xms{memory >> 11}k", f"-Xmx{memory >> 10}k", "-XX:+ExitOnOutOfMemoryError"]
+    return [java(), *heap, f"-Dlog4j2.configurationFile={log4j}", "-cp", f"{LIBS}/*", main]
+
+
+def format_command(settings: Settings, file: Path) -> list[str]:
+    tool = _java("kafka.tools.StorageTool", 128 << 20)
+    return [*tool, "format", "--ignore-formatted", "-t", CLUSTER_ID, "-c", str(file)]
+
+
+def command(settings: Settings, file: Path) -> list[str]:
+    return [*_java("kafka.Kafka", settings.kafka_memory), str(file)]

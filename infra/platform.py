@@ -1,0 +1,232 @@
+"""One platform: run in the foreground, or started as a child and looked at from outside.
+
+with Platform(settings) as platform:            # from the main thread; ends with this process, however that ends
+    platform.start()
+    platform.kill("trainer")                    # kill -9; the supervisor starts it again
+    platform.wait(lambda: platform.restarts("trainer") == 1 and platform.ready("trainer"))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from infra import ports, services
+from infra.processes import alive, die_with_parent, end, read_json, send, write_json
+from infra.sentinel import lock, supervise, sweep
+from infra.settings import FIELDS, SettingError, Settings
+from infra.supervisor import Manager, say, tail
+
+DECLARE = "import sys; from streaming.source import load; print(load(sys.argv[1]).declaration.to_json())"
+
+
+class PlatformError(RuntimeError):
+    """The platform could not be started, or a state was not reached; says why, with the end of the log."""
+
+
+def declaration_of(source: str) -> str:
+    """The source's declaration as JSON. Read by a child: what a source imports brings threads, and we must fork."""
+    child = subprocess.run([sys.executable, "-c", DECLARE, source], capture_output=True, text=True)
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise SettingError(f"source is {source!r}, which cannot be loaded: {reason.removeprefix('ValueError: ')}")
+    return child.stdout
+
+
+class Platform:
+    """The platform of `settings`: its folder, and the supervisor that runs in it, if one does."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = settings.folder
+        self.layout = services.Layout(settings)
+        self.child: subprocess.Popen[bytes] | None = None
+
+    # Running it
+
+    def run(self, only: Sequence[str] = (), when_ready: Callable[[], None] = lambda: None) -> int:
+        """Runs it in this process until told to stop; returns the exit code. Main thread, before other threads."""
+
+        def prepare() -> Callable[[], int]:
+            resolved = ports.resolve(self.settings)
+            self.layout.make(self.settings.replicas)
+            self.layout.write_token()
+            declared = services.declare(self.settings, resolved, declaration_of(self.settings.source))
+            chosen = services.select(declared, tuple(only))
+            facts = {
+                "settings": self.settings.as_dict(),
+                "ports": resolved,
+                "addresses": services.addresses(self.settings, resolved),
+                "services": [s.name for s in chosen],
+            }
+            write_json(self.folder / "platform.json", facts)
+            for name, port in resolved.items():
+                first, _, i = name.partition(".")
+                if (wanted := getattr(self.settings, first)) and not i and wanted != port:
+                    say(f"{first} {wanted} is taken: {port} instead")
+            return Manager(
+                chosen,
+                self.folder,
+                stop_within=self.settings.stop_within,
+                start_within=self.settings.start_within,
+                log_bytes=self.settings.log_bytes,
+                when_ready=when_ready,
+            ).run
+
+        return supervise(self.folder, prepare)
+
+    def start(self, only: Sequence[str] = (), timeout_s: float = 300.0, detach: bool = False) -> None:
+        """Starts `minutehand up` as a child and returns when all is ready.
+
+        The child stops everything and ends when this thread's process ends, however it ends (not with `detach`). It
+        has a process group of its own: Ctrl-C in the terminal reaches only the caller, who calls `stop`.
+        Raises PlatformError with the end of what it said.
+        """
+        logs = self.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "settings.toml"
+        values = self.settings.as_dict()
+        file.write_text("".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"]))
+        # What the environment said is in the settings already.
+        environ = {k: v for k, v in os.environ.items() if k.removeprefix("MINUTEHAND_").lower() not in FIELDS}
+        only_flag = ["--only", ",".join(only)] if only else []
+        with (logs / "supervisor.log").open("wb") as out:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "infra.cli", "up", "--settings", str(file), *only_flag],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=environ,
+                start_new_session=True,
+                preexec_fn=None if detach else die_with_parent(signal.SIGTERM),
+            )
+        try:
+            self.wait(self._started, timeout_s)
+        except BaseException as e:
+            said = tail(logs / "supervisor.log")
+            self.stop()
+            if isinstance(e, PlatformError):
+                raise PlatformError(f"the platform did not start: {e}\n{said}") from None
+            raise
+
+    def _started(self) -> bool:
+        assert self.child is not None
+        if (code := self.child.poll()) is not None:
+            raise PlatformError(f"`up` ended with exit code {code}")
+        state = self.state()
+        return bool(state.get("ready")) and (state.get("sentinel") or [0])[0] == self.child.pid
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Ends it and all its processes, whoever started it; nothing happens if it does not run."""
+        grace = self.settings.stop_within + 5.0 if grace_s is None else grace_s
+        if self.is_running():
+            state = self.state()
+            heads = [(int(who[0]), float(who[1])) for who in (state.get("sentinel"), state.get("manager")) if who]
+            # The sentinel asks the manager; a second signal would mean "at once".
+            for who in [who for who in heads if alive(who)][:1]:
+                send(who, signal.SIGTERM)
+            deadline = time.monotonic() + grace
+            while self.is_running() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            end(heads, 0.0)
+        if self.child is not None:
+            self.child.terminate()  # it may not hold the folder yet
+            self.child.wait()
+            self.child = None
+        held = lock(self.folder)
+        if held is not None:
+            sweep(self.folder)
+            os.close(held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    # Looking at it
+
+    def is_running(self) -> bool:
+        """Whether a supervisor holds the folder."""
+        if not (self.folder / "LOCK").exists():
+            return False
+        held = lock(self.folder)
+        if held is not None:
+            os.close(held)
+        return held is None
+
+    def state(self) -> dict[str, Any]:
+        """What the supervisor last wrote: sentinel, manager, ready, services."""
+        return read_json(self.folder / "state.json")
+
+    def facts(self) -> dict[str, Any]:
+        """platform.json: settings, ports, addresses as resolved at the last start."""
+        return read_json(self.folder / "platform.json")
+
+    def service(self, name: str) -> Mapping[str, Any]:
+        """state, pid, restarts, reason, ready_s, address of a service. Raises PlatformError for a name that is none."""
+        known: dict[str, Mapping[str, Any]] = self.state().get("services", {})
+        if name not in known:
+            raise PlatformError(f"there is no service {name!r}; allowed are {', '.join(known) or 'none: it is not up'}")
+        return known[name]
+
+    def pid(self, name: str) -> int | None:
+        pid: int | None = self.service(name)["pid"]
+        return pid
+
+    def restarts(self, name: str) -> int:
+        return int(self.service(name)["restarts"])
+
+    def ready(self, name: str) -> bool:
+        """Ready, or done if it is run once."""
+        return self.service(name)["state"] in ("ready", "done")
+
+    def address(self, name: str) -> str:
+        """Where it answers: kafka, join, mlflow, trainer, model-server-<i>, model-server-<i>-rest, sync-<i>."""
+        known: dict[str, str] = self.facts().get("addresses", {})
+        if name not in known:
+            raise PlatformError(f"nothing is known to answer as {name!r}; allowed are {', '.join(known)}")
+        return known[name]
+
+    def log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name}.log"
+
+    # Changing it
+
+    def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
+        """Sends a signal to a service's process and returns its pid; the supervisor starts it again."""
+        pid = self.pid(name)
+        if pid is None:
+            raise PlatformError(f"{name} has no process now ({self.service(name)['state']})")
+        os.kill(pid, signum)
+        return pid
+
+    def restart(self, name: str, timeout_s: float = 120.0) -> None:
+        """Ends a service politely and returns when it is ready again."""
+        self.service(name)
+        if not self.is_running():
+            raise PlatformError("the platform is not up")
+        before = self.restarts(name)
+        (self.folder / "control" / f"restart-{name}").touch()
+        self.wait(lambda: self.restarts(name) > before and self.ready(name), timeout_s, f"{name} ready again")
+
+    def wait(self, until: Callable[[], bool], timeout_s: float = 120.0, what: str = "ready") -> None:
+        """Returns when `until()` is true. Raises PlatformError after `timeout_s`, with what each service waits for."""
+        deadline = time.monotonic() + timeout_s
+        while not until():
+            if time.monotonic() > deadline:
+                rest = [
+                    f"{name} is {s['state']}{': ' if s['reason'] else ''}{s['reason']}"
+                    for name, s in self.state().get("services", {}).items()
+                    if s["state"] not in ("ready", "done")
+                ]
+                raise PlatformError(f"not {what} after {timeout_s:g} s; {'; '.join(rest) or 'all services are ready'}")
+            time.sleep(0.05)

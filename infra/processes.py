@@ -1,0 +1,136 @@
+"""Ending processes so that none is left: Linux's parent-death signal, subreapers, and a file of (pid, create time)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a forked child must not
+
+Identity = tuple[int, float]
+"""A process for sure: pids are used again, (pid, create time) is not."""
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def adopt_orphans() -> None:
+    """From now on, a descendant whose parent dies becomes this process' child instead of init's, setsid or not."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(signum: int) -> Callable[[], None]:
+    """For `preexec_fn`: the child gets `signum` when the *thread* that starts it ends: only from the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("a process that dies with its parent must be started from the main thread")
+    parent = os.getpid()
+
+    def preexec() -> None:
+        _prctl(PR_SET_PDEATHSIG, signum)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return preexec
+
+
+def identity(pid: int) -> Identity | None:
+    try:
+        return pid, psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def alive(who: Identity) -> bool:
+    """Whether just this process lives (a zombie does not)."""
+    try:
+        process = psutil.Process(who[0])
+        return abs(process.create_time() - who[1]) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def send(who: Identity, signum: int) -> None:
+    if alive(who):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(who[0], signum)
+
+
+def descendants(pid: int | None = None) -> list[Identity]:
+    """All living descendants of `pid` (of this process)."""
+    found: list[Identity] = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found.append((child.pid, child.create_time()))
+    return found
+
+
+def reap() -> dict[int, int]:
+    """Exit codes (negative: the signal) of children that ended, adopted ones too."""
+    ended: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = os.waitstatus_to_exitcode(status)
+
+
+def end_descendants(grace_s: float) -> None:
+    """TERM to all descendants of this process, KILL to those left after `grace_s`; returns when there is none."""
+    for who in descendants():
+        send(who, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while left := descendants():
+        if time.monotonic() >= deadline:
+            for who in left:
+                send(who, signal.SIGKILL)
+        reap()
+        time.sleep(0.02)
+    reap()
+
+
+def end(processes: Iterable[Identity], grace_s: float) -> int:
+    """The same for processes that are nobody's descendants any more; returns how many lived."""
+    left = [who for who in processes if alive(who)]
+    for who in left:
+        send(who, signal.SIGTERM)
+    count, deadline = len(left), time.monotonic() + grace_s
+    while left := [who for who in left if alive(who)]:
+        if time.monotonic() >= deadline:
+            for who in left:
+                send(who, signal.SIGKILL)
+        time.sleep(0.02)
+    return count
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file whole: a reader sees the old or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=1))
+    aside.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's object; empty if there is none."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+        return value
+    except (FileNotFoundError, ValueError):
+        return {}

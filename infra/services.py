@@ -1,0 +1,287 @@
+"""The services of the platform: what is run with which command, after what, and how one knows that it is ready.
+
+kafka-format -> kafka -> topics -> join, trainer            base -> trainer, sync-<i>, model-server-<i>      mlflow
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from infra import checks, kafka_server
+from infra.checks import url_host
+from infra.settings import PROJECT, SettingError, Settings
+from infra.supervisor import Service
+
+MODELS = ("ranker", "frozen")
+JOIN_MAIN = "minutehand.join.JoinJob"
+# What is prepared but not committed when the join dies must outlive its longest absence; Kafka's own limit is 15 min.
+TRANSACTION_TIMEOUT_MS = 600_000
+
+
+class Layout:
+    """Where things lie in the platform's folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.folder = settings.folder
+        self.kafka = self.folder / "kafka"
+        self.join = self.folder / "join"
+        self.mlflow = self.folder / "mlflow"
+        self.log = self.folder / "log"
+        self.models = self.folder / "models"
+        self.token = self.folder / "token"
+
+    def replica(self, i: int) -> Path:
+        return self.models / f"replica-{i}"
+
+    def make(self, replicas: int) -> None:
+        served = [self.replica(i) / "served" for i in range(replicas)]
+        for folder in (self.kafka / "data", self.join / "state", self.join / "tmp", self.mlflow, self.log, *served):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_token(self) -> str:
+        """The secret without which a model server's write signatures refuse; made once, readable by its owner only."""
+        if not self.token.is_file():
+            with open(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+                f.write(secrets.token_hex(32))
+        return self.token.read_text()
+
+
+def model_server_binary(settings: Settings) -> str | None:
+    """The tensorflow_model_server to run; None for our own."""
+    if settings.model_server == "auto":
+        return shutil.which("tensorflow_model_server")
+    return None if settings.model_server == "own" else settings.model_server
+
+
+def model_config(replica: Path) -> str:
+    """TF Serving's model_config_file: `ranker`, and the frozen copy if there is one."""
+    entries = [
+        f'  config {{ name: "{name}" base_path: "{replica / folder}" model_platform: "tensorflow" }}\n'
+        for name, folder in zip(MODELS, ("served", "frozen"), strict=True)
+        if name == "ranker" or installed(replica / folder)
+    ]
+    return f"model_config_list {{\n{''.join(entries)}}}\n"
+
+
+def installed(folder: Path) -> bool:
+    """Whether a version of a model is there."""
+    return folder.is_dir() and any(version.name.isdigit() for version in folder.iterdir())
+
+
+def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
+    """Service -> where it answers. `model-server-<i>` is its gRPC, `model-server-<i>-rest` its REST."""
+    host = url_host(settings.host)
+    found = {
+        "kafka": f"{host}:{ports['kafka_port']}",
+        "join": f"http://{host}:{ports['flink_port']}",
+        "trainer": f"http://127.0.0.1:{ports['trainer_port']}",
+    }
+    if settings.mlflow:
+        found["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
+    for i in range(settings.replicas):
+        end = f".{i}" if i else ""
+        found[f"model-server-{i}"] = f"{host}:{ports['grpc_port' + end]}"
+        found[f"model-server-{i}-rest"] = f"http://{host}:{ports['rest_port' + end]}"
+        found[f"sync-{i}"] = f"http://127.0.0.1:{ports['sync_port' + end]}"
+    return found
+
+
+def declare(settings: Settings, ports: Mapping[str, int], declaration: str) -> list[Service]:
+    """All services of one platform; `declaration` is Declaration.to_json() of the source."""
+    at = Layout(settings)
+    where = addresses(settings, ports)
+    services = [*_kafka(settings, ports, at, where), _join(settings, ports, at, where, declaration)]
+    if settings.mlflow:
+        services.append(_mlflow(settings, ports, at, where))
+    services += [_base(settings, at), _trainer(settings, ports, at, where)]
+    for i in range(settings.replicas):
+        services += [_sync(settings, ports, at, where, i), _model_server(settings, ports, at, where, i)]
+    return services
+
+
+def _python(module: str, *words: str, **flags: object) -> list[str]:
+    """`python -m module word ... --flag value ...`, flags as they are written."""
+    pairs = (str(part) for flag, value in flags.items() for part in (f"--{flag}", value))
+    return [sys.executable, "-m", module, *words, *pairs]
+
+
+def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> list[Service]:
+    file = at.kafka / "server.properties"
+
+    def prepare() -> None:
+        if not any(kafka_server.LIBS.glob("kafka_*.jar")):
+            raise OSError(f"there is no Kafka in {kafka_server.LIBS}: run `make setup`")
+        file.write_text(
+            kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
+        )
+
+    topics = (
+        "import sys; from streaming import topics; a = sys.argv[1:];"
+        "print('made', topics.create(a[0], int(a[1]), retention_ms=int(a[2]), retention_bytes=int(a[3])))"
+    )
+    numbers = (settings.partitions, round(settings.kafka_retention * 1000), settings.kafka_retention_bytes)
+    return [
+        Service(
+            "kafka-format",
+            kafka_server.format_command(settings, file),
+            prepare=prepare,
+            once=True,
+            unless=(at.kafka / "data/meta.properties").is_file,
+        ),
+        Service(
+            "kafka",
+            kafka_server.command(settings, file),
+            after=("kafka-format",),
+            prepare=prepare,
+            ready=checks.kafka(url_host(settings.host), ports["kafka_port"]),
+            address=where["kafka"],
+        ),
+        Service(
+            "topics", [sys.executable, "-c", topics, where["kafka"], *map(str, numbers)], after=("kafka",), once=True
+        ),
+    ]
+
+
+def _join(
+    settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], declaration: str
+) -> Service:
+    jar, options = PROJECT / "build/join.jar", PROJECT / "streaming/join/jvm.options"
+    file = at.join / "join.json"
+
+    def prepare() -> None:
+        if not jar.is_file():
+            raise OSError(f"there is no {jar}: run `make setup`")
+        job = {
+            "bootstrap": where["kafka"],
+            "source": settings.source,
+            "declaration": json.loads(declaration),
+            "pi": settings.pi,
+            "salt": settings.salt,
+            "checkpoint_ms": settings.checkpoint_ms,
+            "state_dir": str(at.join / "state"),
+            "rest_port": ports["flink_port"],
+            "rest_address": settings.host,
+            "parallelism": settings.join_parallelism,
+            "topics": {name: name for name in ("impressions", "actions", "examples")},
+            "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
+        }
+        file.write_text(json.dumps(job, indent=1))
+
+    heap = [f"-Xmx{settings.join_memory >> 10}k", "-XX:+ExitOnOutOfMemoryError", f"-Djava.io.tmpdir={at.join / 'tmp'}"]
+    libs = f"{PROJECT / 'build/flink/libs'}/*:{jar}"
+    return Service(
+        "join",
+        [kafka_server.java(), f"@{options}", *heap, "-cp", libs, JOIN_MAIN, str(file)],
+        after=("topics",),
+        prepare=prepare,
+        ready=checks.flink_running(where["join"]),
+        address=where["join"],
+    )
+
+
+def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
+    flags = {
+        "host": settings.host,
+        "port": ports["mlflow_port"],
+        "workers": 1,
+        "backend-store-uri": f"sqlite:///{at.mlflow / 'mlflow.db'}",
+        "artifacts-destination": at.mlflow / "artifacts",
+    }
+    return Service(
+        "mlflow",
+        _python("mlflow", "server", **flags),
+        # Its job runner is seven more processes and a gigabyte, and outlives a SIGTERM.
+        env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        ready=checks.http_ok(f"{where['mlflow']}/health"),
+        address=where["mlflow"],
+    )
+
+
+def _base(settings: Settings, at: Layout) -> Service:
+    """An empty log gets an untrained base from the declaration; a demo has written its own before."""
+    command = [*_python("training.batch", source=settings.source, log=at.log), "--untrained"]
+    return Service("base", command, once=True, unless=(at.log / "SERVING").is_file)
+
+
+def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
+    flags = {
+        "source": settings.source,
+        "log": at.log,
+        "kafka": where["kafka"],
+        "sync-every-ms": settings.sync_every_ms,
+        "mlflow": where.get("mlflow", "none"),
+        "port": ports["trainer_port"],
+    }
+    return Service(
+        "trainer",
+        _python("training.online", **flags),
+        after=("topics", "base"),  # not mlflow: its absence must not delay a delta
+        ready=checks.http_ok(f"{where['trainer']}/healthz"),
+        address=where["trainer"],
+    )
+
+
+def _sync(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], i: int) -> Service:
+    flags = {
+        "source": settings.source,
+        "log": at.log,
+        "models": at.replica(i),
+        "serving": where[f"model-server-{i}"],
+        "port": ports["sync_port" + (f".{i}" if i else "")],
+    }
+    return Service(
+        f"sync-{i}",
+        _python("serving.sync", **flags),
+        after=("base",),
+        env={"MINUTEHAND_WRITE_TOKEN": at.write_token()},
+        ready=checks.http_ok(f"{where[f'sync-{i}']}/healthz"),
+        address=where[f"sync-{i}"],
+    )
+
+
+def _model_server(
+    settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], i: int
+) -> Service:
+    """Starts when sync-<i> has installed a version: a stock tensorflow_model_server does not start without one.
+
+    The stock server has no flag for its address and listens on all; its write signatures need the token all the same.
+    """
+    end = f".{i}" if i else ""
+    file = at.replica(i) / "models.config"
+    flags = {"port": ports["grpc_port" + end], "rest_api_port": ports["rest_port" + end], "model_config_file": file}
+    binary = model_server_binary(settings)
+    served = at.replica(i) / "served"
+
+    def prepare() -> None:
+        file.write_text(model_config(at.replica(i)))
+
+    return Service(
+        f"model-server-{i}",
+        [binary, *(f"--{k}={v}" for k, v in flags.items())] if binary else _python("serving.model_server", **flags),
+        after=("base",),
+        when=lambda: "" if installed(served) else f"sync-{i} has not installed a version yet",
+        prepare=prepare,
+        env={"TF_CPP_MIN_LOG_LEVEL": "1" if binary else "2"},
+        ready=checks.model_available(where[f"model-server-{i}-rest"], MODELS[0]),
+        address=f"{where[f'model-server-{i}']}  {where[f'model-server-{i}-rest']}",
+    )
+
+
+def select(services: list[Service], only: tuple[str, ...]) -> list[Service]:
+    """`only` and what they come after; all if empty. Raises SettingError for a name that is none."""
+    named = {s.name: s for s in services}
+    if wrong := [name for name in only if name not in named]:
+        raise SettingError(f"there is no service {wrong[0]!r}; allowed are {', '.join(named)}")
+    wanted: set[str] = set()
+    queue = list(only or named)
+    while queue:
+        if (name := queue.pop()) not in wanted:
+            wanted.add(name)
+            queue += named[name].after
+    return [s for s in services if s.name in wanted]
