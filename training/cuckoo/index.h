@@ -177,7 +177,10 @@ class Index {
         return true;
       }
     }
-    Node nodes[kNodes] = {{c.a, -1, 0}, {c.b, -1, 0}};
+    // Breadth first: the path found is a shortest one, so it passes no bucket twice and no move undoes another.
+    Node nodes[kNodes];
+    nodes[0] = {c.a, -1, 0};
+    nodes[1] = {c.b, -1, 0};
     int end = 2;
     for (int head = 0; head < end; ++head) {
       const Bucket& from = At(nodes[head].bucket);
@@ -189,18 +192,10 @@ class Index {
           MoveAlong(nodes, head, i, to, slot).Put(key, row, tick);
           return true;
         }
-        if (end < kNodes && !OnPath(nodes, head, to)) {
+        if (end < kNodes) {
           nodes[end++] = {to, static_cast<int16_t>(head), static_cast<int16_t>(i)};
         }
       }
-    }
-    return false;
-  }
-
-  // A path through one bucket twice would move a key to a bucket that is not its own.
-  static bool OnPath(const Node* nodes, int node, uint32_t bucket) {
-    for (; node >= 0; node = nodes[node].parent) {
-      if (nodes[node].bucket == bucket) return true;
     }
     return false;
   }

@@ -187,6 +187,28 @@ void TestDisplacement() {
   }
 }
 
+// In a crowded small index the paths of displacement come back to where they were: still no key is moved to a bucket
+// that is not its own.
+void TestCrowdedSmallIndexes() {
+  std::mt19937_64 random(9);
+  for (int trial = 0; trial < 20'000; ++trial) {
+    Index index(0);
+    for (int grown = trial % 8; grown > 0; --grown) index.Grow();
+    std::vector<int64_t> keys;
+    while (true) {
+      keys.push_back(static_cast<int64_t>(random()));
+      if (!index.Insert(keys.back(), Hash(keys.back()), static_cast<uint32_t>(keys.size() - 1), 1)) break;
+    }
+    keys.pop_back();
+    CHECK_EQ(index.size(), keys.size());
+    for (size_t k = 0; k < keys.size(); ++k) {
+      const Place place = index.Find(keys[k], Hash(keys[k]));
+      CHECK(static_cast<bool>(place));
+      CHECK_EQ(place.row(), k);
+    }
+  }
+}
+
 void TestMemoryIsUsedAgain() {
   Table table(Small(16, 4));
   std::vector<int64_t> keys(5000);
@@ -232,11 +254,14 @@ void TestAllocationFailure() {
     CHECK(failed || survive > 40);
     CHECK_EQ(table.stats().size, model.rows.size());
     CheckSame(table, model, 0);
-    for (int64_t key = 0; key < 1000; ++key) {
+    for (int64_t key = 0; key < 5000; ++key) {
       table.Lookup(&key, 1, out);
       model.Insert(key);
     }
     CheckSame(table, model, 0);
+    Table untroubled(model.config);
+    for (int64_t key = 0; key < static_cast<int64_t>(model.rows.size()); ++key) untroubled.Lookup(&key, 1, out);
+    CHECK_EQ(table.stats().bytes, untroubled.stats().bytes);  // no row was lost to the failure
   }
 }
 
@@ -293,6 +318,7 @@ int main() {
   cuckoo::TestAgainstMap(3, 256, 1 << 30, 300, 3);
   cuckoo::TestLoad();
   cuckoo::TestDisplacement();
+  cuckoo::TestCrowdedSmallIndexes();
   cuckoo::TestMemoryIsUsedAgain();
   cuckoo::TestSmallTableIsSmall();
   cuckoo::TestAllocationFailure();
