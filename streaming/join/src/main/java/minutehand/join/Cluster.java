@@ -1,12 +1,17 @@
 package minutehand.join;
 
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Properties;
 import org.apache.flink.api.common.eventtime.WatermarkStrategy;
 import org.apache.flink.configuration.Configuration;
 import org.apache.flink.connector.base.DeliveryGuarantee;
+import org.apache.flink.connector.kafka.lineage.DefaultKafkaDatasetFacet;
+import org.apache.flink.connector.kafka.lineage.DefaultKafkaDatasetIdentifier;
+import org.apache.flink.connector.kafka.lineage.KafkaDatasetFacet;
+import org.apache.flink.connector.kafka.lineage.KafkaDatasetFacetProvider;
 import org.apache.flink.connector.kafka.sink.KafkaRecordSerializationSchema;
 import org.apache.flink.connector.kafka.sink.KafkaSink;
 import org.apache.flink.connector.kafka.sink.TransactionNamingStrategy;
@@ -88,7 +93,7 @@ final class Cluster {
         return KafkaSink.<ProducerRecord<byte[], byte[]>>builder()
                 .setBootstrapServers(settings.bootstrap)
                 .setKafkaProducerConfig(producer)
-                .setRecordSerializer(new AsItIs())
+                .setRecordSerializer(new AsItIs(settings))
                 .setDeliveryGuarantee(DeliveryGuarantee.EXACTLY_ONCE)
                 // Reuses its transactional ids. The other strategy leaves a new one at the broker each checkpoint, for a week.
                 .setTransactionNamingStrategy(TransactionNamingStrategy.POOLING)
@@ -96,7 +101,19 @@ final class Cluster {
                 .build();
     }
 
-    private static final class AsItIs implements KafkaRecordSerializationSchema<ProducerRecord<byte[], byte[]>> {
+    private static final class AsItIs implements KafkaRecordSerializationSchema<ProducerRecord<byte[], byte[]>>, KafkaDatasetFacetProvider {
+        private final List<String> topics;
+
+        AsItIs(Settings settings) {
+            topics = settings.outputs();
+        }
+
+        /** Where transactions of a former life may be open: the sink asks the broker for those. */
+        @Override
+        public Optional<KafkaDatasetFacet> getKafkaDatasetFacet() {
+            return Optional.of(new DefaultKafkaDatasetFacet(DefaultKafkaDatasetIdentifier.ofTopics(topics)));
+        }
+
         @Override
         public ProducerRecord<byte[], byte[]> serialize(ProducerRecord<byte[], byte[]> record, KafkaSinkContext context, Long timestamp) {
             return record;

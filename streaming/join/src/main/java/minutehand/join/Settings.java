@@ -8,6 +8,7 @@ import java.util.ArrayList;
 import java.util.Iterator;
 import java.util.List;
 import java.util.Set;
+import java.util.stream.Stream;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMapper;
 
@@ -73,7 +74,7 @@ final class Settings implements Serializable {
         impressions = text(topics, "topics.impressions", "impressions");
         actions = text(topics, "topics.actions", "actions");
         examples = text(topics, "topics.examples", "examples");
-        check(Set.of(impressions, actions, examples).size() == 3 || topics.isMissingNode(), "topics", topics, "three different names");
+        check(Stream.of(impressions, actions, examples).distinct().count() == 3, "topics", topics, "three different names");
 
         JsonNode declaration = root.path("declaration");
         check(declaration.isObject(), "declaration", root.get("declaration"), "an object as of Declaration.to_json()");
@@ -91,6 +92,11 @@ final class Settings implements Serializable {
             features.add(feature(feature));
         }
         fingerprint = Records.sha256(Bytes.utf8(source + tasks + features + windowMs));
+    }
+
+    /** All topics the job writes. */
+    List<String> outputs() {
+        return List.of(examples, impressions + ".dead", impressions + ".late", actions + ".dead", actions + ".late");
     }
 
     private static Feature feature(JsonNode node) {

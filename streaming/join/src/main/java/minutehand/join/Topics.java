@@ -20,11 +20,8 @@ record Topics(String clusterId, Map<String, String> ids, Map<String, Integer> pa
     static Topics ask(Settings settings) throws Exception {
         Properties properties = new Properties();
         properties.put(AdminClientConfig.BOOTSTRAP_SERVERS_CONFIG, settings.bootstrap);
-        List<String> names = new ArrayList<>(List.of(settings.impressions, settings.actions, settings.examples));
-        for (String topic : List.of(settings.impressions, settings.actions)) {
-            names.add(topic + ".dead");
-            names.add(topic + ".late");
-        }
+        List<String> names = new ArrayList<>(settings.outputs());
+        names.addAll(List.of(settings.impressions, settings.actions));
         Map<String, String> ids = new TreeMap<>();
         Map<String, Integer> partitions = new TreeMap<>();
         try (Admin admin = Admin.create(properties)) {

@@ -1,0 +1,87 @@
+package minutehand.join;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.node.ObjectNode;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** Wrong settings are refused by name; the job's folder is kept apart from others'. */
+class SettingsTest {
+    private static ObjectNode good() throws Exception {
+        return (ObjectNode) Harness.JSON.readTree(
+                "{\"bootstrap\": \"h:1\", \"source\": \"t\", \"state_dir\": \"state\", \"declaration\": " + Harness.DECLARATION + "}");
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', value = {
+        "bootstrap | 7 | setting bootstrap is 7: allowed is a text",
+        "bootstrap | null | setting bootstrap is null: allowed is a text",
+        "pi | 0 | setting pi is 0: allowed is a number, 0 < pi <= 1",
+        "pi | 1.1 | setting pi is 1.1: allowed is a number, 0 < pi <= 1",
+        "pi | \"1\" | setting pi is \"1\": allowed is a number, 0 < pi <= 1",
+        "checkpoint_ms | 10 | setting checkpoint_ms is 10: allowed is a whole number, 50 to 600000",
+        "rest_port | 70000 | setting rest_port is 70000: allowed is a whole number, 0 to 65535",
+        "parallelism | 1.5 | setting parallelism is 1.5: allowed is a whole number, 1 to 128",
+        "topics | {\"actions\": \"impressions\"} | three different names",
+        "declaration | [] | setting declaration is []: allowed is an object as of Declaration.to_json()",
+        "paralellism | 1 | setting paralellism is 1: allowed is no such setting; there are bootstrap, checkpoint_ms",
+        "transaction_timeout_ms | 1 | setting transaction_timeout_ms is 1: allowed is a whole number, 10000 to 86400000",
+    })
+    void aWrongOneIsNamed(String name, String value, String message) throws Exception {
+        ObjectNode root = good();
+        root.set(name, Harness.JSON.readTree(value));
+        String said = assertThrows(IllegalArgumentException.class, () -> new Settings(root)).getMessage();
+        assertTrue(said.contains(message), said);
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', value = {
+        "window_ms | 0 | setting declaration.window_ms is 0",
+        "tasks | [] | setting declaration.tasks is []: allowed is 1 to 64 names",
+        "features | [{\"name\": \"x\", \"kind\": \"text\"}] | declaration.features.x.kind is \"text\": allowed are id, ids, number",
+        "features | [{\"name\": \"x\", \"kind\": \"id\", \"default\": -9223372036854775808}] | setting declaration.features.x.default is -9223372036854775808",
+        "features | [{\"name\": \"x\", \"kind\": \"ids\", \"default\": [\"a\"]}] | setting declaration.features.x.default is [\"a\"]",
+    })
+    void aWrongDeclarationToo(String name, String value, String message) throws Exception {
+        ObjectNode root = good();
+        ((ObjectNode) root.get("declaration")).set(name, Harness.JSON.readTree(value));
+        String said = assertThrows(IllegalArgumentException.class, () -> new Settings(root)).getMessage();
+        assertTrue(said.contains(message), said);
+    }
+
+    @Test
+    void theNewestCompletedCheckpointIsFoundAndTheRestRemoved(@TempDir Path root) throws Exception {
+        Folder folder = new Folder(root.toString());
+        folder.open();
+        assertTrue(folder.newestCheckpoint().isEmpty());
+        for (String done : new String[] {"one/chk-9", "two/chk-10"}) {
+            Files.createDirectories(folder.checkpoints().resolve(done));
+            Files.writeString(folder.checkpoints().resolve(done).resolve("_metadata"), "");
+        }
+        Files.createDirectories(folder.checkpoints().resolve("two/chk-11"));
+        Files.createDirectories(folder.checkpoints().resolve("three/shared"));
+        Path newest = folder.newestCheckpoint().orElseThrow();
+        assertEquals(folder.checkpoints().resolve("two/chk-10"), newest);
+        folder.keepOnly(newest);
+        assertEquals(1, Files.list(folder.checkpoints()).count());
+    }
+
+    @Test
+    void anothersStateIsRefused(@TempDir Path root) throws Exception {
+        Folder folder = new Folder(root.toString());
+        folder.open();
+        folder.claim("cluster A", false);
+        folder.claim("cluster A", true);
+        String said = assertThrows(IllegalArgumentException.class, () -> folder.claim("cluster B", true)).getMessage();
+        assertTrue(said.contains("holds the state of cluster A, this job is cluster B"), said);
+        folder.claim("cluster B", false);
+        folder.claim("cluster B", true);
+    }
+}
