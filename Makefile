@@ -1,0 +1,36 @@
+# The commands a person needs; `make` alone lists them.
+VENV ?= .venv
+PYTHON_IN := $(VENV)/bin/python
+CXX_FILES = $(wildcard training/cuckoo/*.h training/cuckoo/*.cc tests/training/cuckoo/*.h tests/training/cuckoo/*.cc)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: ## install and build everything that is missing (.venv, table op, Kafka, join)
+	@infra/setup.sh
+
+demo: setup ## replay real traffic through the whole platform, then a table and pictures (SOURCE=simulator needs no data)
+	@$(VENV)/bin/minutehand demo $(if $(SOURCE),--source '$(SOURCE)')
+
+test: setup ## run all tests: the join's cases, the fast ones, then those that start the real processes
+	@echo 'the cases of the join (Maven)'
+	@mvn -q -B -ntp -f streaming/join/pom.xml test
+	@$(PYTHON_IN) -m pytest tests -m 'not e2e'
+	@$(PYTHON_IN) -m pytest tests -m e2e
+
+check: setup ## lint: ruff, mypy, clang-format, and the lock
+	@infra/setup.sh lint
+	@$(PYTHON_IN) -m ruff check .
+	@$(PYTHON_IN) -m mypy
+	@clang-format --dry-run -Werror $(CXX_FILES)
+	@$(PYTHON_IN) -m infra.lock_guard uv.lock
+	@build/tools/bin/uv lock --check -q
+	@echo 'check: all clean'
+
+bench: setup ## run the benchmarks; each prints a table and writes its JSON
+	@for file in benchmarks/*.py; do echo "$$file"; $(PYTHON_IN) $$file || exit 1; done
+
+include training/cuckoo/build.mk
