@@ -130,6 +130,11 @@ class Scorer:
         self._stubs = [rpc.PredictionServiceStub(channel) for channel in self._channels]
         self._first = 0
 
+    @property
+    def replica(self) -> int:
+        """The place in `addresses` of the replica that answered last."""
+        return self._first
+
     def score(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], int]:
         """The probability of each task for each row of features, and the seq of the state that scored them.
 
@@ -148,7 +153,7 @@ class Scorer:
     def call(
         self, signature: str, arrays: Mapping[str, Any], only: int | None = None, timeout: float | None = None
     ) -> dict[str, NDArray[Any]]:
-        """A Predict call of any signature, as arrays. `only`: one attempt at this replica, so that a write is sent once.
+        """A Predict call of any signature. `only`: one attempt at this replica, so that a write is sent once.
 
         Raises PredictionFailed.
         """

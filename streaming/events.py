@@ -1,0 +1,236 @@
+"""Impressions, actions and heartbeats at the producer's edge: their schemas, the check, and what happens to a bad one.
+
+    with Publisher("127.0.0.1:9092", declaration) as publisher:
+        publisher.send("impressions", impression("i1", "r1", 7, 9, ts_ms, 0, features, scores, lineage, 12, ""))
+        publisher.send("actions", action("i1", "click", ts_ms + 900))
+        publisher.heartbeat(ts_ms + 1000)
+
+What does not fit its schema, and what is too large for the broker, goes to `<topic>.dead` with the reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from streaming.declaration import INT64_MAX, INT64_MIN, RESERVED_IDS, Declaration
+from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, MAX_MESSAGE_BYTES
+
+DEAD_BYTES = 64 * 1024
+_INT64 = {"type": "integer", "minimum": INT64_MIN, "maximum": INT64_MAX}
+_ID = _INT64 | {"not": {"enum": list(RESERVED_IDS)}}
+_TIME = {"type": "integer", "minimum": 0, "maximum": INT64_MAX}
+_TEXT = {"type": "string"}
+_KEY = {"type": "string", "minLength": 1, "maxBytes": 128}
+"""`maxBytes` is ours: JSON Schema counts characters, Kafka and Java count bytes of UTF-8."""
+
+
+def schemas(declaration: Declaration) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each topic. Unknown extra fields are allowed, absent features take their default."""
+    kinds: dict[str, Any] = {"id": _ID, "ids": {"type": "array", "items": _ID}, "number": {"type": "number"}}
+    probability = {"type": "number", "minimum": 0, "maximum": 1}
+    shown = {
+        "impression_id": _KEY,
+        "request_id": _TEXT,
+        "user_id": _ID,
+        "item_id": _ID,
+        "ts_ms": _TIME,
+        "position": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
+        "features": {"type": "object", "properties": {f.name: kinds[f.kind] for f in declaration.features}},
+        "scores": {"type": "object", "properties": dict.fromkeys(declaration.tasks, probability)},
+        "lineage": _TEXT,
+        "seq": _INT64,
+        "arm": _TEXT,
+    }
+    done = {
+        "impression_id": _KEY,
+        "action": {"type": "string", "enum": list(declaration.tasks)},
+        "ts_ms": _TIME,
+        "value": {"type": "number"},
+    }
+    needed = ["impression_id", "user_id", "item_id", "ts_ms", "features"]
+    return {
+        IMPRESSIONS: {"type": "object", "required": needed, "properties": shown},
+        ACTIONS: {"type": "object", "required": ["impression_id", "action", "ts_ms"], "properties": done},
+    }
+
+
+def problem(schema: Mapping[str, Any], value: Any, name: str = "message") -> str | None:
+    """What is wrong with a value, in words; None if it fits. The part of JSON Schema that `schemas` uses."""
+    kind = schema["type"]
+    fits = {
+        "object": isinstance(value, Mapping),
+        "array": isinstance(value, list),
+        "string": isinstance(value, str),
+        "integer": isinstance(value, int) and not isinstance(value, bool),
+        "number": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+    }[kind]
+    if not fits:
+        return f"{name} is {_short(value)}, allowed is {'a finite number' if kind == 'number' else kind}"
+    if "enum" in schema and value not in schema["enum"]:
+        return f"{name} is {_short(value)}, allowed are {', '.join(map(str, schema['enum']))}"
+    if value in schema.get("not", {}).get("enum", ()):
+        return f"{name} is {value}, a reserved id"
+    if "minimum" in schema and not schema["minimum"] <= value <= schema["maximum"]:
+        return f"{name} is {_short(value)}, allowed is {schema['minimum']} to {schema['maximum']}"
+    if kind == "string":
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            return f"{name} is {_short(value)}, which is not UTF-8"
+        if not schema.get("minLength", 0) <= size <= schema.get("maxBytes", math.inf):
+            return f"{name} has {size} bytes, allowed is {schema.get('minLength', 0)} to {schema['maxBytes']}"
+    if kind == "array":
+        return next(filter(None, (problem(schema["items"], v, f"{name}[{k}]") for k, v in enumerate(value))), None)
+    if kind == "object":
+        for key in schema.get("required", ()):
+            if key not in value:
+                return f"{name}: {key} is missing"
+        for key, inner in schema["properties"].items():
+            if key in value and (wrong := problem(inner, value[key], key)):
+                return wrong
+    return None
+
+
+def impression(
+    impression_id: str,
+    request_id: str,
+    user_id: int,
+    item_id: int,
+    ts_ms: int,
+    position: int,
+    features: Mapping[str, Any],
+    scores: Mapping[str, float],
+    lineage: str = "",
+    seq: int = -1,
+    arm: str = "",
+) -> dict[str, Any]:
+    """An impression: features and scores as served, and the state (lineage, seq) that scored it."""
+    return {
+        "impression_id": impression_id,
+        "request_id": request_id,
+        "user_id": user_id,
+        "item_id": item_id,
+        "ts_ms": ts_ms,
+        "position": position,
+        "features": dict(features),
+        "scores": dict(scores),
+        "lineage": lineage,
+        "seq": seq,
+        "arm": arm,
+    }
+
+
+def action(impression_id: str, action: str, ts_ms: int, value: float = 1.0) -> dict[str, Any]:
+    """What a user did with an impression."""
+    return {"impression_id": impression_id, "action": action, "ts_ms": ts_ms, "value": value}
+
+
+def dead(topic: str, message: bytes, reason: str, partition: int = -1, offset: int = -1) -> bytes:
+    """The dead-letter record of a message; partition and offset are -1 where it never reached the broker."""
+    record = {
+        "reason": reason,
+        "topic": topic,
+        "partition": partition,
+        "offset": offset,
+        "size": len(message),
+        "sha256": hashlib.sha256(message).hexdigest(),
+        "message": base64.b64encode(message[:DEAD_BYTES]).decode(),
+    }
+    return json.dumps(record).encode()
+
+
+class Stopped(RuntimeError):
+    """The producer was stopped before the broker had everything."""
+
+
+class Publisher:
+    """Writes events to Kafka in the order they are sent: idempotent, acknowledged by all, through a broker's restart.
+
+    `sent`, `refused` and `heartbeats` count records. An event that could not be written at all raises in `flush`.
+    """
+
+    def __init__(self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher") -> None:
+        from kafka import KafkaProducer  # type: ignore[import-untyped]
+
+        self._schemas = schemas(declaration)
+        self._producer = KafkaProducer(
+            bootstrap_servers=bootstrap,
+            client_id=client_id,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=5,
+            compression_type="lz4",
+            max_request_size=MAX_MESSAGE_BYTES + 2**16,
+            # Longer than any restart of the broker: an event that was taken is not given up.
+            delivery_timeout_ms=600_000,
+            reconnect_backoff_max_ms=500,
+        )
+        self._pending: list[Any] = []
+        self.stop = threading.Event()
+        """Set it to give up on a broker that does not come back: `flush` raises Stopped."""
+        self.sent = self.refused = self.heartbeats = 0
+
+    def send(self, topic: str, event: Mapping[str, Any]) -> bool:
+        """Sends one event, or its dead-letter record: False if it was refused."""
+        reason = problem(self._schemas[topic], event)
+        # ASCII output writes what is not UTF-8 as an escape, so that a refused event can be shown as it was.
+        message = json.dumps(event, separators=(",", ":")).encode()
+        if reason is None and len(message) > MAX_MESSAGE_BYTES:
+            reason = f"message has {len(message)} bytes, allowed is up to {MAX_MESSAGE_BYTES}"
+        if reason is not None:
+            self._pending.append(self._producer.send(DEAD[topic], value=dead(topic, message, reason)))
+            self.refused += 1
+            return False
+        self._pending.append(self._producer.send(topic, key=event["impression_id"].encode(), value=message))
+        self.sent += 1
+        return True
+
+    def heartbeat(self, ts_ms: int) -> None:
+        """Says in every partition of both topics that all events up to ts_ms were sent before."""
+        self.flush()
+        message = json.dumps({"heartbeat_ms": ts_ms}).encode()
+        for topic in (IMPRESSIONS, ACTIONS):
+            for partition in sorted(self._producer.partitions_for(topic)):
+                self._pending.append(self._producer.send(topic, value=message, partition=partition))
+                self.heartbeats += 1
+
+    def flush(self) -> None:
+        """Returns when the broker has all that was sent; raises what a send failed with, or Stopped."""
+        from kafka.errors import KafkaTimeoutError
+
+        while True:
+            stopped = self.stop.is_set()
+            try:
+                self._producer.flush(timeout=2)
+                break
+            except KafkaTimeoutError as e:
+                if stopped:
+                    raise Stopped(f"stopped while the broker was away: {len(self._pending)} events may be lost") from e
+        pending, self._pending = self._pending, []
+        for future in pending:
+            future.get(timeout=0)
+
+    def close(self) -> None:
+        self._producer.close(timeout=2)
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and not self.stop.is_set():
+            self.flush()
+        self.close()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
