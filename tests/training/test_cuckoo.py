@@ -323,6 +323,13 @@ def test_the_library_is_refused_when_missing_or_built_for_another_tensorflow(tmp
         library.check(other, tf.__version__)
 
 
+def test_without_tensorflow_the_build_says_what_to_do(tmp_path: Path) -> None:
+    command = ["make", "-f", "training/cuckoo/build.mk", f"VENV={tmp_path}", f"CUCKOO_BUILD={tmp_path}", "cuckoo"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode != 0
+    assert f"no TensorFlow in {tmp_path}: run make setup" in run.stderr
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", ["cuckoo-test", "cuckoo-sanitize"])
 def test_the_core_without_tensorflow(target: str) -> None:

@@ -5,6 +5,8 @@ CUCKOO := training/cuckoo
 CUCKOO_BUILD := build/cuckoo
 CUCKOO_SO := $(CUCKOO)/_cuckoo.so
 CUCKOO_TF = $(firstword $(wildcard $(VENV)/lib/python3*/site-packages/tensorflow))
+CUCKOO_TF_INFO = $(firstword $(foreach name,tensorflow tensorflow_cpu,$(wildcard $(dir $(CUCKOO_TF))$(name)-*.dist-info)))
+CUCKOO_TF_VERSION = $(lastword $(subst -, ,$(basename $(notdir $(CUCKOO_TF_INFO)))))
 CUCKOO_FLAGS := -std=c++20 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -I. -MMD -MP
 
 .PHONY: cuckoo cuckoo-test cuckoo-sanitize
@@ -13,11 +15,11 @@ cuckoo: $(CUCKOO_SO)
 # Touched only when the version of TensorFlow itself changes: another package in the lock is no reason to compile.
 $(CUCKOO_BUILD)/tensorflow.version: uv.lock
 	@mkdir -p $(@D)
-	@awk '/^name = "tensorflow(-cpu)?"$$/ {f = 1} f && /^version = / {gsub(/"/, "", $$3); print $$3; exit}' uv.lock > $@.new
+	@test -d "$(CUCKOO_TF)/include" || { echo "the table op: no TensorFlow in $(VENV): run make setup" >&2; exit 1; }
+	@echo $(CUCKOO_TF_VERSION) > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(CUCKOO_BUILD)/ops.o: $(CUCKOO)/ops.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
-	@test -d "$(CUCKOO_TF)/include" || { echo "cuckoo: no TensorFlow in $(VENV): run make setup" >&2; exit 1; }
 	@# -w: TensorFlow's own headers and macros warn by the hundred; the core is held to -Wall by its tests
 	@echo "compiling the table op against TensorFlow $$(cat $(CUCKOO_BUILD)/tensorflow.version) (about half a minute)"
 	@$(CXX) $(CUCKOO_FLAGS) -fPIC -fvisibility=hidden -w -isystem $(CUCKOO_TF)/include -D_GLIBCXX_USE_CXX11_ABI=1 \
