@@ -1,0 +1,46 @@
+"""Health and metrics of a process over HTTP: GET /healthz (200, or 503 with the reason) and GET /metrics."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+
+class Health:
+    """Answers on 127.0.0.1:`port` (0: nowhere) until closed. `reason` is why it is not ready; "" when it is."""
+
+    def __init__(self, port: int, registry: CollectorRegistry) -> None:
+        self.reason = "starting"
+        health = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path == "/healthz":
+                    reason = health.reason
+                    self._answer(503 if reason else 200, "text/plain", (reason or "ok").encode() + b"\n")
+                elif self.path == "/metrics":
+                    self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+                else:
+                    self._answer(404, "text/plain", b"known are /healthz and /metrics\n")
+
+            def _answer(self, code: int, kind: str, body: bytes) -> None:
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Each question is not worth a line."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler) if port else None
+        if self._server is not None:
+            self._server.daemon_threads = True
+            threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
