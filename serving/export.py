@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself at each start
 
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -111,7 +112,7 @@ def write(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="whose declaration the model has: kuairand, simulator, a module")
+    parser.add_argument("--source", required=True, help="whose declaration it has: kuairand, simulator, a module")
     parser.add_argument("--log", required=True, type=Path, help="the delta log's folder")
     parser.add_argument("--lineage", help="default: the one that is served")
     parser.add_argument("--seq", type=int, help="with the deltas up to this one (default: the newest base alone)")
@@ -119,8 +120,10 @@ def main() -> None:
     parser.add_argument("--to", required=True, type=Path, help="the model's folder; <to>/<version>/ is written")
     parser.add_argument("--model", default="ranker", help="the name it is served under (default: %(default)s)")
     parser.add_argument("--head-room", type=float, default=4.0,
-                        help="how many times its rows a table holds before it must grow (default: %(default)s)")  # fmt: skip
+                        help="times its rows a table holds before it must grow (default: %(default)s)")  # fmt: skip
     a = parser.parse_args()
+    for noisy in ("absl", "tensorflow"):  # a line for each renamed input of a captured table
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if a.head_room < 1:
         parser.error(f"--head-room is {a.head_room}, allowed is 1 or more")
@@ -133,7 +136,7 @@ def main() -> None:
     base = max((s for s in delta_log.seqs(lineage, "base") if a.seq is None or s <= a.seq), default=None)
     manifest, deltas = delta_log.chain(lineage, base)
     if manifest.declaration != declaration.sha256:
-        parser.error(f"--source {a.source} has another declaration than {manifest.folder}: it made that of {manifest.source}")
+        parser.error(f"--source {a.source} has another declaration than {manifest.folder}, made of {manifest.source}")
     deltas = [d for d in deltas if a.seq is not None and d.seq <= a.seq]
     path = write(declaration, Trained(declaration), state_at(manifest, deltas), a.to, frozen=a.frozen, model=a.model,
                  head_room=a.head_room)  # fmt: skip

@@ -12,6 +12,7 @@ otherwise a counter can move beside a write that fails. A refusal is an Assert w
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -56,12 +57,12 @@ class AssetPaths(tf.saved_model.experimental.TrackableResource):  # type: ignore
 
     def __init__(self, files: list[tf.saved_model.Asset]) -> None:
         super().__init__()
-        self._files = files
+        # Fixed once: the exporter copies this object, and all copies must mean one table.
+        self._files, self._shared_name = files, f"minutehand_paths_{uuid.uuid4().hex}"
+        _ = self.resource_handle  # made now: made lazily it would belong to the first function that is traced
 
     def _create_resource(self) -> tf.Tensor:
-        return tf.raw_ops.MutableHashTableV2(
-            key_dtype=tf.int64, value_dtype=tf.string, shared_name=f"minutehand_paths_{id(self)}"
-        )
+        return tf.raw_ops.MutableHashTableV2(key_dtype=tf.int64, value_dtype=tf.string, shared_name=self._shared_name)
 
     def _initialize(self) -> None:
         tf.raw_ops.LookupTableInsertV2(
@@ -127,7 +128,8 @@ class Served(tf.Module):  # type: ignore[misc]
         self, declaration: Declaration, ranker: Ranker, state: State, assets: Path | None, head_room: float = 4.0
     ) -> None:
         super().__init__()
-        self._declaration, self._ranker, self._lineage = declaration, ranker, state.lineage
+        # The function, not the ranker: its layers are not to be saved beside its weights.
+        self._declaration, self._logits, self._lineage = declaration, ranker.logits, state.lineage
         self.weights = dict(sorted(ranker.dense_weights().items()))
         self._dims = {name: declaration.row_dim for name in declaration.tables}
         self.tables: dict[str, Any] = {}
@@ -137,8 +139,9 @@ class Served(tf.Module):  # type: ignore[misc]
             size = buckets(len(keys), head_room)
             self.capacity[name] = int(size * MAX_LOAD)
             table = tf.lookup.experimental.DenseHashTable(
-                tf.int64, tf.float32, tf.zeros([declaration.row_dim]), EMPTY_KEY, DELETED_KEY, size, name=f"table_{name}"
-            )
+                tf.int64, tf.float32, tf.zeros([declaration.row_dim]), EMPTY_KEY, DELETED_KEY, size,
+                name=f"table_{name}",
+            )  # fmt: skip
             table.insert(tf.constant(keys, tf.int64), tf.constant(rows, tf.float32))
             self.tables[name] = table
         self.seq = tf.Variable(state.seq, dtype=tf.int64, trainable=False)
@@ -158,7 +161,7 @@ class Served(tf.Module):  # type: ignore[misc]
             pooled = self._pooled(inputs)
         n = tf.shape(inputs[self._declaration.features[0].name])[0]
         numbers = [inputs[f.name] for f in self._declaration.features if f.kind == "number"]
-        logits = self._ranker.logits(pooled, tf.stack(numbers, 1) if numbers else tf.zeros([n, 0]))
+        logits = self._logits(pooled, tf.stack(numbers, 1) if numbers else tf.zeros([n, 0]))
         scores = tf.unstack(tf.sigmoid(logits), len(self._declaration.tasks), axis=1)
         return dict(zip(self._declaration.tasks, scores, strict=True)) | {"seq": tf.fill([n], seq)}
 
@@ -203,7 +206,7 @@ class Served(tf.Module):  # type: ignore[misc]
     def _expected(self, x: Tensors, current: tf.Tensor) -> list[tuple[tf.Tensor, str]]:
         token = tf.strings.strip(self.paths.read(1))  # type: ignore[union-attr]
         return [
-            (tf.logical_and(tf.strings.length(token) > 0, x["token"] == token), "the write token is not this replica's"),
+            (tf.logical_and(tf.strings.length(token) > 0, x["token"] == token), "not this replica's write token"),
             (x["lineage"] == self._lineage, "another lineage is served here"),
             (x["seq"] == current + 1, "seq is not the served one + 1"),
         ]
@@ -222,9 +225,7 @@ class Served(tf.Module):  # type: ignore[misc]
         """Chunk `chunk` of `chunks` of delta `seq`."""
         current, chunk = self.seq.read_value(), x["chunk"]
         last = tf.equal(chunk + 1, x["chunks"])
-        changes = {
-            name: (x[f"{name}_removed"], x[f"{name}_keys"], x[f"{name}_rows"]) for name in self.tables
-        }
+        changes = {name: (x[f"{name}_removed"], x[f"{name}_keys"], x[f"{name}_rows"]) for name in self.tables}
         checks = self._expected(x, current)
         checks += [
             (tf.logical_and(chunk >= 0, chunk < x["chunks"]), "chunk is not one of chunks"),
@@ -258,7 +259,8 @@ class Served(tf.Module):  # type: ignore[misc]
     def apply_file(self) -> Tensors:
         """`assets/journal.bin` of this version: what the warm-up calls before the version is AVAILABLE."""
         words = tf.io.decode_raw(self.paths.read(0), tf.int64)  # type: ignore[union-attr]
-        head = journal_ops.header(words, self._lineage, self._dims, sum(w.shape.num_elements() for w in self.weights.values()))
+        floats = sum(w.shape.num_elements() for w in self.weights.values())
+        head = journal_ops.header(words, self._lineage, self._dims, floats)
         current = self.seq.read_value()
         with tf.control_dependencies(refuse_unless(head.checks)):
             stands = [
@@ -293,7 +295,8 @@ class Served(tf.Module):  # type: ignore[misc]
             }[f.kind]
             for f in d.features
         }  # fmt: skip
-        write = {n: tf.TensorSpec([], t, n) for n, t in (("lineage", tf.string), ("seq", tf.int64), ("token", tf.string))}
+        kinds = (("lineage", tf.string), ("seq", tf.int64), ("token", tf.string))
+        write = {n: tf.TensorSpec([], kind, n) for n, kind in kinds}
         rows = {n: tf.TensorSpec([], tf.int64, n) for n in ("chunk", "chunks", "learned_until_ms")}
         for t in d.tables:
             rows[f"{t}_keys"] = tf.TensorSpec([None], tf.int64, f"{t}_keys")
@@ -302,7 +305,7 @@ class Served(tf.Module):  # type: ignore[misc]
         dense = {input_name(n): tf.TensorSpec(w.shape, tf.float32, input_name(n)) for n, w in self.weights.items()}
         clash = (set(dense) & set(write)) | ({"seq"} & set(d.tasks))
         if clash or len(dense) != len(self.weights):
-            raise ValueError(f"declaration {d.name}: {sorted(clash) or sorted(dense)} are names of the write calls, too")
+            raise ValueError(f"declaration {d.name}: {sorted(clash) or sorted(dense)} are names of a call's own")
         calls: dict[str, tuple[Callable[..., Tensors], dict[str, tf.TensorSpec]]] = {
             "serving_default": (self.predict, features), "status": (self.status, {}), "digest": (self.digest, {}),
             "apply_dense": (self.apply_dense, write | dense), "apply_delta": (self.apply_delta, write | rows),

@@ -27,7 +27,7 @@ class JournalError(ValueError):
 
 
 class Changes(NamedTuple):
-    """Of one table: keys int64[n] with their rows float32[n, dim], and removed keys int64[m], none of which is in keys."""
+    """Of one table: keys int64[n], their rows float32[n, dim], and removed keys int64[m], none of them in keys."""
 
     keys: Int64s
     rows: Float32s

@@ -19,7 +19,7 @@ _BODY = journal.HEADER_WORDS + journal.LINEAGE_BYTES // 8
 
 
 class Header(NamedTuple):
-    """What stands before the keys: int64 scalars, the counts [tables, 2], and what must hold before the rest is read."""
+    """What stands before the keys: int64 scalars, counts [tables, 2], and what must hold before the rest is read."""
 
     start: tf.Tensor
     to: tf.Tensor
