@@ -186,6 +186,35 @@ def test_export_since_is_the_difference_of_two_dumps() -> None:
         assert dump(table, tick) == {}
 
 
+def test_deltas_cut_while_four_threads_write_add_up_to_the_table() -> None:
+    table, copy = (Table(2, initializer="zeros", slot_value=0.0) for _ in range(2))
+    done = threading.Event()
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        while not done.is_set():
+            keys = np.unique(rng.integers(0, 5000, 500))
+            table.lookup(keys)
+            table.apply_adagrad(keys, np.ones((len(keys), 2), np.float32), 0.1)
+
+    running = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in running:
+        thread.start()
+    committed = 0
+    try:
+        for _ in range(100):
+            tick = int(table.tick())
+            table.set_tick(tick + 1)
+            copy.import_rows(*table.export_since(committed))
+            committed = tick
+    finally:
+        done.set()
+        for thread in running:
+            thread.join()
+    copy.import_rows(*table.export_since(committed))
+    assert dump(copy) == dump(table) != {}
+
+
 def test_import_of_an_export_is_equal_bit_by_bit() -> None:
     table = Table(3, slots=2, name="t", expected_rows=100_000)
     special = np.float32([-0.0, np.inf, -np.inf, np.nan, 1e-45, 3.4e38])
