@@ -1,0 +1,276 @@
+"""`minutehand demo`: the whole loop on one source, with a live screen, and a report at the end.
+
+base from the days before -> platform up -> the last days replayed against the served and the frozen model -> report
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from infra.live import Screen, read_lines
+from infra.platform import Platform, PlatformError
+from infra.processes import die_with_parent
+from infra.settings import PROJECT, SettingError, Settings, duration, load
+from training.delta import Log
+
+AUTO = "auto"
+LEARNED_WITHIN_S = 180.0
+"""After the replay's end the loop has this long to learn and serve the rest, beside two more syncs."""
+
+
+def add_parser(commands: Any) -> None:
+    from infra.cli import settings_flags
+
+    p = commands.add_parser(
+        "demo",
+        parents=[settings_flags()],
+        help="the whole loop on a source, with a report",
+        description=(
+            "Empties var/demo, learns a base from the source's history, starts the platform, replays the rest against\n"
+            "the served and a frozen copy of the base, and reports both. In a terminal it then stays up until Ctrl-C."
+        ),
+        epilog="example: minutehand demo --source simulator --set sync_every=1s --wall 2m",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "--source",
+        default=AUTO,
+        help="kuairand, simulator, a module or a .py file; auto: KuaiRand if it is cached or can be fetched, else the"
+        " simulator (default: %(default)s)",
+    )
+    p.add_argument("--wall", default="7m", help="how long the replay takes if the loop keeps up (default: %(default)s)")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    console = Console()
+    settings = demo_settings(args)
+    wall_s = wall_of(args.wall)
+    with contextlib.ExitStack() as stack:
+        # A SIGTERM ends the demo the way Ctrl-C does: through the `with` blocks.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        source = args.source if args.source != AUTO else choose(console)
+        settings = settings.with_(source=source)
+        platform = stack.enter_context(Platform(settings))
+        began = time.monotonic()
+        prepare(platform, console)
+        with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
+            platform.start()
+        setup_s = time.monotonic() - began
+        console.print(f"platform up after {setup_s:.0f} s; logs in {shown(platform.folder / 'logs')}")
+        replay(platform, wall_s, console)
+        report = finish(
+            platform, {"wall_s": round(time.monotonic() - began - setup_s, 1), "setup_s": round(setup_s, 1)}
+        )
+        files = write(platform, report)
+        console.print(Markdown(files[0].read_text()) if console.is_terminal else files[0].read_text())
+        console.print("written: " + ", ".join(shown(f) for f in files), soft_wrap=True)
+        if console.is_terminal and sys.stdin.isatty():
+            goodbye(platform, console)
+    return 0 if report["pairs"]["lost"] == report["pairs"]["double"] == 0 and report["digests_equal"] else 1
+
+
+def demo_settings(args: argparse.Namespace) -> Settings:
+    return load(args.settings, [f"name={args.name or 'demo'}", *args.set])
+
+
+def wall_of(text: str) -> float:
+    kind = duration("1s")
+    try:
+        return float(kind.parse(text))
+    except ValueError:
+        raise SettingError(f"wall is {text!r}; allowed is {kind.allowed}") from None
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def choose(console: Console) -> str:
+    """KuaiRand where its data is at hand or can be fetched, else the simulator; says which."""
+    from streaming.download import NoConnection
+    from streaming.kuairand import fetch
+
+    try:
+        console.print(f"source: kuairand ({fetch()})", highlight=False)
+        return "kuairand"
+    except NoConnection as e:
+        console.print(f"source: simulator ({e})", highlight=False)
+        return "simulator"
+
+
+@contextlib.contextmanager
+def child(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A python module as a child that cannot outlive this process."""
+    process = subprocess.Popen([sys.executable, "-m", *words], preexec_fn=die_with_parent(signal.SIGKILL))
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait()
+
+
+def step(*words: str) -> None:
+    with child(*words) as process:
+        if code := process.wait():
+            raise PlatformError(f"`python -m {words[0]}` ended with exit code {code}: see above")
+
+
+def prepare(platform: Platform, console: Console) -> None:
+    """A new lineage in an emptied folder: the base from the source's history, and its frozen copy."""
+    platform.stop()
+    shutil.rmtree(platform.folder, ignore_errors=True)
+    settings, layout = platform.settings, platform.layout
+    layout.make(settings.replicas)
+    console.print("one batch pass over the days before makes the base")
+    step("training.batch", "--source", settings.source, "--log", str(layout.log))
+    lineage = Log(layout.log).serving()
+    assert lineage is not None  # the batch pass moved it
+    for i in range(settings.replicas):
+        to = str(layout.replica(i) / "frozen")
+        common = ("--source", settings.source, "--log", str(layout.log), "--lineage", lineage)
+        step("serving.export", *common, "--frozen", "--to", to)
+
+
+def replay(platform: Platform, wall_s: float, console: Console) -> None:
+    settings = platform.settings
+    serving = ",".join(platform.address(f"model-server-{i}") for i in range(settings.replicas))
+    send_log = platform.folder / "sent"
+    words = [
+        "streaming.replay",
+        "--source",
+        settings.source,
+        "--kafka",
+        platform.address("kafka"),
+        "--serving",
+        serving,
+    ]
+    words += ["--wall-s", f"{wall_s:g}", "--sync-every-ms", str(settings.sync_every_ms), "--out", str(send_log)]
+    screen = Screen(send_log, platform.layout.log, platform.layout.replica(0) / "sync.jsonl", console)
+    with child(*words) as process, screen:
+        while process.poll() is None:
+            if not platform.is_running():
+                raise PlatformError(f"the platform ended: see {platform.log('supervisor')}")
+            screen.show()
+            time.sleep(0.5)
+        if process.returncode:
+            raise PlatformError(f"the replay ended with exit code {process.returncode}: see above")
+    console.print("replayed; waiting until the last window is learned and served")
+    from streaming.source import load as load_source
+
+    end_ms: int = json.loads((send_log / "progress.json").read_text())["end_ms"]
+    until = end_ms - load_source(settings.source).declaration.max_disorder_ms - 1
+    platform.wait(lambda: caught_up(platform, until), LEARNED_WITHIN_S + 2 * settings.sync_every, "learned and served")
+
+
+def metrics(url: str) -> dict[str, float]:
+    """The values of a /metrics page, labels dropped; {} if it does not answer."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+            page = answer.read().decode()
+    except OSError:
+        return {}
+    return {s.name: s.value for family in text_string_to_metric_families(page) for s in family.samples}
+
+
+def caught_up(platform: Platform, until_ms: int) -> bool:
+    """Whether all that was known by `until_ms` (event time) is learned, committed, and served by every replica."""
+    trainer = metrics(platform.address("trainer"))
+    if trainer.get("minutehand_learned_until_ms", -1) < until_ms or trainer.get("minutehand_uncommitted_examples", 1):
+        return False
+    log = Log(platform.layout.log)
+    lineage = log.serving()
+    newest = max([0, *log.seqs(lineage, "delta")]) if lineage else 0
+    at = [metrics(platform.address(f"sync-{i}")) for i in range(platform.settings.replicas)]
+    return all(a.get("minutehand_seq", -1) >= newest for a in at)
+
+
+def commit() -> str:
+    """The project's commit, with + if the tree is changed; `unknown` outside a checkout."""
+    words = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def finish(platform: Platform, times: dict[str, float]) -> dict[str, Any]:
+    """The report of what the platform's folder and topics hold."""
+    from infra.report import Pairs, Sent, build, joined
+    from streaming.source import load as load_source
+
+    settings, log = platform.settings, Log(platform.layout.log)
+    lineage = log.serving()
+    assert lineage is not None
+    deltas = [m for m in log.manifests(lineage) if m.kind == "delta"]
+    declaration = load_source(settings.source).declaration
+    sent = Sent.read(platform.folder / "sent", declaration)
+    pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
+    where = deltas[-1].positions if deltas else {"topic": "examples", "offsets": {}}
+    found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
+    about = {"source": settings.source, "seed": 0, "commit": commit(), "sync_every_s": settings.sync_every, **times}
+    lines = [c for c in read_lines(platform.layout.replica(0) / "sync.jsonl") if c["lineage"] == lineage]
+    return build(sent, pairs, declaration, found, records, deltas, lines, about)
+
+
+def write(platform: Platform, report: dict[str, Any]) -> list[Path]:
+    """report.md, report.json and the pictures, in var/report/ beside the platform's own folder."""
+    from infra.pictures import auc_picture, freshness_picture
+    from infra.report import Pairs, Sent, markdown
+    from streaming.source import load as load_source
+
+    settings = platform.settings
+    folder = platform.folder.parent / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    declaration = load_source(settings.source).declaration
+    sent = Sent.read(platform.folder / "sent", declaration)
+    judged = declaration.tasks.index(declaration.judged)
+    labels = Pairs.of(sent, declaration, settings.pi, settings.salt).positive[:, judged].astype(int)
+    ok = sent.ok
+    (folder / "report.md").write_text(markdown(report))
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    freshness_picture(
+        read_lines(platform.layout.replica(0) / "sync.jsonl"), settings.sync_every, folder / "freshness.png"
+    )
+    auc_picture(
+        sent.wall_ms[ok],
+        labels[ok],
+        sent.served[ok, judged],
+        sent.frozen[ok, judged],
+        declaration.judged,
+        folder / "auc.png",
+    )
+    return [folder / name for name in ("report.md", "report.json", "freshness.png", "auc.png")]
+
+
+def goodbye(platform: Platform, console: Console) -> None:
+    """Where everything answers, and a curl line that does; returns at Ctrl-C."""
+    first = PROJECT / ".venv/bin/minutehand"
+    rest = platform.address("model-server-0-rest")
+    console.print(f"\nThe platform stays up until Ctrl-C ({shown(first)} status --name {platform.settings.name}):")
+    for name in ("mlflow", "join", "model-server-0", "model-server-0-rest", "trainer", "sync-0"):
+        with contextlib.suppress(PlatformError):
+            console.print(f"  {name:20} {platform.address(name)}", highlight=False)
+    console.print(f"  curl -s {rest}/v1/models/ranker", highlight=False, soft_wrap=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
+    console.print("ending everything")

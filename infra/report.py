@@ -1,0 +1,259 @@
+"""What a replay showed: one table, one report.json, two pictures, from files and the `examples` topic alone.
+
+Inputs are the replay's own send log (what was shown, when, with which scores, and what came of it), the delta log's
+manifests, the sync's `sync.jsonl`, and the join's output in Kafka. Nothing here is estimated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+
+from streaming.declaration import Declaration
+from streaming.hashing import draw, learned_sum
+from training.delta import Manifest
+
+Array = NDArray[Any]
+RESAMPLES = 300
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The send log as columns, one row an impression; a failed prediction has NaN scores, an absent outcome is -1."""
+
+    impression_id: list[str]
+    user_id: Array
+    ts_ms: Array
+    wall_ms: Array
+    predict_ms: Array
+    ok: Array
+    outcome_ms: Array  # int64[n, tasks]
+    served: Array  # float64[n, tasks]
+    frozen: Array  # float64[n, tasks]
+
+    @classmethod
+    def read(cls, folder: Path, declaration: Declaration) -> Sent:
+        parts = sorted(folder.glob("impressions-*.parquet"))
+        if not parts:
+            raise FileNotFoundError(f"no impressions-*.parquet in {folder}: the replay sent nothing")
+        table = pa.concat_tables([pq.read_table(p) for p in parts])
+
+        def stack(prefix: str, fill: float, dtype: type) -> Array:
+            columns = [
+                np.asarray(table[f"{prefix}_{t}"].fill_null(fill).to_numpy(zero_copy_only=False), dtype)
+                for t in declaration.tasks
+            ]
+            return np.stack(columns, axis=1)
+
+        def plain(name: str) -> Array:
+            return np.asarray(table[name].to_numpy(zero_copy_only=False))
+
+        return cls(
+            table["impression_id"].to_pylist(),
+            *(plain(c) for c in ("user_id", "ts_ms", "wall_ms", "predict_ms", "ok")),
+            stack("outcome", -1, np.int64),
+            stack("served", float("nan"), np.float64),
+            stack("frozen", float("nan"), np.float64),
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the offline join expects of a send log whose events went out in order (docs/example.md)."""
+
+    positive: Array  # bool[n, tasks]
+    late: Array
+    negative: Array
+    sampled_out: Array
+
+    @classmethod
+    def of(cls, sent: Sent, declaration: Declaration, pi: float, salt: str) -> Pairs:
+        happened = sent.outcome_ms >= 0
+        positive = happened & (sent.outcome_ms <= sent.ts_ms[:, None] + declaration.window_ms)
+        kept = (draw(sent.impression_id, salt) < pi)[:, None]
+        return cls(positive, happened & ~positive, ~positive & kept, ~positive & ~kept)
+
+    def keys(self, sent: Sent) -> Counter[tuple[str, int, int]]:
+        expected: Counter[tuple[str, int, int]] = Counter()
+        for label, which in ((1, self.positive), (0, self.negative)):
+            for row, task in zip(*np.nonzero(which), strict=True):
+                expected[sent.impression_id[row], int(task), label] += 1
+        return expected
+
+    def learned(self, sent: Sent) -> tuple[int, int]:
+        """Count and sum that the newest manifest must hold once everything is learned."""
+        total = 0
+        for label, which in ((1, self.positive), (0, self.negative)):
+            rows, tasks = np.nonzero(which)
+            total += learned_sum([sent.impression_id[r] for r in rows], tasks, np.full(len(rows), label))
+        return int(self.positive.sum() + self.negative.sum()), total % 2**64
+
+
+def joined(bootstrap: str, topic: str, offsets: dict[str, int]) -> tuple[Counter[tuple[str, int, int]], int]:
+    """The pairs of `topic` below `offsets` (read_committed), and the number of records they came in."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, isolation_level="read_committed", enable_auto_commit=False)
+    found: Counter[tuple[str, int, int]] = Counter()
+    records = 0
+    try:
+        ends = {TopicPartition(topic, int(p)): end for p, end in offsets.items()}
+        consumer.assign(list(ends))
+        consumer.seek_to_beginning(*ends)
+        while any(consumer.position(p) < end for p, end in ends.items()):
+            for partition, messages in consumer.poll(timeout_ms=500, max_records=5000).items():
+                for message in messages:
+                    if message.offset >= ends[partition]:
+                        continue
+                    record = json.loads(message.value)
+                    if "heartbeat_ms" in record:
+                        continue
+                    records += 1
+                    for task, weight in enumerate(record["weights"]):
+                        if weight > 0:
+                            found[record["impression_id"], task, int(record["labels"][task])] += 1
+    finally:
+        consumer.close()
+    return found, records
+
+
+def weighted_percentiles(histogram: dict[float, int], at: tuple[int, ...]) -> dict[str, float | None]:
+    """Percentiles of value -> count; None of an empty one."""
+    values = np.array(sorted(histogram), float)
+    if not len(values):
+        return {f"p{p}": None for p in at}
+    below = np.cumsum([histogram[v] for v in values])
+    picks = [values[np.searchsorted(below, p / 100 * below[-1])] for p in at]
+    return {f"p{p}": round(float(v), 3) for p, v in zip(at, picks, strict=True)}
+
+
+def freshness(confirmed: list[dict[str, Any]], kind: str) -> dict[float, int]:
+    """Seconds from an event's Kafka timestamp to its delta's confirmation -> how many events (docs/delta.md)."""
+    histogram: Counter[float] = Counter()
+    for line in confirmed:
+        for written, count in line["written_ms"][kind].items():
+            histogram[(line["confirmed_ms"] - int(written)) / 1000] += count
+    return dict(histogram)
+
+
+def compared(labels: Array, served: Array, frozen: Array, users: Array, seed: int) -> dict[str, float | None]:
+    """AUC of both scores, and a 95 % bootstrap interval of their difference, resampled by user, paired."""
+    if len(labels) == 0 or labels.min() == labels.max():
+        return {"served": None, "frozen": None, "difference": None, "low": None, "high": None}
+    rng = np.random.default_rng(seed)
+    _, user = np.unique(users, return_inverse=True)
+    count = int(user.max()) + 1
+    differences = []
+    for _ in range(RESAMPLES):
+        weight = np.bincount(rng.integers(0, count, count), minlength=count)[user]
+        if weight[labels == 1].sum() and weight[labels == 0].sum():
+            pair = [roc_auc_score(labels, s, sample_weight=weight) for s in (served, frozen)]
+            differences.append(pair[0] - pair[1])
+    auc = [float(roc_auc_score(labels, s)) for s in (served, frozen)]
+    low, high = np.percentile(differences, [2.5, 97.5])
+    figures = {"served": auc[0], "frozen": auc[1], "difference": auc[0] - auc[1], "low": low, "high": high}
+    return {k: round(float(v), 4) for k, v in figures.items()}
+
+
+def build(
+    sent: Sent,
+    pairs: Pairs,
+    declaration: Declaration,
+    found: Counter[tuple[str, int, int]],
+    records: int,
+    manifests: list[Manifest],
+    confirmed: list[dict[str, Any]],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The report as plain data. `manifests` are the lineage's deltas, `confirmed` one replica's sync.jsonl."""
+    expected = pairs.keys(sent)
+    learned = manifests[-1].learned if manifests else {"count": 0, "sum": "0"}
+    count, total = pairs.learned(sent)
+    unlearned = found.total() - learned["count"]
+    judged = declaration.tasks.index(declaration.judged)
+    later = (sent.ts_ms >= sent.ts_ms.min() + 2 * declaration.window_ms) & sent.ok
+    labels = pairs.positive[later, judged].astype(int)
+    served, frozen = sent.served[later, judged], sent.frozen[later, judged]
+    rows = [sum(t.rows for t in m.tables.values()) for m in manifests]
+    size = [m.bytes for m in manifests]
+    rare = []
+    for task, name in enumerate(declaration.tasks):
+        y = pairs.positive[later, task].astype(int)
+        both = [None, None]
+        if 0 < y.sum() < len(y):
+            both = [round(float(roc_auc_score(y, s[later, task])), 4) for s in (sent.served, sent.frozen)]
+        rare.append({"task": name, "positives": int(y.sum()), "served": both[0], "frozen": both[1]})
+    return {
+        **about,
+        "events": int(len(sent.ts_ms) + (sent.outcome_ms >= 0).sum()),
+        "records": records,
+        "pairs": {
+            "offered": int(pairs.positive.size),
+            "learned_pos": sum(n for (_, _, label), n in found.items() if label == 1),
+            "learned_neg": sum(n for (_, _, label), n in found.items() if label == 0),
+            "sampled_out": int(pairs.sampled_out.sum()),
+            "late": int(pairs.late.sum()),
+            "lost": (expected - found).total() + max(unlearned, 0),
+            "double": (found - expected).total() + max(-unlearned, 0),
+        },
+        "learned_equal": (learned["count"], int(learned["sum"])) == (count, total),
+        "deltas": len(manifests),
+        "rows_per_delta": round(float(np.mean(rows)), 1) if rows else 0,
+        "bytes_per_delta": round(float(np.mean(size)), 1) if size else 0,
+        "freshness_s": weighted_percentiles(freshness(confirmed, "positive"), (50, 95, 99)),
+        "freshness_negative_s": weighted_percentiles(freshness(confirmed, "negative"), (50, 95, 99)),
+        "predictions": int(len(sent.ok)),
+        "failed_predictions": int((~sent.ok).sum()),
+        "predict_ms": {f"p{p}": round(float(np.percentile(sent.predict_ms[sent.ok], p)), 2) for p in (50, 99)},
+        "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
+        "calibration": round(float(served.mean() / labels.mean()), 4) if labels.sum() else None,
+        "tasks": rare,
+        "digests_equal": bool(confirmed) and all(line["digests_equal"] for line in confirmed),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people: report.md, and the table at the end of a demo."""
+    pairs, auc, age = report["pairs"], report["auc"], report["freshness_s"]
+
+    def shown(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    rows = [
+        ("source, commit, seed", f"{report['source']}, {report['commit']}, {report['seed']}"),
+        (
+            "sync_every, wall, set-up",
+            f"{report['sync_every_s']:g} s, {report['wall_s']:.0f} s, {report['setup_s']:.0f} s",
+        ),
+        ("events in, examples out", f"{report['events']}, {report['records']}"),
+        ("pairs offered", f"{pairs['offered']}"),
+        ("... learned positive, negative", f"{pairs['learned_pos']}, {pairs['learned_neg']}"),
+        ("... sampled out, late", f"{pairs['sampled_out']}, {pairs['late']}"),
+        ("... lost, double", f"{pairs['lost']}, {pairs['double']}"),
+        (
+            "deltas; rows, kB a delta",
+            f"{report['deltas']}; {report['rows_per_delta']:.0f}, {report['bytes_per_delta'] / 1000:.0f}",
+        ),
+        ("freshness p50, p95, p99 (s)", ", ".join(shown(age[p], 2) for p in ("p50", "p95", "p99"))),
+        ("predictions, failed", f"{report['predictions']}, {report['failed_predictions']}"),
+        ("predict p50, p99 (ms)", f"{report['predict_ms']['p50']:.1f}, {report['predict_ms']['p99']:.1f}"),
+        (f"AUC of {auc['task']}: served, frozen", f"{shown(auc['served'])}, {shown(auc['frozen'])}"),
+        ("... difference (95 % by user)", f"{shown(auc['difference'])} ({shown(auc['low'])} to {shown(auc['high'])})"),
+        ("calibration (mean score / rate)", shown(report["calibration"], 3)),
+        ("served digest == trained digest", "yes" if report["digests_equal"] else "NO"),
+    ]
+    lines = ["| what | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines += ["| task | positives | AUC served | AUC frozen |", "|---|---|---|---|"]
+    lines += [
+        f"| {t['task']} | {t['positives']} | {shown(t['served'])} | {shown(t['frozen'])} |" for t in report["tasks"]
+    ]
+    return "\n".join(lines) + "\n"
