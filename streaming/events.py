@@ -203,7 +203,7 @@ class Publisher:
 
     def flush(self) -> None:
         """Returns when the broker has all that was sent; raises what a send failed with, or Stopped."""
-        from kafka.errors import KafkaTimeoutError
+        from kafka.errors import KafkaTimeoutError  # type: ignore[import-untyped]
 
         while True:
             stopped = self.stop.is_set()

@@ -1,0 +1,295 @@
+"""KuaiRand-Pure: a month of exposures of a real short-video app, with eight kinds of feedback.
+
+Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos", CIKM 2022,
+https://kuairand.com, CC BY-SA 4.0. The live part is the last two days of the standard feed, the history the `days`
+before them (China time). The files are taken from MINUTEHAND_DATA, else from the cache, else downloaded.
+
+Features are causal: counts are of what was known when the video was shown. A label is known at
+time_ms + play_time_ms, when the person leaves the video; the monthly statistics of the archive are not used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute as pc  # type: ignore[import-untyped]
+import pyarrow.csv as pv  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from streaming.declaration import Declaration, Feature
+from streaming.download import Archive, fetch
+from streaming.hashing import fnv1a64
+from streaming.source import Exposure
+
+ARCHIVE = Archive(
+    name="kuairand-pure",
+    url="https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz",
+    md5="0820331067a3784d9691136f772b35a7",
+    members=(
+        "log_standard_4_08_to_4_21_pure.csv",
+        "log_standard_4_22_to_5_08_pure.csv",
+        "user_features_pure.csv",
+        "video_features_basic_pure.csv",
+    ),
+    licence="CC BY-SA 4.0",
+    citation='Gao et al., "KuaiRand", CIKM 2022, https://kuairand.com',
+)
+_DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
+_CHINA_MS = 8 * _HOUR_MS
+LIVE_DAYS = 2
+
+_TASKS = {
+    "click": "is_click",
+    "like": "is_like",
+    "follow": "is_follow",
+    "comment": "is_comment",
+    "forward": "is_forward",
+    "long_view": "long_view",
+    "profile_enter": "is_profile_enter",
+    "hate": "is_hate",
+}
+_PROFILE_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+_PROFILE_CODES = tuple(f"onehot_feat{k}" for k in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
+
+declaration = Declaration(
+    name="kuairand",
+    features=(
+        Feature("user", "id"),
+        Feature("video", "id"),
+        Feature("author", "id"),
+        Feature("music", "id"),
+        Feature("tags", "ids"),
+        Feature("profile", "ids"),
+        Feature("tab", "id"),
+        Feature("upload_type", "id"),
+        Feature("hour", "id"),
+        Feature("length", "id"),
+        Feature("duration", "number"),
+        Feature("age", "number"),
+        Feature("user_shown", "number"),
+        Feature("user_rate", "number"),
+        Feature("user_tab_rate", "number"),
+        Feature("video_shown", "number"),
+        Feature("video_rate", "number"),
+        Feature("gap", "number"),
+    ),
+    tasks=tuple(_TASKS),
+    judged="click",
+    window_ms=20 * 60_000,
+)
+
+
+class KuaiRand:
+    """The data set in a folder (None: found, or downloaded, when the first event is asked for)."""
+
+    declaration = declaration
+
+    def __init__(self, days: int, folder: Path | None = None) -> None:
+        self.days, self.folder = days, folder
+
+    def history(self) -> Iterator[Exposure]:
+        shown = self._columns()
+        yield from _exposures(shown, np.flatnonzero(shown["ts_ms"] < shown["live_ms"]))
+
+    def live(self) -> Iterator[Exposure]:
+        shown = self._columns()
+        yield from _exposures(shown, np.flatnonzero(shown["ts_ms"] >= shown["live_ms"]))
+
+    def _columns(self) -> dict[str, Any]:
+        files = find(self.folder or folder())
+        log, users, videos = (_read(paths, names) for paths, names in zip(files, _NEEDED, strict=True))
+        return columns(log, users, videos, self.days)
+
+
+def configure(days: int = 12) -> KuaiRand:
+    """The last two days live, the `days` before them as history (the official archive has 29)."""
+    if days < 1:
+        raise ValueError(f"kuairand: days is {days}, allowed is >= 1")
+    return KuaiRand(days)
+
+
+def folder() -> Path:
+    """Where the files are: MINUTEHAND_DATA if it is set, else the cache, after a download if need be."""
+    given = os.environ.get("MINUTEHAND_DATA")
+    return Path(given) if given else fetch(ARCHIVE)
+
+
+_LOG = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab", *_TASKS.values())
+_USERS = ("user_id", "user_active_degree", *_PROFILE_COUNTS, *_PROFILE_CODES)
+_VIDEOS = ("video_id", "author_id", "upload_dt", "upload_type", "music_id", "tag")
+_NEEDED = (_LOG, _USERS, _VIDEOS)
+_NAMES = ("log_standard_*_pure", "user_features_pure", "video_features_basic_pure")
+
+
+def find(root: Path) -> list[list[Path]]:
+    """The files of the log, the users and the videos under a folder; the log may be in several parts.
+
+    Raises FileNotFoundError that names what is missing.
+    """
+    places = [root, root / "kuairand-pure", root / "KuaiRand-Pure" / "data", root / "data"]
+    for place in places:
+        found = []
+        for name in _NAMES:
+            # One form of a file only: the same rows would count twice.
+            forms = (sorted(place.glob(name + form)) for form in (".parquet", ".csv", ".csv.gz"))
+            found.append(next(filter(None, forms), []))
+        if all(found):
+            return found
+        if any(found):
+            missing = [name for name, paths in zip(_NAMES, found, strict=True) if not paths]
+            raise FileNotFoundError(f"{place}: missing is {', '.join(missing)} (.parquet, .csv or .csv.gz)")
+    raise FileNotFoundError(f"MINUTEHAND_DATA is {str(root)!r}: neither it nor its kuairand-pure/ holds {_NAMES[0]}")
+
+
+def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict[str, Any]:
+    """One array (or list) a column, in event order, from `days` before the live part on."""
+    order = np.argsort(_int(log, "time_ms"), kind="stable")
+    ts_ms = _int(log, "time_ms")[order]
+    live_ms = int((ts_ms[-1] + _CHINA_MS) // _DAY_MS - LIVE_DAYS + 1) * _DAY_MS - _CHINA_MS
+    order = order[ts_ms >= live_ms - days * _DAY_MS]
+    log = log.take(pa.array(order))
+    ts_ms, left_ms = _int(log, "time_ms"), _int(log, "time_ms") + np.maximum(0, _int(log, "play_time_ms"))
+    user, video, tab = _int(log, "user_id"), _int(log, "video_id"), _int(log, "tab")
+    clicked = _int(log, "is_click") > 0
+    user_row, video_row = _rows(user, users, "user_id"), _rows(video, videos, "video_id")
+    profiles, tags = _profiles(users), _tags(videos)
+    seconds = np.maximum(0, _int(log, "duration_ms")) / 1000
+    dates = pc.cast(videos["upload_dt"], pa.date32()).cast(pa.int32())
+    uploaded = np.append(pc.fill_null(dates, 0).to_numpy(), 0)
+    types = np.append(fnv1a64(pc.fill_null(videos["upload_type"].cast(pa.string()), "")).view(np.int64), 0)
+    age_days = (ts_ms + _CHINA_MS) / _DAY_MS - uploaded[video_row]
+    user_shown, user_rate = _known(user, ts_ms, left_ms, clicked)
+    _, user_tab_rate = _known(user * 64 + tab, ts_ms, left_ms, clicked)
+    video_shown, video_rate = _known(video, ts_ms, left_ms, clicked)
+    return {
+        "live_ms": live_ms,
+        "ts_ms": ts_ms,
+        "left_ms": left_ms,
+        "labels": np.stack([_int(log, column) > 0 for column in _TASKS.values()], 1),
+        "user": user,
+        "video": video,
+        "author": np.append(_int(videos, "author_id"), 0)[video_row],
+        "music": np.append(_int(videos, "music_id"), 0)[video_row],
+        "tags": [tags[k] for k in video_row],
+        "profile": [profiles[k] for k in user_row],
+        "tab": tab,
+        "upload_type": types[video_row],
+        "hour": (ts_ms + _CHINA_MS) % _DAY_MS // _HOUR_MS,
+        "length": np.round(4 * np.log2(1 + seconds)).astype(np.int64),
+        "duration": np.log1p(seconds) / 2 - 1.5,
+        "age": np.log1p(np.maximum(0, age_days)) - 2.5,
+        "user_shown": np.log1p(user_shown) / 2 - 1,
+        "user_rate": user_rate,
+        "user_tab_rate": user_tab_rate,
+        "video_shown": np.log1p(video_shown) / 2 - 1.5,
+        "video_rate": video_rate,
+        "gap": _gap(user, ts_ms),
+    }
+
+
+def _exposures(shown: dict[str, Any], rows: NDArray[np.int64]) -> Iterator[Exposure]:
+    names = [f.name for f in declaration.features]
+    values = [_plain(shown[name], rows) for name in names]
+    keys = zip(
+        rows.tolist(), *(shown[name][rows].tolist() for name in ("ts_ms", "left_ms", "labels", "user", "video")),
+        strict=True,
+    )  # fmt: skip
+    tasks = declaration.tasks
+    for (row, ts_ms, left_ms, labels, user, video), features in zip(keys, zip(*values, strict=True), strict=True):
+        outcomes = {task: left_ms for task, label in zip(tasks, labels, strict=True) if label}
+        # The log repeats (user, video, time) here and there: the number of the row in event order is the key.
+        named = dict(zip(names, features, strict=True))
+        yield Exposure(f"k{ts_ms}-{row}", user, video, ts_ms, named, outcomes)
+
+
+def _plain(column: Any, rows: NDArray[np.int64]) -> list[Any]:
+    if isinstance(column, list):
+        return [column[k] for k in rows]
+    picked = column[rows]
+    return list(np.round(picked, 4).tolist() if picked.dtype.kind == "f" else picked.tolist())
+
+
+def _known(
+    key: NDArray[np.int64], ts_ms: NDArray[np.int64], left_ms: NDArray[np.int64], clicked: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each row: how many exposures of its key had ended before it, and their click rate as smoothed log-odds."""
+    ended = _before(key, left_ms, key, ts_ms)
+    clicks = _before(key[clicked], left_ms[clicked], key, ts_ms)
+    return ended, np.log((clicks + 1.0) / (ended - clicks + 1.3))
+
+
+def _before(
+    key: NDArray[np.int64], at_ms: NDArray[np.int64], asked: NDArray[np.int64], ts_ms: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each (asked key, ts): the events of that key with at < ts. One sort, and two binary searches a row."""
+    times = np.concatenate([at_ms, ts_ms])
+    first = times.min()
+    span = int(times.max() - first) + 1
+    _, codes = np.unique(np.concatenate([key, asked]), return_inverse=True)
+    events = np.sort(codes[: len(key)] * span + (at_ms - first))
+    base = codes[len(key) :] * span
+    found: NDArray[np.int64] = np.searchsorted(events, base + (ts_ms - first)) - np.searchsorted(events, base)
+    return found
+
+
+def _gap(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log of the seconds since the user's exposure before; the first one counts as a day."""
+    order = np.lexsort((ts_ms, user))
+    since = np.full(len(user), _DAY_MS, np.int64)
+    same = user[order][1:] == user[order][:-1]
+    since[order[1:][same]] = np.diff(ts_ms[order])[same]
+    return np.log1p(np.minimum(since, _DAY_MS) / 1000) / 3 - 1.5
+
+
+def _profiles(users: pa.Table) -> list[list[int]]:
+    """The ids of each user's profile: one a column, of the column's number and its value, and one empty list more."""
+    degree = fnv1a64(users["user_active_degree"].cast(pa.string()).fill_null("")) >> np.uint64(2)
+    ids = [degree.astype(np.int64)]
+    for place, name in enumerate(_PROFILE_COUNTS, 1):
+        ids.append(10_000 * place + np.log2(1 + np.maximum(0, _int(users, name))).astype(np.int64))
+    for place, name in enumerate(_PROFILE_CODES, 1 + len(_PROFILE_COUNTS)):
+        ids.append(10_000 * place + _int(users, name))
+    return [*np.stack(ids, 1).tolist(), []]
+
+
+def _tags(videos: pa.Table) -> list[list[int]]:
+    texts = videos["tag"].cast(pa.string()).fill_null("").to_pylist()
+    return [*([int(tag) for tag in text.split(",") if tag.strip().isdigit()] for text in texts), []]
+
+
+def _rows(ids: NDArray[np.int64], table: pa.Table, key: str) -> NDArray[np.int64]:
+    """The place of each id in a table's key column; -1, the last place of what is looked up there, if it has none."""
+    keys = _int(table, key)
+    order = np.argsort(keys)
+    place = np.searchsorted(keys[order], ids)
+    found = order[np.minimum(place, len(keys) - 1)]
+    return np.where(keys[found] == ids, found, -1)
+
+
+def _int(table: pa.Table, name: str) -> NDArray[np.int64]:
+    column = table[name]
+    return np.asarray(pc.fill_null(column, 0).to_numpy()).astype(np.int64)
+
+
+def _read(paths: Sequence[Path], needed: Sequence[str]) -> pa.Table:
+    tables = []
+    for path in paths:
+        try:
+            read = pq.read_table if path.suffix == ".parquet" else pv.read_csv
+            table = read(path)
+        except (pa.ArrowException, OSError) as e:
+            raise ValueError(f"{path}: cannot be read ({e})") from e
+        missing = [name for name in needed if name not in table.column_names]
+        if missing:
+            raise ValueError(f"{path}: has no column {', '.join(missing)}")
+        tables.append(table.select(list(needed)))
+    table = pa.concat_tables(tables, promote_options="permissive")
+    if table.num_rows == 0:
+        raise ValueError(f"{paths[0]}: has no row")
+    return table
