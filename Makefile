@@ -12,8 +12,8 @@ help: ## list these commands
 setup: ## install and build everything that is missing (.venv, table op, Kafka, join)
 	@infra/setup.sh
 
-demo: setup ## replay real traffic through the whole platform, then a table and pictures (SOURCE=simulator needs no data)
-	@$(VENV)/bin/minutehand demo $(if $(SOURCE),--source '$(SOURCE)')
+demo: setup ## replay real traffic through the whole platform, then a report (SOURCE=simulator SYNC_EVERY=1s WALL=2m)
+	@$(VENV)/bin/minutehand demo $(if $(SOURCE),--source '$(SOURCE)') $(if $(SYNC_EVERY),--set sync_every=$(SYNC_EVERY)) $(if $(WALL),--wall $(WALL))
 
 test: setup ## run all tests: the join's cases, the fast ones, then those that start the real processes
 	@echo 'the cases of the join (Maven)'

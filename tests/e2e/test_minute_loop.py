@@ -1,0 +1,206 @@
+"""The whole loop, every process real, two replicas: each part is killed once while traffic flows, and nothing is lost.
+
+Across processes only equalities and orders are asserted; every wait is for a state.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import oracle
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from kafka import KafkaProducer
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from infra.demo import caught_up, prepare
+from infra.platform import Platform
+from infra.report import joined
+from infra.settings import PORTS, load
+from streaming.client import Scorer
+from streaming.source import load as load_source
+from training.delta import Log
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+SOURCE = "simulator?seed=11&minutes=10&history_minutes=10&rate=12&drift=8&viewers=400&clips=150&new_clips=10"
+SPEED = 8.0
+KILLS = ("trainer", "sync-1", "join", "model-server-0")
+PI = 0.5
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    settings = load(None, [f"{port}=0" for port in PORTS], {}).with_(
+        name="e2e",
+        var=str(tmp_path_factory.mktemp("var")),
+        source=SOURCE,
+        sync_every="1s",
+        pi=PI,
+        replicas=2,
+        mlflow=True,
+    )
+    with Platform(settings) as running:
+        prepare(running, Console())
+        running.start()
+        yield running
+
+
+def until(reached: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
+    end = time.monotonic() + timeout_s
+    while not reached():
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
+        time.sleep(0.1)
+
+
+def clock_ms(sent: Path) -> int:
+    try:
+        return int(json.loads((sent / "progress.json").read_text())["clock_ms"])
+    except FileNotFoundError:
+        return 0
+
+
+def replay_in_stages(platform: Platform) -> None:
+    """Replays all of `live`; in the middle of each stage one part dies, at its end all that was known is served."""
+    source, sent = load_source(SOURCE), platform.folder / "sent"
+    stamps = [e.ts_ms for e in source.live()]
+    stages = np.linspace(stamps[0], stamps[-1], len(KILLS) + 2).astype(int)[1:-1]
+    stage_file = platform.folder / "stage"
+    stage_file.write_text("0")
+    serving = ",".join(platform.address(f"model-server-{i}") for i in range(2))
+    words = ["--source", SOURCE, "--kafka", platform.address("kafka"), "--serving", serving, "--out", str(sent)]
+    words += ["--speed", str(SPEED), "--sync-every-ms", "1000", "--stage-file", str(stage_file)]
+    replay = subprocess.Popen([sys.executable, "-m", "streaming.replay", *words])
+    try:
+        before = stamps[0]
+        for name, stage in zip(KILLS, stages, strict=True):
+            stage_file.write_text(str(stage))
+            middle, before = (before + stage) / 2, stage
+            until(lambda at=middle: clock_ms(sent) >= at or replay.poll() is not None, f"{name}: the stage's middle")
+            restarts = platform.restarts(name)
+            platform.kill(name)
+            until(lambda at=stage: clock_ms(sent) >= at or replay.poll() is not None, f"{name}: the stage's end")
+            assert replay.poll() is None, "the replay ended early"
+            known = stage - source.declaration.max_disorder_ms - 1
+            until(lambda at=known: caught_up(platform, at), f"learned and served past the death of {name}")
+            until(lambda who=name, n=restarts: platform.restarts(who) > n and platform.ready(who), f"{name} again")
+        stage_file.write_text("end")
+        assert replay.wait(300) == 0
+    finally:
+        replay.kill()
+        replay.wait()
+    end_ms = json.loads((sent / "progress.json").read_text())["end_ms"]
+    until(lambda: caught_up(platform, end_ms - source.declaration.max_disorder_ms - 1), "the last window is served")
+
+
+def bad_messages(platform: Platform) -> int:
+    """Messages no consumer may die of, straight into the topics; returns how many must land in dead letters."""
+    producer = KafkaProducer(bootstrap_servers=platform.address("kafka"))
+    bad = [b"", b"{", b"[1, 2]", b'{"impression_id": 7}', b'{"impression_id": "x", "ts_ms": -1}', b"\xff\xfe", b"null"]
+    for topic in ("impressions", "actions"):
+        for message in bad:
+            producer.send(topic, key=b"x", value=message)
+    producer.flush()
+    producer.close()
+    return 2 * len(bad)
+
+
+def send_log(folder: Path, tasks: tuple[str, ...]) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The send log as the oracle wants it: what was shown, what was done; and as it is."""
+    table = pa.concat_tables([pq.read_table(p) for p in sorted(folder.glob("impressions-*.parquet"))])
+    rows = table.to_pylist()
+    shown = [(r["impression_id"], r["ts_ms"]) for r in rows]
+    done = [
+        (r["impression_id"], task, r[f"outcome_{task}"])
+        for r in rows
+        for task in tasks
+        if r[f"outcome_{task}"] is not None
+    ]
+    impressions = {
+        "impression_id": [i for i, _ in shown],
+        "ts_ms": [t for _, t in shown],
+        "seq": list(range(len(shown))),
+    }
+    after = range(len(shown), len(shown) + len(done))
+    actions = {
+        "impression_id": [d[0] for d in done], "action": [d[1] for d in done], "ts_ms": [d[2] for d in done],
+        "seq": list(after),
+    }  # fmt: skip
+    return pa.table(impressions), pa.table(actions), table
+
+
+def test_every_part_dies_once_and_nothing_is_lost(platform: Platform) -> None:
+    declaration = load_source(SOURCE).declaration
+    buried = bad_messages(platform)
+    replay_in_stages(platform)
+
+    impressions, actions, sent = send_log(platform.folder / "sent", declaration.tasks)
+    expected = oracle.join(
+        impressions,
+        actions,
+        tasks=declaration.tasks,
+        window_ms=declaration.window_ms,
+        pi=PI,
+        salt=platform.settings.salt,
+    )
+    assert expected.sampled_out and not expected.dead
+
+    log = Log(platform.layout.log)
+    lineage = log.serving()
+    assert lineage is not None
+    newest = log.manifests(lineage)[-1]
+    found, _ = joined(platform.address("kafka"), newest.positions["topic"], newest.positions["offsets"])
+    assert found == Counter(expected.pairs), "pairs lost or double on the way to the trainer"
+    assert (newest.learned["count"], int(newest.learned["sum"])) == expected.learned, "pairs lost or double in training"
+
+    for i in range(2):
+        scorer = Scorer([platform.address(f"model-server-{i}")], "ranker", declaration)
+        status = scorer.status()
+        assert (status["lineage"], status["seq"]) == (lineage, newest.seq)
+        served = {name: str(int(value.ravel()[0])) for name, value in scorer.call("digest", {}).items()}
+        assert served == newest.digest, f"replica {i} serves another table than the trainer's"
+        scorer.close()
+
+    assert sent["ok"].to_pylist() == [True] * len(sent), "a prediction had no answer within 10 s"
+    judged = declaration.judged
+    clicked = np.array(sent[f"outcome_{judged}"].is_valid(), bool)
+    served_auc, frozen_auc = (roc_auc_score(clicked, sent[f"{model}_{judged}"]) for model in ("served", "frozen"))
+    assert served_auc > frozen_auc
+
+    dead = [count_records(platform, f"{topic}.dead") for topic in ("impressions", "actions")]
+    assert sum(dead) == buried
+    assert [platform.restarts(name) for name in KILLS] == [1] * len(KILLS)
+
+
+def count_records(platform: Platform, topic: str) -> int:
+    """Records of a topic that a reader of committed records sees, each with a reason."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    consumer = KafkaConsumer(bootstrap_servers=platform.address("kafka"), isolation_level="read_committed")
+    partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic)]
+    consumer.assign(partitions)
+    consumer.seek_to_beginning(*partitions)
+    ends, count = consumer.end_offsets(partitions), 0
+    while any(consumer.position(p) < ends[p] for p in partitions):
+        for messages in consumer.poll(timeout_ms=500).values():
+            assert all(json.loads(m.value)["reason"] for m in messages)
+            count += len(messages)
+    consumer.close()
+    return count
+
+
+def test_nothing_is_left_running(platform: Platform) -> None:
+    platform.stop()
+    var = str(platform.folder)
+    left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if var in " ".join(p.info["cmdline"] or ())]
+    assert not left
