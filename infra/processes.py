@@ -69,7 +69,7 @@ def send(who: Identity, signum: int) -> None:
 
 
 def descendants(pid: int | None = None) -> list[Identity]:
-    """All living descendants of `pid` (of this process)."""
+    """All living descendants of `pid` (of this process), those it adopted too."""
     found: list[Identity] = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):

@@ -241,12 +241,14 @@ class Manager:
                 self.code, self.stopping = 1, True
 
     def _kill_family(self, run: Run) -> None:
-        """What a service started goes with it: its group, and those of its descendants that left the group."""
+        """What a service started goes with it, wherever it went: all our descendants that are not another service's."""
+        others = [r.process for r in self.runs.values() if r is not run and r.process]
+        spared = {*others, *(who for r in self.runs.values() if r is not run for who in r.family)}
+        spared.update(who for other in others for who in descendants(other[0]))
         if run.process:
-            run.family = [*run.family, *descendants(run.process[0])]
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(run.process[0], signal.SIGKILL)
-        for who in run.family:
+        for who in {*descendants(), *run.family} - spared:
             send(who, signal.SIGKILL)
         run.family = []
 

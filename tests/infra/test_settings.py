@@ -1,0 +1,136 @@
+"""Settings: where they come from, what is refused and how it is said; ports that move."""
+
+from __future__ import annotations
+
+import json
+import socket
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from infra import ports
+from infra.settings import FIELDS, PROJECT, SettingError, Settings, load
+
+
+def test_the_file_shows_every_setting_with_its_default() -> None:
+    lines = (PROJECT / "minutehand.toml").read_text().splitlines()
+    shown = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines if " = " in line))
+    assert list(shown) == list(FIELDS)
+    assert {**Settings().merge(shown, "").as_dict(), "given": []} == Settings().as_dict()
+    for line, f in zip([line for line in lines if " = " in line], FIELDS.values(), strict=True):
+        assert line.endswith(f"# {f.metadata['doc']}")
+
+
+def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text('sync_every = "5s"\nreplicas = 2\nsalt = "file"\n')
+    environ = {"MINUTEHAND_REPLICAS": "3", "MINUTEHAND_SALT": "environment", "MINUTEHAND_DATA": "/somewhere"}
+    settings = load(file, ["salt=flag=1"], environ)
+    assert (settings.sync_every_ms, settings.replicas, settings.salt) == (5000, 3, "flag=1")
+    assert settings.given == {"sync_every", "replicas", "salt"}
+    assert settings.pi == Settings().pi
+    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "milliseconds"), [("500ms", 500), ("1s", 1000), ("1.5m", 90_000), ("2 h", 7_200_000), ("0.25s", 250)]
+)
+def test_durations(given: str, milliseconds: int) -> None:
+    assert Settings().with_(sync_every=given).sync_every_ms == milliseconds
+
+
+@pytest.mark.parametrize(("sync_every", "checkpoint"), [("100ms", 200), ("1s", 200), ("2s", 400), ("60s", 1000)])
+def test_the_join_commits_each_fifth_of_sync_every(sync_every: str, checkpoint: int) -> None:
+    assert Settings().with_(sync_every=sync_every).checkpoint_ms == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("sync_every=1x", ["sync_every is '1x'", "500ms, 60s", "at least 100ms"]),
+        ("sync_every=10ms", ["sync_every is '10ms'", "at least 100ms"]),
+        ("sync_every=60", ["sync_every is '60'", "500ms, 60s"]),
+        ("pi=0", ["pi is '0'", "from 1e-06 to 1"]),
+        ("pi=nan", ["pi is 'nan'", "from 1e-06 to 1"]),
+        ("replicas=0", ["replicas is '0'", "whole number from 1 to 64"]),
+        ("replicas=1.5", ["replicas is '1.5'", "whole number"]),
+        ("kafka_port=65536", ["kafka_port is '65536'", "from 0 to 65535"]),
+        ("mlflow=maybe", ["mlflow is 'maybe'", "true or false"]),
+        ("name=../x", ["name is '../x'", "letters, digits"]),
+        ("name=..", ["name is '..'"]),
+        ("model_server=/nowhere", ["model_server is '/nowhere'", "auto, own"]),
+        ("kafka_memory=1t", ["kafka_memory is '1t'", "256m or 2g"]),
+        ("kafka_memory=1k", ["kafka_memory is '1k'", "at least 128m"]),
+        ("sync_evry=1s", ["no setting 'sync_evry'", "did you mean sync_every?"]),
+        ("zzz=1", ["no setting 'zzz'", "allowed are name, var, source"]),
+        ("pi", ["--set is 'pi'", "name=value"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed(flag: str, said: list[str]) -> None:
+    with pytest.raises(SettingError) as e:
+        load(flags=[flag], environ={})
+    for part in said:
+        assert part in str(e.value)
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"none\.toml cannot be read: No such file"):
+        load(tmp_path / "none.toml", environ={})
+    file = tmp_path / "s.toml"
+    file.write_text("pi = 2\n")
+    with pytest.raises(SettingError, match=r"s\.toml: pi is 2; allowed is a number"):
+        load(file, environ={})
+    file.write_text("pi = true\n")
+    with pytest.raises(SettingError, match="pi is True"):
+        load(file, environ={})
+    file.write_text("pi 2\n")
+    with pytest.raises(SettingError, match="is not TOML"):
+        load(file, environ={})
+    with pytest.raises(SettingError, match="environment: pi is 'x'"):
+        load(environ={"MINUTEHAND_PI": "x"})
+
+
+def listener() -> tuple[socket.socket, int]:
+    s = socket.create_server(("127.0.0.1", 0))
+    return s, s.getsockname()[1]
+
+
+def test_a_taken_port_moves_unless_somebody_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, port = listener()
+    with s:
+        # The same port as a default and as somebody's choice.
+        settings = Settings(kafka_port=port)
+        moved = ports.resolve(settings)["kafka_port"]
+        assert moved > port and ports.is_free("127.0.0.1", moved)
+        with pytest.raises(SettingError, match=f"kafka_port is {port}, which is taken on 127.0.0.1"):
+            ports.resolve(Settings().with_(kafka_port=port))
+    assert ports.resolve(Settings().with_(kafka_port=port))["kafka_port"] == port
+
+
+def test_each_service_and_replica_has_a_port_of_its_own() -> None:
+    zero = {name: 0 for name in ports.PORTS}
+    for settings in (Settings(), Settings().with_(**zero)):
+        resolved = ports.resolve(settings.with_(replicas=3))
+        assert {"grpc_port", "grpc_port.1", "grpc_port.2", "rest_port.2", "sync_port.2"} < set(resolved)
+        assert len(set(resolved.values())) == len(resolved) == len(ports.PORTS) + 6
+        assert all(0 < port < 65536 for port in resolved.values())
+
+
+def test_two_settings_with_one_port_are_an_error() -> None:
+    s, port = listener()
+    s.close()
+    with pytest.raises(SettingError, match=f"are both {port}"):
+        ports.resolve(Settings().with_(kafka_port=port, flink_port=port))
+
+
+def test_a_moving_port_does_not_take_one_that_somebody_set() -> None:
+    for _ in range(50):
+        s, port = listener()
+        with s:
+            if port < 65000 and ports.is_free("127.0.0.1", port + 1) and ports.is_free("127.0.0.1", port + 2):
+                resolved = ports.resolve(Settings(kafka_port=port).with_(flink_port=port + 1))
+                assert resolved["flink_port"] == port + 1
+                assert resolved["kafka_port"] > port + 1
+                return
+    raise AssertionError("no three free ports in a row")
