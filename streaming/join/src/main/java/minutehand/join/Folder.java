@@ -7,6 +7,7 @@ import java.nio.channels.FileLock;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
+import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Optional;
@@ -23,6 +24,9 @@ import java.util.stream.Stream;
  * </pre>
  */
 final class Folder {
+    /** Held by the process: a lock whose channel is collected as garbage is let go. */
+    private static final List<FileLock> LOCKS = new ArrayList<>();
+
     private final Path root;
 
     Folder(String root) {
@@ -38,7 +42,7 @@ final class Folder {
     }
 
     /** Takes the folder for this process, until it ends. */
-    FileLock open() throws IOException {
+    void open() throws IOException {
         try {
             Files.createDirectories(checkpoints());
         } catch (IOException e) {
@@ -50,7 +54,7 @@ final class Folder {
         }
         delete(tmp());
         Files.createDirectories(tmp());
-        return lock;
+        LOCKS.add(lock);
     }
 
     /** The newest completed checkpoint. Only that one may be resumed: the Kafka transactions of older ones are committed already. */
