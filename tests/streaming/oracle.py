@@ -1,6 +1,6 @@
 """What the join must come to, computed offline: SQL (DuckDB) over the log of what was sent.
 
-It shares nothing with the join: no Kafka, no Java, not the project's hashing; docs/example.md is all they have in common.
+It shares nothing with the join: no Kafka, no Java, not the project's hashing; they only have docs/example.md in common.
 The log says for each event what the sender knew: `w_ms`, a time the join was *seen* to have passed before the event was
 sent. An event the sender knows to be late is late for certain; others are within the disorder and are not.
 """
@@ -55,10 +55,11 @@ class Expected:
         return len(self.pairs), sum(term(*pair) for pair in self.pairs) & MASK
 
 
-# An impression is the first of its id that event time had not passed. Copies of it are duplicates until its window closes.
+# An impression is the first of its id that event time had not passed. Copies are duplicates until its window closes.
 IMPRESSIONS = """
 create table shown as
-select impression_id, min_by(ts_ms, seq) as ts_ms, min(seq) as seq from impressions where ts_ms > w_ms group by impression_id;
+select impression_id, min_by(ts_ms, seq) as ts_ms, min(seq) as seq
+from impressions where ts_ms > w_ms group by impression_id;
 
 create table judged_impressions as
 select i.seq, case

@@ -34,7 +34,7 @@ BAD = [
     b"[]",
     b'{"impression_id": "x", "user_id": 9223372036854775808, "item_id": 1, "ts_ms": 1, "action": "share"}',
     b'{"impression_id": "x", "user_id": 1, "item_id": 1, "action": "click", "ts_ms": -1}',
-    b'{"impression_id": "x", "user_id": -9223372036854775808, "item_id": 1, "ts_ms": 253402300799999, "action": "click"}',
+    b'{"impression_id": "x", "user_id": -9223372036854775808, "item_id": 1, "ts_ms": 9, "action": "click"}',
     b'{"impression_id": "far", "user_id": 1, "item_id": 1, "ts_ms": 253402300799999, "action": "click"}',
 ]
 
@@ -130,7 +130,13 @@ def traffic(rng: random.Random, count: int, span_ms: int) -> list[tuple[int, str
     for n in range(count):
         shown = rng.randrange(span_ms)
         features = {"user": rng.randrange(-5, 50), "tags": rng.sample(range(9), rng.randrange(4)), "age": rng.random()}
-        impression = {"impression_id": f"i-{n}", "user_id": n % 50, "item_id": n % 90, "ts_ms": shown, "features": features}
+        impression = {
+            "impression_id": f"i-{n}",
+            "user_id": n % 50,
+            "item_id": n % 90,
+            "ts_ms": shown,
+            "features": features,
+        }
         events.append((shown, "impressions", impression))
         for task in TASKS:
             if rng.random() < 0.4:
@@ -194,7 +200,12 @@ def test_equals_the_offline_join_whatever_is_killed(broker: Broker, join: JoinPr
 
     assert place == len(events)
     expected = oracle.join(
-        table(sender.log["impressions"]), table(sender.log["actions"]), tasks=TASKS, window_ms=WINDOW_MS, pi=PI, salt=SALT
+        table(sender.log["impressions"]),
+        table(sender.log["actions"]),
+        tasks=TASKS,
+        window_ms=WINDOW_MS,
+        pi=PI,
+        salt=SALT,
     )
     assert len(expected.late) > 100 and expected.duplicates > 500 and len(expected.sampled_out) > 1000 and expected.dead
 
@@ -209,8 +220,7 @@ def test_equals_the_offline_join_whatever_is_killed(broker: Broker, join: JoinPr
                 continue
             assert record["kind"] == "positive" or record["event_ms"] > progress, "a window closed behind the progress"
             sent = shown[record["impression_id"]]
-            assert {k: record[k] for k in ("user_id", "item_id", "ts_ms")} == {k: sent[k] for k in ("user_id", "item_id", "ts_ms")}
-            assert record["features"] == sent["features"] and record["pi"] == PI
+            assert all(record[k] == sent[k] for k in ("user_id", "item_id", "ts_ms", "features")) and record["pi"] == PI
             for task, (label, weight) in enumerate(zip(record["labels"], record["weights"], strict=True)):
                 assert label == (weight if record["kind"] == "positive" else 0)
                 if weight:
@@ -243,7 +253,9 @@ def test_equals_the_offline_join_whatever_is_killed(broker: Broker, join: JoinPr
 def test_a_second_job_in_the_folder_is_refused(broker: Broker, join: JoinProcess, tmp_path: Path) -> None:
     join.start()
     join.ready()
-    second = JoinProcess(tmp_path / "second", DECLARATION.to_json(), broker.bootstrap, state_dir=join.settings["state_dir"])
+    second = JoinProcess(
+        tmp_path / "second", DECLARATION.to_json(), broker.bootstrap, state_dir=join.settings["state_dir"]
+    )
     second.start()
     assert second.process is not None and second.process.wait(60) == 2
     assert "another join job is running in it" in second.tail()

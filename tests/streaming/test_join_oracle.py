@@ -14,15 +14,13 @@ PAST = oracle.BEFORE_ALL
 
 def run(shown: list[tuple], acted: list[tuple], pi: float = 1.0) -> oracle.Expected:
     """`shown`: (seq, id, ts, w); `acted`: (seq, id, action, ts, w)."""
-    impressions = pa.table(
-        [pa.array(c, t) for c, t in zip(zip(*shown, strict=True), (pa.int64(), pa.string(), pa.int64(), pa.int64()), strict=True)],
-        ["seq", "impression_id", "ts_ms", "w_ms"],
-    )
+    names = ("seq", "impression_id", "action", "ts_ms", "w_ms")
     types = (pa.int64(), pa.string(), pa.string(), pa.int64(), pa.int64())
-    columns = list(zip(*acted, strict=True)) if acted else [()] * 5
-    actions = pa.table(
-        [pa.array(c, t) for c, t in zip(columns, types, strict=True)], ["seq", "impression_id", "action", "ts_ms", "w_ms"]
+    actions = pa.Table.from_pylist(
+        [dict(zip(names, row, strict=True)) for row in acted], pa.schema(zip(names, types, strict=True))
     )
+    names = ("seq", "impression_id", "ts_ms", "w_ms")
+    impressions = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in shown])
     return oracle.join(impressions, actions, tasks=("click", "like"), window_ms=WINDOW, pi=pi, salt="s")
 
 

@@ -1,0 +1,208 @@
+"""Throughput of the join beside a pass-through job: the same events, parser, keys and guarantees, but no join.
+
+    python benchmarks/joiner.py                 # both jobs, three times each in turn; goal: join >= 0.35 x pass-through
+    python benchmarks/joiner.py --impressions 50000 --rounds 1
+
+A backlog of events is written to a broker of its own; each job reads it from the beginning. The clock runs from the
+first to the last record it wrote, by Kafka's own timestamps, so Java's start is not in it. Prints a table and writes
+benchmarks/results/joiner.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "streaming")]
+
+from broker import Broker  # noqa: E402  # the two are no packages: they are found by the line above
+from join_process import JoinProcess  # noqa: E402
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
+
+from streaming import topics  # noqa: E402
+from streaming.declaration import Declaration, Feature  # noqa: E402
+
+GOAL = 0.35
+IDS = tuple(Feature(f"id_{n}", "id") for n in range(14))
+NUMBERS = tuple(Feature(f"number_{n}", "number") for n in range(5))
+TASKS = ("click", "like", "follow", "comment")
+RATES = (0.35, 0.05, 0.02, 0.02)
+WINDOW_MS = 1_200_000
+DECLARATION = Declaration("benchmark", (*IDS, Feature("tags", "ids"), *NUMBERS), TASKS, "click", WINDOW_MS)
+STEP_MS, PER_STEP = 1_000, 50
+"""Event time between two heartbeats, and the impressions in it: 60,000 of them wait at any time."""
+
+
+def backlog(bootstrap: str, impressions: int, seed: int = 7) -> tuple[int, int]:
+    """Writes the events in the order of their time; returns their number and that of their bytes."""
+    rng = random.Random(seed)
+    producer = KafkaProducer(
+        bootstrap_servers=bootstrap, acks="all", linger_ms=20, batch_size=2**18, compression_type="lz4"
+    )
+    events = size = shown = now = 0
+    later: dict[int, list[tuple[str, bytes]]] = {}
+
+    def send(topic: str, key: str, message: bytes) -> None:
+        nonlocal events, size
+        producer.send(topic, message, key=key.encode())
+        events, size = events + 1, size + len(message)
+
+    while shown < impressions or later:
+        for _ in range(min(PER_STEP, impressions - shown)):
+            key, ts = f"impression-{shown:09d}", now + rng.randrange(STEP_MS)
+            features: dict[str, Any] = {f.name: rng.getrandbits(40) for f in IDS}
+            features["tags"] = [rng.randrange(1000) for _ in range(3)]
+            features |= {f.name: round(rng.gauss(0, 1), 4) for f in NUMBERS}
+            scores = {task: round(rng.random(), 6) for task in TASKS}
+            who = {
+                "impression_id": key,
+                "request_id": key,
+                "user_id": rng.getrandbits(30),
+                "item_id": rng.getrandbits(30),
+            }
+            where = {"lineage": "000001-abcdef01", "seq": 12, "position": 3, "arm": "served"}
+            event = who | {"ts_ms": ts, "features": features, "scores": scores} | where
+            send("impressions", key, json.dumps(event, separators=(",", ":")).encode())
+            for task, rate in zip(TASKS, RATES, strict=True):
+                if rng.random() < rate:
+                    then = ts + int(min(WINDOW_MS, rng.expovariate(1 / 60_000)))
+                    action = {"impression_id": key, "action": task, "ts_ms": then, "value": 1.0}
+                    message = json.dumps(action, separators=(",", ":")).encode()
+                    later.setdefault(then // STEP_MS, []).append((key, message))
+            shown += 1
+        for key, message in later.pop(now // STEP_MS, []):
+            send("actions", key, message)
+        now += STEP_MS
+        heartbeat(producer, now)
+    heartbeat(producer, now + WINDOW_MS + 10_000)
+    producer.flush()
+    producer.close()
+    return events, size
+
+
+def heartbeat(producer: KafkaProducer, t: int) -> None:
+    for topic in (topics.IMPRESSIONS, topics.ACTIONS):
+        for partition in range(topics.PARTITIONS):
+            producer.send(topic, json.dumps({"heartbeat_ms": t}).encode(), partition=partition)
+
+
+def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: JoinProcess) -> tuple[int, float]:
+    """Waits until the job has written all; returns its records and the seconds between its first and its last."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=bootstrap, group_id=None, auto_offset_reset="earliest", isolation_level="read_committed",
+        max_partition_fetch_bytes=2**24,
+    )  # fmt: skip
+    consumer.assign([TopicPartition(topic, p) for p in range(topics.PARTITIONS)])
+    records, first, last, done = 0, float("inf"), 0.0, 0
+    deadline = time.monotonic() + 900
+    while (done < topics.PARTITIONS) if last_w is not None else (records < events):
+        for batch in consumer.poll(500).values():
+            first, last = min(first, batch[0].timestamp), max(last, batch[-1].timestamp)
+            for record in batch:
+                if record.key is None:
+                    done += last_w is not None and json.loads(record.value)["heartbeat_ms"] == last_w
+                else:
+                    records += 1
+        job.check()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{records} records of {events} events after 900 s:\n{job.tail()}")
+    consumer.close()
+    return records, (last - first) / 1000
+
+
+def measure(bootstrap: str, main: str, number: int, events: int, last_w: int, checkpoint_ms: int) -> tuple[int, float]:
+    from kafka.admin import KafkaAdminClient, NewTopic
+
+    topic = f"{main.lower()}-{number}"
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics([NewTopic(topic, topics.PARTITIONS, 1)])
+    admin.close()
+    folder = Path(tempfile.mkdtemp(prefix="minutehand-joiner-"))
+    names = {"impressions": topics.IMPRESSIONS, "actions": topics.ACTIONS, "examples": topic}
+    job = JoinProcess(
+        folder, DECLARATION.to_json(), bootstrap, main, topics=names, checkpoint_ms=checkpoint_ms, source="benchmark"
+    )
+    job.start()
+    try:
+        return written(bootstrap, topic, events, last_w if main == "JoinJob" else None, job)
+    finally:
+        if job.process is not None and job.process.poll() is None:
+            job.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--impressions", type=int, default=300_000, help="in the backlog (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each job, in turn (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint-ms", type=int, default=1000, help="as at sync_every 5 s and more (default: %(default)s)"
+    )
+    args = parser.parse_args()
+    rates: dict[str, list[float]] = {"PassThrough": [], "JoinJob": []}
+    records: dict[str, int] = {}
+    with Broker() as broker:
+        topics.create(broker.bootstrap)
+        events, size = backlog(broker.bootstrap, args.impressions)
+        last_w = json.loads(newest(broker.bootstrap))["heartbeat_ms"] - DECLARATION.max_disorder_ms - 1
+        print(f"{events} events, {size / events:.0f} bytes each, {args.impressions} impressions", flush=True)
+        for number in range(args.rounds):
+            for job in rates:
+                records[job], seconds = measure(broker.bootstrap, job, number, events, last_w, args.checkpoint_ms)
+                rates[job].append(events / seconds)
+                print(
+                    f"round {number + 1}  {job:12}{rates[job][-1]:10,.0f} events/s{records[job]:10} records", flush=True
+                )
+    middle = {job: statistics.median(values) for job, values in rates.items()}
+    ratio = middle["JoinJob"] / middle["PassThrough"]
+    print(f"\n{'job':14}{'events/s, median':>18}{'least':>10}{'most':>10}")
+    for job, values in rates.items():
+        print(f"{job:14}{middle[job]:18,.0f}{min(values):10,.0f}{max(values):10,.0f}")
+    print(f"ratio {ratio:.2f}, goal {GOAL}: {'reached' if ratio >= GOAL else 'missed'}")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "command": " ".join(["python", "benchmarks/joiner.py", *sys.argv[1:]]),
+        "cores": os.cpu_count(),
+        "events": events,
+        "bytes_per_event": round(size / events),
+        "checkpoint_ms": args.checkpoint_ms,
+        "events_per_s": {job: [round(v) for v in values] for job, values in rates.items()},
+        "records": records,
+        "ratio": round(ratio, 3),
+        "goal": GOAL,
+    }
+    file = ROOT / "benchmarks" / "results" / "joiner.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def newest(bootstrap: str) -> bytes:
+    """The last message of a partition: the last heartbeat."""
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=None)
+    partition = TopicPartition(topics.IMPRESSIONS, 0)
+    consumer.assign([partition])
+    consumer.seek(partition, consumer.end_offsets([partition])[partition] - 1)
+    while not (batch := consumer.poll(500)):
+        pass
+    consumer.close()
+    return bytes(batch[partition][-1].value)
+
+
+if __name__ == "__main__":
+    main()
