@@ -23,37 +23,25 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself at each 
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving import journal
+from serving import change, journal
 from serving.graph import Ranker, Served, State
-from serving.journal import Changes, Journal
+from serving.journal import Journal
 from streaming.declaration import Declaration
 from streaming.source import load
 from training.delta import Log, Manifest
-from training.row_files import read_dense, read_removed, read_rows
 
 log = logging.getLogger("serving.export")
-
-VERSIONS_A_GENERATION = 10**9
-
-
-def version_of(lineage: str, seq: int) -> int:
-    """The number a base is served under: of a later lineage always the greater one."""
-    return int(lineage[:6]) * VERSIONS_A_GENERATION + seq
-
-
-def changes_of(manifest: Manifest) -> dict[str, Changes]:
-    removed = read_removed(manifest)
-    return {name: Changes(keys, rows, removed[name]) for name, (keys, rows) in read_rows(manifest).items()}
 
 
 def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
     """The whole state after the last of `deltas`, as a journal that begins at nothing."""
-    tables = changes_of(base)
+    first = last = change.read(base)
+    tables = first.tables
     for delta in deltas:
-        tables = {name: journal.fold(tables[name], new) for name, new in changes_of(delta).items()}
-    last = deltas[-1] if deltas else base
-    dense = {name: weight.value for name, weight in read_dense(last).items()}
-    return Journal(base.lineage, base.seq, last.seq, last.learned_until_ms, tables, dense)
+        last = change.read(delta)
+        tables = {name: journal.fold(tables[name], new) for name, new in last.tables.items()}
+    head = last.manifest
+    return Journal(base.lineage, base.seq, head.seq, head.learned_until_ms, tables, last.dense)
 
 
 def assign(ranker: Ranker, dense: dict[str, journal.Float32s]) -> None:
@@ -78,7 +66,7 @@ def write(
     head_room: float = 4.0,
 ) -> Path:  # fmt: skip
     """Write <to>/<version>/ of `state`; the folder, also if it was there already."""
-    final = to / str(version_of(state.lineage, state.to))
+    final = to / str(journal.version_of(state.lineage, state.to))
     if final.is_dir():
         log.info("%s is there already", final)
         return final

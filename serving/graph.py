@@ -11,7 +11,6 @@ otherwise a counter can move beside a write that fails. A refusal is an Assert w
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +20,17 @@ import numpy as np
 import tensorflow as tf
 
 from serving import journal_ops
+from serving.change import input_name
 from streaming.declaration import INT64_MIN, Declaration
 
 EMPTY_KEY, DELETED_KEY = INT64_MIN, INT64_MIN + 1
 """The sentinels of a DenseHashTable: one of them in a lookup fails the whole call, so ids are masked before it."""
+GONE = -0.0
+"""All numbers of a removed row. It reads as zeros, as an unknown id does, and no trained row is it bit for bit.
+
+DenseHashTable's own `remove` cannot be used: after it, an insert of a key that is there takes the freed bucket if it
+comes first on the key's way, and the key is there twice (TF 2.21; tests/serving/test_dense_hash_table.py shows it).
+"""
 MAX_LOAD = 0.8  # DenseHashTable's own default: above it it grows, under its lock
 WRITES = ("apply_dense", "apply_delta", "apply_file")
 
@@ -76,11 +82,6 @@ class AssetPaths(tf.saved_model.experimental.TrackableResource):  # type: ignore
             table_handle=self.resource_handle, keys=tf.constant(place, tf.int64), default_value=tf.constant("")
         )
         return tf.io.read_file(path)
-
-
-def input_name(weight: str) -> str:
-    """The input of `apply_dense` that carries `weight`."""
-    return re.sub(r"\W", "_", weight)
 
 
 def buckets(rows: int, head_room: float) -> int:
@@ -183,7 +184,7 @@ class Served(tf.Module):  # type: ignore[misc]
         return pooled
 
     def status(self) -> Tensors:
-        """Where this replica stands. O(1). `<table>_capacity` rows fit before the table must grow."""
+        """Where this replica stands. O(1). `<table>_size` counts removed keys, too; beyond `_capacity` it must grow."""
         sizes = {f"{name}_size": table.size() for name, table in self.tables.items()}
         room = {f"{name}_capacity": tf.constant(rows, tf.int64) for name, rows in self.capacity.items()}
         seq = self.seq.read_value()
@@ -197,7 +198,8 @@ class Served(tf.Module):  # type: ignore[misc]
         for name, table in self.tables.items():
             keys, rows = table.export()  # every bucket, used or not
             keys, rows = tf.reshape(keys, [-1]), tf.reshape(rows, [-1, self._declaration.row_dim])
-            used = tf.where(is_id(keys))[:, 0]
+            gone = tf.reduce_all(tf.equal(tf.bitcast(rows, tf.int32), tf.int32.min), 1)  # the bits of -0.0
+            used = tf.where(tf.logical_and(is_id(keys), tf.logical_not(gone)))[:, 0]
             sums[name] = row_digest(tf.gather(keys, used), tf.gather(rows, used))
         return sums | {"dense": dense_digest({n: w.read_value() for n, w in self.weights.items()})}
 
@@ -252,7 +254,10 @@ class Served(tf.Module):  # type: ignore[misc]
                 (tf.reduce_all(tf.math.is_finite(rows)), f"{name}: a row is not finite"),
             ]
         with tf.control_dependencies(refuse_unless(checks)):
-            done = [self.tables[name].remove(removed) for name, (removed, _, _) in changes.items()]
+            done = [
+                self.tables[name].insert(removed, tf.fill([tf.size(removed), self._declaration.row_dim], GONE))
+                for name, (removed, _, _) in changes.items()
+            ]
         with tf.control_dependencies(done):
             return [self.tables[name].insert(keys, rows) for name, (_, keys, rows) in changes.items()]
 

@@ -18,8 +18,15 @@ HEADER_WORDS, LINEAGE_BYTES = 16, 64
 START, TO, LEARNED_UNTIL, BODY_WORDS, CHECK, LINEAGE_LENGTH = 2, 3, 4, 5, 6, 7
 """Places in the header, behind magic and format."""
 
+VERSIONS_A_GENERATION = 10**9
+
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
+
+
+def version_of(lineage: str, seq: int) -> int:
+    """The number the state of a lineage at a seq is served under: of a later lineage always the greater one."""
+    return int(lineage[:6]) * VERSIONS_A_GENERATION + seq
 
 
 class JournalError(ValueError):

@@ -175,8 +175,6 @@ def from_proto(alias: str, tensor: TensorProto) -> npt.NDArray[Any]:
             cells *= dim.size
         if cells < 0 or cells * (dtype.size or 1) > MAX_BYTES:
             raise ValueError(f"shape {[d.size for d in tensor.tensor_shape.dim]} is more than {MAX_BYTES} bytes")
-        if cells and not tensor.ByteSize() - tensor.tensor_shape.ByteSize() > 4:
-            raise ValueError("no values")
         return np.asarray(tf.make_ndarray(tensor))
     except (ValueError, TypeError, KeyError) as e:
         raise invalid(f"tensor parsing error: {alias}: {e}") from e

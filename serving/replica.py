@@ -1,0 +1,104 @@
+"""A replica as sync talks to it: Predict calls of one version's signatures, and which versions are AVAILABLE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+
+from streaming import client
+
+CALL_S = 30.0
+"""Of one chunk, which takes milliseconds: longer, and the replica is as good as down."""
+MESSAGE_BYTES = 64 << 20
+AVAILABLE = 30  # ModelVersionStatus.AVAILABLE
+
+
+class Down(RuntimeError):
+    """Nobody answers, or the version is not served (any more, or yet)."""
+
+
+class RefusedCall(RuntimeError):
+    """The replica answered with an error: nothing was changed."""
+
+
+class Standing(NamedTuple):
+    """What `status` says: where a version stands, and table -> rows in it and rows that fit before it must grow."""
+
+    lineage: str
+    seq: int
+    learned_until_ms: int
+    sizes: dict[str, int]
+    capacities: dict[str, int]
+
+
+class Replica:
+    """One address, one model."""
+
+    def __init__(self, address: str, model: str) -> None:
+        from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+
+        options = [
+            ("grpc.max_receive_message_length", MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MESSAGE_BYTES),
+            ("grpc.initial_reconnect_backoff_ms", 100),  # a restarted replica is found soon, not after 2 minutes
+            ("grpc.max_reconnect_backoff_ms", 500),
+        ]
+        self.address, self.model = address, model
+        self._channel = grpc.insecure_channel(address, options)
+        self._predict = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def versions(self) -> tuple[list[int], list[str]]:
+        """AVAILABLE versions, and what is wrong with others; Down if nobody answers."""
+        from tensorflow_serving.apis import get_model_status_pb2
+
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = self.model
+        try:
+            found = self._models.GetModelStatus(request, timeout=CALL_S).model_version_status
+        except grpc.RpcError as e:
+            if e.code() == grpc.StatusCode.NOT_FOUND:  # it is up, with no version yet
+                return [], []
+            raise Down(f"{self.address}: {e.code().name}: {e.details()}") from e
+        broken = [f"version {v.version}: {v.status.error_message}" for v in found if v.status.error_code]
+        return [v.version for v in found if v.state == AVAILABLE], broken
+
+    def call(self, version: int, signature: str, arrays: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """Predict with `signature` of exactly this version; Down or RefusedCall."""
+        from tensorflow_serving.apis import predict_pb2
+
+        request = predict_pb2.PredictRequest(inputs={name: client.tensor(value) for name, value in arrays.items()})
+        request.model_spec.name, request.model_spec.signature_name = self.model, signature
+        request.model_spec.version.value = version
+        try:
+            answer = self._predict.Predict(request, timeout=CALL_S)
+        except grpc.RpcError as e:
+            text = f"{self.address}: {signature}: {e.code().name}: {e.details()}"
+            refused = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+            raise (RefusedCall if e.code() in refused else Down)(text) from e
+        return {name: client.array(value) for name, value in answer.outputs.items()}
+
+    def standing(self, version: int) -> Standing:
+        found = self.call(version, "status", {})
+
+        def ending(suffix: str) -> dict[str, int]:
+            return {n.removesuffix(suffix): int(v) for n, v in found.items() if n.endswith(suffix)}
+
+        return Standing(
+            found["lineage"].item().decode(), int(found["seq"]), int(found["learned_until_ms"]),
+            ending("_size"), ending("_capacity"),
+        )  # fmt: skip
+
+    def digest(self, version: int) -> dict[str, str]:
+        return {name: str(int(value)) for name, value in self.call(version, "digest", {}).items()}
+
+
+def scalar(value: int) -> npt.NDArray[np.int64]:
+    return np.array(value, np.int64)
