@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     settings = demo_settings(args)
     wall_s = wall_of(args.wall)
     with contextlib.ExitStack() as stack:
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        logging.getLogger("download").setLevel(logging.INFO)  # whose data it is, under which licence
         # A SIGTERM ends the demo the way Ctrl-C does: through the `with` blocks.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         source = args.source if args.source != AUTO else choose(console)
@@ -103,10 +106,10 @@ def shown(path: Path) -> str:
 def choose(console: Console) -> str:
     """KuaiRand where its data is at hand or can be fetched, else the simulator; says which."""
     from streaming.download import NoConnection
-    from streaming.kuairand import fetch
+    from streaming.kuairand import folder
 
     try:
-        console.print(f"source: kuairand ({fetch()})", highlight=False)
+        console.print(f"source: kuairand (from {folder()})", highlight=False)
         return "kuairand"
     except NoConnection as e:
         console.print(f"source: simulator ({e})", highlight=False)
@@ -195,13 +198,15 @@ def metrics(url: str) -> dict[str, float]:
 def caught_up(platform: Platform, until_ms: int) -> bool:
     """Whether all that was known by `until_ms` (event time) is learned, committed, and served by every replica."""
     trainer = metrics(platform.address("trainer"))
-    if trainer.get("minutehand_learned_until_ms", -1) < until_ms or trainer.get("minutehand_uncommitted_examples", 1):
+    if trainer.get("minutehand_trainer_learned_until_ms", -1) < until_ms:
+        return False
+    if trainer.get("minutehand_trainer_uncommitted_examples", 1) > 0:
         return False
     log = Log(platform.layout.log)
     lineage = log.serving()
     newest = max([0, *log.seqs(lineage, "delta")]) if lineage else 0
     at = [metrics(platform.address(f"sync-{i}")) for i in range(platform.settings.replicas)]
-    return all(a.get("minutehand_seq", -1) >= newest for a in at)
+    return all(a.get("minutehand_sync_seq", -1) >= newest for a in at)
 
 
 def commit() -> str:

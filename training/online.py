@@ -60,6 +60,7 @@ class Gauges:
         self.lag = Gauge("minutehand_trainer_lag_records", "Records of the topic not read yet", registry=r)
         self.learned_until = Gauge("minutehand_trainer_learned_until_ms", "Event time that is learned", registry=r)
         self.committed_until = Gauge("minutehand_trainer_committed_until_ms", "Event time in the log", registry=r)
+        self.uncommitted = Gauge("minutehand_trainer_uncommitted_examples", "Learned, not in the log yet", registry=r)
         self.seq = Gauge("minutehand_trainer_seq", "Newest delta of the lineage", registry=r)
         self.rows = Gauge("minutehand_trainer_delta_rows", "Rows of the newest delta", registry=r)
         self.auc = Gauge("minutehand_trainer_auc", "Test-then-train AUC of the newest delta", registry=r)
@@ -132,6 +133,8 @@ class Trainer:
     def _measure(self) -> None:
         self._measured = time.monotonic()
         self.gauges.learned_until.set(self.state.learned_until_ms)
+        being_written = self._writing[0].metrics["examples"] if self._writing else 0
+        self.gauges.uncommitted.set(self.state.examples + self._buffered + being_written)
         self.gauges.dead.set(self.feed.dead)
         self.gauges.lag.set(self.feed.lag() + self._buffered)
 
