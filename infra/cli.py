@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from infra.supervisor import tail
 
 # Modules of other parts that bring subcommands: each offers add_parser(subparsers) and sets `run` (args -> exit code).
 COMMANDS = ("infra.demo", "infra.deltas_cli")
+OWN = ("up", "down", "status", "restart", "logs")
 
 
 def settings_flags() -> argparse.ArgumentParser:
@@ -125,7 +124,8 @@ def _follow(path: Path) -> None:
         time.sleep(0.2)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(others: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """All subcommands: ours, and those of the modules `others`."""
     whole = argparse.ArgumentParser(
         "minutehand",
         description="A recommender platform whose served model is never more than a minute old.",
@@ -178,16 +178,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("service", metavar="NAME", help="a service, or supervisor after `up --detach`")
     p.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     p.add_argument("-n", "--lines", type=int, default=50, help="how many lines (default: %(default)s)")
-    for module in COMMANDS:
-        if importlib.util.find_spec(module):
-            importlib.import_module(module).add_parser(commands)
+    for module in others:
+        importlib.import_module(module).add_parser(commands)
     return whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # Replicas and sources may be given relative to the project, as in the README.
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    # The other parts' modules bring threads with what they import, and `up` forks.
+    args = parser(() if words[:1] and words[0] in OWN else COMMANDS).parse_args(words)
     try:
         code: int = args.run(args)
         return code

@@ -216,11 +216,13 @@ def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Ma
         "kafka": where["kafka"],
         "sync-every-ms": settings.sync_every_ms,
         "mlflow": where.get("mlflow", "none"),
+        "base-every": settings.base_every,
+        "keep-bases": settings.keep_bases,
         "port": ports["trainer_port"],
     }
     return Service(
         "trainer",
-        _python("training.online", **flags),
+        [*_python("training.online", **flags), *(["--digest"] if settings.digest else [])],
         after=("topics", "base"),  # not mlflow: its absence must not delay a delta
         ready=checks.http_ok(f"{where['trainer']}/healthz"),
         address=where["trainer"],

@@ -144,6 +144,8 @@ class Settings:
     join_memory: int = setting("1g", size("256m"), "heap of the join; its RocksDB takes up to 512 MB more")
     join_parallelism: int = setting(1, number(1, 64, whole=True), "parallel subtasks of the join")
     keep_bases: int = setting(2, number(1, 1000, whole=True), "bases the delta log keeps, with all later deltas")
+    base_every: int = setting(60, number(1, 1_000_000, whole=True), "a new base each so many deltas")
+    digest: bool = setting(False, SWITCH, "each delta carries the digest of all tables, and each sync compares it")
     log_bytes: int = setting("8m", size("64k"), "a log is cut at this size; the last cut is kept as <name>.log.1")
     start_within: float = setting("180s", duration("1s"), "a service not ready by then is started again")
     stop_within: float = setting("12s", duration("100ms"), "what ignores TERM for this long is killed")

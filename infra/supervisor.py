@@ -199,7 +199,7 @@ class Manager:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={**os.environ, **service.env},
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **service.env},
                     process_group=0,  # Ctrl-C in the terminal is the sentinel's
                     preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - single-threaded
                 )
