@@ -170,7 +170,8 @@ def test_everything_is_sent_once_in_order_and_logged(broker, serving, tmp_path):
         exposure = shown[key]
         assert (event["user_id"], event["item_id"], event["ts_ms"]) == exposure[1:4]
         assert event["features"] == exposure.features
-        assert set(event["scores"]) == {"watch", "save"} and event["seq"] == 0 and event["lineage"].startswith("000001-")
+        assert set(event["scores"]) == {"watch", "save"}
+        assert event["seq"] == 0 and event["lineage"].startswith("000001-")
     acted = {(e["impression_id"], e["action"]): e["ts_ms"] for e in events(found, ACTIONS)}
     assert acted == {(key, task): t for key, e in shown.items() for task, t in e.outcomes.items()}
     assert len(acted) == len(events(found, ACTIONS))
