@@ -218,7 +218,15 @@ class Publisher:
             future.get(timeout=0)
 
     def close(self) -> None:
-        self._producer.close(timeout=2)
+        from kafka.errors import KafkaTimeoutError
+
+        try:
+            self._producer.close(timeout=2)
+        except KafkaTimeoutError:
+            # Its close stops half-way while the broker is away, and says so again when the interpreter ends: the
+            # sender must fail what is left first.
+            self._producer._sender.force_close()  # noqa: SLF001
+            self._producer.close(timeout=2)
 
     def __enter__(self) -> Publisher:
         return self

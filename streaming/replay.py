@@ -280,6 +280,8 @@ def main() -> None:
     args = _arguments()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     log.setLevel(logging.INFO)
+    # It reports each attempt while a broker restarts; what cannot be sent in the end is raised.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     light()
