@@ -37,7 +37,7 @@ def input_name(weight: str) -> str:
 
 def chunks(tables: dict[str, Changes], rows: int = CHUNK_ROWS) -> Iterator[dict[str, np.ndarray]]:
     """The table inputs of each apply_delta call, at least one; all inputs are always fed, empty where unused."""
-    unused = {}
+    unused: dict[str, np.ndarray] = {}
     for name, t in tables.items():
         unused |= {f"{name}_keys": t.keys[:0], f"{name}_rows": t.rows[:0], f"{name}_removed": t.removed[:0]}
     call, room, made = dict(unused), rows, 0

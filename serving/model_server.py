@@ -48,7 +48,7 @@ DRAIN_S = 10.0
 Reply = TypeVar("Reply")
 
 
-class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
+class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
     """PredictionService; what it does not define here, the generated base answers with UNIMPLEMENTED."""
 
     def __init__(self, models: Models, metrics: ServerMetrics) -> None:
@@ -82,7 +82,7 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         return answered(context, lambda: self._models.metadata(request))
 
 
-class Status(model_service_pb2_grpc.ModelServiceServicer):
+class Status(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
     def __init__(self, models: Models) -> None:
         self._models = models
 
@@ -96,7 +96,7 @@ class Status(model_service_pb2_grpc.ModelServiceServicer):
         return answered(context, reply)
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """SERVING once every model has a version that is AVAILABLE."""
 
     def __init__(self, models: Models) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import numpy as np
 import numpy.typing as npt
 

@@ -208,7 +208,7 @@ class Models:
             wanted = self._wanted(model, spec)
             found = []
             for number, version in sorted(model.versions.items(), reverse=True) if model else ():
-                status = ModelVersionStatus(version=number, state=version.state)  # type: ignore[arg-type]
+                status = ModelVersionStatus(version=number, state=version.state)
                 status.status.error_code = version.error.code.value[0] if version.error else 0
                 status.status.error_message = version.error.text if version.error else ""
                 if wanted is None or wanted == number:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from world import ROOT, SOURCE, TOKEN, Lineage, Process, free_port, until
 
 from serving.replica import Down, RefusedCall, Replica
 from streaming.client import light
-from training.log_writer import Writer
 
 BASE = 1_000_000_000
 
@@ -92,13 +90,9 @@ def rig(prepared: tuple[Path, Lineage], tmp_path: Path) -> Iterator[Rig]:
     light()
     folder, known = prepared
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    lineage = copy.copy(known)
-    lineage.tables, lineage.rng = copy.deepcopy(known.tables), copy.deepcopy(known.rng)
-    lineage.log = type(known.log)(tmp_path / "log")
-    lineage.writer = Writer(lineage.log, lineage.name)
-    made = Rig(tmp_path, lineage)
+    made = Rig(tmp_path, known.copy(tmp_path / "log"))
     yield made
     for process in made.running:
         if process.popen.poll() is None:
             process.kill()
-    lineage.writer.close()
+    made.lineage.writer.close()

@@ -1,4 +1,4 @@
-"""Sync, the model server and the delta log as real processes and files: every delta once, in order, whatever is killed."""
+"""Sync, the model server and the log as real processes: every delta once, in order, whatever is killed."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import socket
@@ -44,6 +45,13 @@ class Lineage:
         self.writer = Writer(self.log, name)
         self.seq = 0
         self.writer.first_base(self._cut({t: (list(rows), []) for t, rows in self.tables.items()}))
+
+    def copy(self, path: Path) -> Lineage:
+        """The same lineage in a copied log: a writer and content of its own."""
+        made = copy.copy(self)
+        made.tables, made.rng, made.log = copy.deepcopy(self.tables), copy.deepcopy(self.rng), Log(path)
+        made.writer = Writer(made.log, made.name)
+        return made
 
     def serve(self) -> Lineage:
         self.log.serve(self.name)

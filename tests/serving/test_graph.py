@@ -1,0 +1,378 @@
+"""The served graph by the Session loader, as TensorFlow Serving loads it: each acceptance rule of docs/delta.md."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from world import TOKEN, D, Lineage, request
+
+from serving import change, journal
+from serving.change import Change
+from serving.journal import Changes, Journal
+from serving.servable import Servable
+
+BASE = "1000000000"
+FAR = 2**62
+
+
+@dataclass
+class Loaded:
+    """A loaded version, its folder, and the lineage it should equal."""
+
+    path: Path
+    lineage: Lineage
+    servable: Servable
+
+    def run(self, signature: str, **inputs: Any) -> dict[str, Any]:
+        return self.servable.run(signature, {n: np.asarray(v) for n, v in inputs.items()})
+
+    def digest(self) -> dict[str, int]:
+        return {n: int(v) for n, v in self.run("digest").items()}
+
+    def state(self) -> dict[str, Any]:
+        return self.digest() | {n: np.asarray(v).item() for n, v in self.run("status").items()}
+
+    def next(self, **fields: Any) -> Change:
+        return change.read(self.lineage.delta(**fields))
+
+
+def opened(prepared: tuple[Path, Lineage], folder: Path) -> Iterator[Loaded]:
+    source, known = prepared
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    path = folder / "models" / "served" / BASE
+    (path / "assets" / "token").write_text(TOKEN + "\n")
+    lineage = known.copy(folder / "log")
+    servable = Servable("ranker", int(BASE), path, (1, 2))
+    yield Loaded(path, lineage, servable)
+    servable.close()
+    lineage.writer.close()
+
+
+@pytest.fixture
+def loaded(prepared: tuple[Path, Lineage], tmp_path: Path) -> Iterator[Loaded]:
+    """A version of a test's own, at its base."""
+    yield from opened(prepared, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(prepared: tuple[Path, Lineage], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    """One for all cases of a refusal: each leaves it whole, one delta further."""
+    yield from opened(prepared, tmp_path_factory.mktemp("shared"))
+
+
+def dense_call(new: Change, **other: Any) -> dict[str, Any]:
+    m = new.manifest
+    weights = {change.input_name(n): v for n, v in new.dense.items()}
+    return {"lineage": m.lineage, "seq": np.int64(m.seq), "token": TOKEN, **weights, **other}
+
+
+def delta_calls(new: Change, rows: int = 2000, **other: Any) -> list[dict[str, Any]]:
+    m, calls = new.manifest, list(change.chunks(new.tables, rows))
+    who = {
+        "lineage": m.lineage,
+        "seq": np.int64(m.seq),
+        "token": TOKEN,
+        "learned_until_ms": np.int64(m.learned_until_ms),
+    }
+    return [who | {"chunk": np.int64(i), "chunks": np.int64(len(calls))} | c | other for i, c in enumerate(calls)]
+
+
+def apply(to: Loaded, new: Change, rows: int = 2000) -> None:
+    to.run("apply_dense", **dense_call(new))
+    for call in delta_calls(new, rows):
+        to.run("apply_delta", **call)
+
+
+def test_predictions_equal_numpy(loaded: Loaded) -> None:
+    x = request(loaded.lineage, 200)
+    found, expected = loaded.run("serving_default", **x), loaded.lineage.scores(x)
+    for task in D.tasks:
+        np.testing.assert_allclose(found[task], expected[task], atol=1e-6)
+    assert found["seq"].tolist() == [0] * 200 and set(found) == {*D.tasks, "seq"}
+    apply(loaded, loaded.next())
+    found, expected = loaded.run("serving_default", **x), loaded.lineage.scores(x)
+    for task in D.tasks:
+        np.testing.assert_allclose(found[task], expected[task], atol=1e-6)
+    assert found["seq"].tolist() == [1] * 200
+
+
+def test_no_rows_at_all_are_scored(loaded: Loaded) -> None:
+    x = {n: v[:0] for n, v in request(loaded.lineage).items()}
+    assert all(v.shape == (0,) for v in loaded.run("serving_default", **x).values())
+
+
+def test_deltas_make_the_served_tables_those_of_the_lineage(loaded: Loaded) -> None:
+    assert loaded.digest() == loaded.lineage.digest()
+    for n, rows in enumerate((2000, 7, 1, 2000), start=1):
+        apply(loaded, loaded.next(changed=60, removed=20, new=30), rows)
+        assert loaded.digest() == loaded.lineage.digest()
+        state = loaded.state()
+        assert (state["seq"], state["learned_until_ms"], state["lineage"]) == (
+            n,
+            1000 * n,
+            loaded.lineage.name.encode(),
+        )
+    for table, rows in loaded.lineage.tables.items():
+        assert loaded.state()[f"{table}_size"] >= len(rows)
+
+
+def test_a_removed_key_comes_back(loaded: Loaded) -> None:
+    new = loaded.next(changed=0, removed=10, new=0)
+    apply(loaded, new)
+    gone = int(new.tables["user"].removed[0])
+    loaded.lineage.tables["user"][gone] = row = loaded.lineage.row()
+    again = loaded.next(changed=0, removed=0, new=0, digest=False)
+    again.tables["user"] = Changes(np.array([gone]), row[None], np.empty(0, np.int64))
+    apply(loaded, again)
+    assert loaded.digest() == loaded.lineage.digest()
+
+
+def test_applying_twice_changes_nothing_until_seq_moves(loaded: Loaded) -> None:
+    new = loaded.next()
+    calls = delta_calls(new, rows=20)
+    loaded.run("apply_dense", **dense_call(new))
+    for call in [*calls[:3], calls[0], calls[1], *calls[:1], *calls[1:]]:  # 0 begins the delta again
+        assert loaded.state()["seq"] == 0
+        loaded.run("apply_delta", **call)
+    assert loaded.state()["seq"] == 1 and loaded.digest() == loaded.lineage.digest()
+
+
+@dataclass
+class Case:
+    """The next delta with something wrong about a call: refused, and not a bit of the served state is another.
+
+    `seq` is added to the right one.
+    """
+
+    says: str
+    signature: str = "apply_delta"
+    other: dict[str, Any] = field(default_factory=dict)
+    seq: int = 0
+    first: Callable[[Loaded, Change], None] = lambda loaded, new: None
+    token: str | None = TOKEN
+
+
+def begin(loaded: Loaded, new: Change) -> None:
+    loaded.run("apply_dense", **dense_call(new))
+    loaded.run("apply_delta", **delta_calls(new, rows=50)[0])
+
+
+def whole(loaded: Loaded, new: Change) -> None:
+    apply(loaded, new)
+
+
+KEYS = {
+    f"{t}_{k}": v for t in D.tables for k, v in (("keys", np.empty(0, np.int64)), ("removed", np.empty(0, np.int64)))
+}
+EMPTY = KEYS | {f"{t}_rows": np.empty((0, D.row_dim), "f4") for t in D.tables}
+ROW = np.ones((1, D.row_dim), "f4")
+
+
+def one(**other: Any) -> dict[str, Any]:
+    return EMPTY | {"chunks": np.int64(1), "user_keys": np.array([5]), "user_rows": ROW, **other}
+
+
+CASES = {
+    "wrong token": Case("write token", other={"token": "guess"}),
+    "no token": Case("write token", other={"token": ""}),
+    "right token, none installed": Case("write token", token=""),
+    "blank token, blank installed": Case("write token", other={"token": ""}, token=" \n"),
+    "dense: wrong token": Case("write token", "apply_dense", {"token": "guess"}),
+    "another lineage": Case("another lineage", other={"lineage": "000001-ffffffff"}),
+    "dense: another lineage": Case("another lineage", "apply_dense", {"lineage": "000001-ffffffff"}),
+    "a gap": Case("seq is not", seq=1),
+    "dense: a gap": Case("seq is not", "apply_dense", seq=1),
+    "the seq it stands at": Case("seq is not", seq=-1),
+    "a repeat": Case("seq is not", first=whole),
+    "dense: a repeat": Case("seq is not", "apply_dense", first=whole),
+    "a negative seq": Case("seq is not", other={"seq": np.int64(-(2**63))}),
+    "a chunk left out": Case("neither the next", other={"chunk": np.int64(2), "chunks": np.int64(4)}, first=begin),
+    "begun in the middle": Case("neither the next", other={"chunk": np.int64(1), "chunks": np.int64(4)}),
+    "chunk == chunks": Case("not one of chunks", other={"chunk": np.int64(1), "chunks": np.int64(1)}),
+    "no chunks": Case("not one of chunks", other={"chunks": np.int64(0)}),
+    "a negative chunk": Case("not one of chunks", other={"chunk": np.int64(-1)}),
+    "the last chunk before dense": Case("apply_dense comes first", other={"chunks": np.int64(1)}),
+    "a reserved key": Case("reserved", other=one(user_keys=np.array([-(2**63)]))),
+    "the other reserved key": Case("reserved", other=one(user_keys=np.array([-(2**63) + 1]))),
+    "a reserved key among the removed": Case("reserved", other=one(item_removed=np.array([3, -(2**63)]))),
+    "a row that is not a number": Case("finite", other=one(user_rows=ROW * np.float32("nan"))),
+    "a row that is infinite": Case("finite", other=one(user_rows=ROW * np.float32("inf"))),
+    "more keys than rows": Case("as many rows", other=one(user_keys=np.array([5, 6]))),
+    "rows of another length": Case("user_rows", other=one(user_rows=np.ones((1, D.row_dim + 1), "f4"))),
+    "dense that is not a number": Case("finite", "apply_dense", {"heads_bias": np.array([0, np.nan], "f4")}),
+    "dense of another shape": Case("heads_bias", "apply_dense", {"heads_bias": np.zeros(3, "f4")}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_changes_nothing(shared: Loaded, name: str) -> None:
+    loaded = shared
+    (loaded.path / "assets" / "token").write_text(TOKEN)
+    case, new = CASES[name], loaded.next()
+    if "before dense" not in name and case.first is Case.first and case.signature == "apply_delta":
+        loaded.run("apply_dense", **dense_call(new))
+    case.first(loaded, new)
+    (loaded.path / "assets" / "token").write_text(case.token or "")
+    call = dense_call(new) if case.signature == "apply_dense" else delta_calls(new)[0]
+    call["seq"] = call["seq"] + case.seq
+    before = loaded.state()
+    with pytest.raises(Exception, match=case.says) as refused:
+        loaded.run(case.signature, **call | case.other)
+    code = getattr(refused.value, "error_code", None) or refused.value.code.value[0]  # type: ignore[attr-defined]
+    assert code in (3, 9)  # INVALID_ARGUMENT, FAILED_PRECONDITION
+    assert TOKEN not in str(refused.value) and "guess" not in str(refused.value)
+    assert loaded.state() == before
+    # It can still be applied, so nothing was half done.
+    (loaded.path / "assets" / "token").write_text(TOKEN)
+    if case.first is not whole:
+        apply(loaded, new)
+    assert loaded.digest() == loaded.lineage.digest() and loaded.state()["seq"] == new.manifest.seq
+
+
+# -- apply_file ----------------------------------------------------------------------------------------------------
+
+
+def journal_of(loaded: Loaded, changes: list[Change], **other: Any) -> Journal:
+    tables = changes[0].tables
+    for c in changes[1:]:
+        tables = {n: journal.fold(tables[n], new) for n, new in c.tables.items()}
+    last = changes[-1]
+    m = last.manifest
+    return Journal(m.lineage, changes[0].manifest.seq - 1, m.seq, m.learned_until_ms, tables, last.dense)._replace(
+        **other
+    )
+
+
+def put(loaded: Loaded, data: bytes) -> None:
+    journal.replace(loaded.path / "assets" / "journal.bin", data)
+
+
+def test_a_journal_brings_a_version_up_to_date(loaded: Loaded) -> None:
+    assert loaded.run("apply_file")["seq"] == 0  # as exported: a no-op
+    changes = [loaded.next(changed=50, removed=9, new=21) for _ in range(3)]
+    put(loaded, journal.encode(journal_of(loaded, changes)))
+    assert loaded.run("apply_file")["seq"] == 3
+    assert loaded.digest() == loaded.lineage.digest() and loaded.state()["learned_until_ms"] == 3000
+    assert loaded.run("apply_file")["seq"] == 3  # again: a no-op
+    new = loaded.next()
+    apply(loaded, new)  # goes on by deltas
+    assert loaded.digest() == loaded.lineage.digest()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="ends before"):
+        loaded.run("apply_file")
+
+
+def test_a_journal_from_the_middle_of_a_delta(loaded: Loaded) -> None:
+    changes = [loaded.next(), loaded.next()]
+    begin(loaded, changes[0])
+    put(loaded, journal.encode(journal_of(loaded, changes)))
+    assert loaded.run("apply_file")["seq"] == 2 and loaded.digest() == loaded.lineage.digest()
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+BROKEN_FILES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "a header alone": lambda data: data[:128],
+    "cut at a word": lambda data: data[: len(data) // 16 * 8],
+    "cut in a word": lambda data: data[:-3],
+    "longer": lambda data: data + bytes(8),
+    "no magic": lambda data: flipped(data, 0),
+    "another format": lambda data: flipped(data, 8),
+    "another from": lambda data: flipped(data, 16),
+    "another to": lambda data: flipped(data, 24),
+    "another learned_until_ms": lambda data: flipped(data, 32),
+    "another size": lambda data: flipped(data, 40),
+    "another check": lambda data: flipped(data, 48),
+    "another lineage length": lambda data: flipped(data, 56),
+    "another lineage, flipped": lambda data: flipped(data, 130),
+    "another count": lambda data: flipped(data, 192),
+    "a flipped key": lambda data: flipped(data, 300),
+    "a flipped row": lambda data: flipped(data, len(data) - 40),
+    "zeros": lambda data: bytes(len(data)),
+    "noise": lambda data: np.random.default_rng(0).bytes(len(data) // 8 * 8),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_a_broken_journal_changes_nothing(shared: Loaded, name: str) -> None:
+    loaded, new = shared, shared.next()
+    good = journal.encode(journal_of(loaded, [new]))
+    put(loaded, BROKEN_FILES[name](good))
+    before = loaded.state()
+    with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError)):
+        loaded.run("apply_file")
+    assert loaded.state() == before
+    put(loaded, good)
+    assert loaded.run("apply_file")["seq"] == new.manifest.seq and loaded.digest() == loaded.lineage.digest()
+
+
+def with_rows(keys: list[int], value: float) -> Callable[[Journal], Journal]:
+    rows = np.full((len(keys), D.row_dim), value, "f4")
+    new = Changes(np.array(keys, np.int64), rows, np.empty(0, np.int64))
+    return lambda j: j._replace(tables=j.tables | {"item": new})
+
+
+@pytest.mark.parametrize(
+    ("says", "make"),
+    [
+        ("another lineage", lambda j: j._replace(lineage="000001-ffffffff")),
+        ("begins after", lambda j: j._replace(start=j.to)),
+        ("ends before", lambda j: j._replace(start=-5, to=-1)),
+        ("reserved", with_rows([7, -(2**63)], 1.0)),
+        ("finite", with_rows([7], np.nan)),
+        ("finite", lambda j: j._replace(dense={n: v * np.float32("inf") for n, v in j.dense.items()})),
+    ],
+)
+def test_a_whole_journal_that_does_not_fit_changes_nothing(shared: Loaded, says: str, make: Any) -> None:
+    loaded, new = shared, shared.next()
+    put(loaded, journal.encode(make(journal_of(loaded, [new]))))
+    before = loaded.state()
+    with pytest.raises(tf.errors.InvalidArgumentError, match=says):
+        loaded.run("apply_file")
+    assert loaded.state() == before
+    apply(loaded, new)
+
+
+# -- the assets ----------------------------------------------------------------------------------------------------
+
+
+def test_both_loaders_find_the_assets_where_the_folder_is_now(loaded: Loaded, tmp_path: Path) -> None:
+    new = loaded.next()
+    loaded.servable.close()
+    moved = tmp_path / "elsewhere" / "7"
+    moved.parent.mkdir()
+    os.rename(loaded.path, moved)
+    by_session = Servable("ranker", 7, moved, (1, 2))
+    by_object = tf.saved_model.load(str(moved)).signatures
+    try:
+        # Rewritten after the load, by rename as sync does it.
+        journal.replace(moved / "assets" / "journal.bin", journal.encode(journal_of(loaded, [new])))
+        assert by_session.run("apply_file", {})["seq"] == 1
+        assert by_object["apply_file"]()["seq"] == 1
+        journal.replace(moved / "assets" / "token", b"another one")
+        after = loaded.next()
+        call = dense_call(after, token="another one")
+        assert by_session.run("apply_dense", {n: np.asarray(v) for n, v in call.items()})["dense_seq"] == 2
+        assert by_object["apply_dense"](**{n: tf.constant(v) for n, v in call.items()})["dense_seq"] == 2
+    finally:
+        by_session.close()
+
+
+def test_two_versions_in_one_process_share_nothing(loaded: Loaded) -> None:
+    other = Servable("ranker", 2, loaded.path, (1, 2))
+    try:
+        before = {n: int(v) for n, v in other.run("digest", {}).items()}
+        apply(loaded, loaded.next())
+        assert {n: int(v) for n, v in other.run("digest", {}).items()} == before != loaded.digest()
+    finally:
+        other.close()
