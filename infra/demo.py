@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
             platform, {"wall_s": round(time.monotonic() - began - setup_s, 1), "setup_s": round(setup_s, 1)}
         )
         files = write(platform, report)
-        console.print(Markdown(files[0].read_text()) if console.is_terminal else files[0].read_text())
+        text = files[0].read_text()
+        console.print(Markdown(text) if console.is_terminal else text, soft_wrap=not console.is_terminal)
         console.print("written: " + ", ".join(shown(f) for f in files), soft_wrap=True)
         if console.is_terminal and sys.stdin.isatty():
             goodbye(platform, console)
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo_settings(args: argparse.Namespace) -> Settings:
-    return load(args.settings, [f"name={args.name or 'demo'}", *args.set])
+    return load(args.settings, [f"name={args.name or 'demo'}", "digest=true", *args.set])
 
 
 def wall_of(text: str) -> float:
@@ -226,15 +227,15 @@ def finish(platform: Platform, times: dict[str, float]) -> dict[str, Any]:
     settings, log = platform.settings, Log(platform.layout.log)
     lineage = log.serving()
     assert lineage is not None
-    deltas = [m for m in log.manifests(lineage) if m.kind == "delta"]
+    manifests = [m for m in log.manifests(lineage) if m.kind == "delta" or m.seq == 0]
     declaration = load_source(settings.source).declaration
     sent = Sent.read(platform.folder / "sent", declaration)
     pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
-    where = deltas[-1].positions if deltas else {"topic": "examples", "offsets": {}}
+    where = manifests[-1].positions or {"topic": "examples", "offsets": {}}
     found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
     about = {"source": settings.source, "seed": 0, "commit": commit(), "sync_every_s": settings.sync_every, **times}
     lines = [c for c in read_lines(platform.layout.replica(0) / "sync.jsonl") if c["lineage"] == lineage]
-    return build(sent, pairs, declaration, found, records, deltas, lines, about)
+    return build(sent, pairs, declaration, found, records, manifests, lines, about)
 
 
 def write(platform: Platform, report: dict[str, Any]) -> list[Path]:

@@ -174,17 +174,21 @@ def build(
     confirmed: list[dict[str, Any]],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The report as plain data. `manifests` are the lineage's deltas, `confirmed` one replica's sync.jsonl."""
+    """The report as plain data. `manifests` are the lineage's first base and its deltas, `confirmed` a sync.jsonl."""
+    deltas = manifests[1:]
     expected = pairs.keys(sent)
-    learned = manifests[-1].learned if manifests else {"count": 0, "sum": "0"}
+    # The base's pairs came from the history, not through the join.
+    first, last = manifests[0], manifests[-1]
+    learned = last.learned["count"] - first.learned["count"]
+    learned_total = (int(last.learned["sum"]) - int(first.learned["sum"])) % 2**64
     count, total = pairs.learned(sent)
-    unlearned = found.total() - learned["count"]
+    unlearned = found.total() - learned
     judged = declaration.tasks.index(declaration.judged)
     later = (sent.ts_ms >= sent.ts_ms.min() + 2 * declaration.window_ms) & sent.ok
     labels = pairs.positive[later, judged].astype(int)
     served, frozen = sent.served[later, judged], sent.frozen[later, judged]
-    rows = [sum(t.rows for t in m.tables.values()) for m in manifests]
-    size = [m.bytes for m in manifests]
+    rows = [sum(t.rows for t in m.tables.values()) for m in deltas]
+    size = [m.bytes for m in deltas]
     rare = []
     for task, name in enumerate(declaration.tasks):
         y = pairs.positive[later, task].astype(int)
@@ -205,8 +209,8 @@ def build(
             "lost": (expected - found).total() + max(unlearned, 0),
             "double": (found - expected).total() + max(-unlearned, 0),
         },
-        "learned_equal": (learned["count"], int(learned["sum"])) == (count, total),
-        "deltas": len(manifests),
+        "learned_equal": (learned, learned_total) == (count, total),
+        "deltas": len(deltas),
         "rows_per_delta": round(float(np.mean(rows)), 1) if rows else 0,
         "bytes_per_delta": round(float(np.mean(size)), 1) if size else 0,
         "freshness_s": weighted_percentiles(freshness(confirmed, "positive"), (50, 95, 99)),

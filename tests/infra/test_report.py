@@ -19,10 +19,10 @@ ABOUT = {"source": "small", "seed": 1, "commit": "none", "sync_every_s": 1.0, "w
 T = 10_000
 
 
-def delta(count: int, total: int) -> Manifest:
+def manifest(seq: int, count: int, total: int) -> Manifest:
     return Manifest(
-        kind="delta", lineage="000001-00000000", seq=1, previous="", created_ms=0, source="small", declaration="",
-        positions={}, learned={"count": count, "sum": str(total)}, learned_until_ms=0, written_ms={}, tick=1,
+        kind="delta" if seq else "base", lineage="000001-00000000", seq=seq, previous="", created_ms=0, source="small",
+        declaration="", positions={}, learned={"count": count, "sum": str(total)}, learned_until_ms=0, written_ms={}, tick=1,
         tick_times={}, tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)}, digest={},
         metrics={}, files={"rows-0.arrow": {"bytes": 100}}, folder=Path(), sha256="",
     )  # fmt: skip
@@ -73,20 +73,21 @@ def test_lost_and_double_are_counted_apart(sent: Sent) -> None:
     pairs = Pairs.of(sent, DECLARATION, pi=1.0, salt="s")
     count, total = pairs.learned(sent)
     assert count == 8
-    manifest = delta(count, total)
+    base = manifest(0, 40, 2**64 - 5)
+    chain = [base, manifest(1, 40 + count, (total + 2**64 - 5) % 2**64)]
     confirmed = [{"written_ms": {"positive": {"500": 2}, "negative": {}}, "confirmed_ms": 1500, "digests_equal": True}]
     found = pairs.keys(sent)
-    whole = build(sent, pairs, DECLARATION, found, 5, [manifest], confirmed, ABOUT)
+    whole = build(sent, pairs, DECLARATION, found, 5, chain, confirmed, ABOUT)
     assert whole["pairs"] == {
         "offered": 8, "learned_pos": 2, "learned_neg": 6, "sampled_out": 0, "late": 1, "lost": 0, "double": 0,
     }  # fmt: skip
     assert whole["learned_equal"] and whole["failed_predictions"] == 1 and whole["events"] == 7
     found[("a", 0, 1)] += 1  # joined twice, learned once
     del found[("c", 0, 0)]  # never joined
-    broken = build(sent, pairs, DECLARATION, found, 5, [manifest], confirmed, ABOUT)
+    broken = build(sent, pairs, DECLARATION, found, 5, chain, confirmed, ABOUT)
     assert (broken["pairs"]["lost"], broken["pairs"]["double"]) == (1, 1)
-    forgotten = delta(count - 1, total)  # joined, never learned
-    unlearned = build(sent, pairs, DECLARATION, pairs.keys(sent), 5, [forgotten], confirmed, ABOUT)
+    forgotten = manifest(1, 40 + count - 1, total)  # joined, never learned
+    unlearned = build(sent, pairs, DECLARATION, pairs.keys(sent), 5, [base, forgotten], confirmed, ABOUT)
     assert unlearned["pairs"]["lost"] == 1 and not unlearned["learned_equal"]
     assert "lost" in markdown(unlearned)
 
