@@ -22,11 +22,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "streaming")]
 
+import psutil  # noqa: E402
 from broker import Broker  # noqa: E402  # the two are no packages: they are found by the line above
 from join_process import JoinProcess  # noqa: E402
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
@@ -98,17 +99,29 @@ def heartbeat(producer: KafkaProducer, t: int) -> None:
             producer.send(topic, json.dumps({"heartbeat_ms": t}).encode(), partition=partition)
 
 
-def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: JoinProcess) -> tuple[int, float]:
-    """Waits until the job has written all; returns its records and the seconds between its first and its last."""
+class Run(NamedTuple):
+    """What one job did: its records, the seconds between its first and its last, and its CPU time meanwhile."""
+
+    records: int
+    seconds: float
+    cpu_s: float
+
+
+def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: JoinProcess) -> Run:
+    """Waits until the job has written all."""
+    assert job.process is not None
+    process = psutil.Process(job.process.pid)
     consumer = KafkaConsumer(
         bootstrap_servers=bootstrap, group_id=None, auto_offset_reset="earliest", isolation_level="read_committed",
         max_partition_fetch_bytes=2**24,
     )  # fmt: skip
     consumer.assign([TopicPartition(topic, p) for p in range(topics.PARTITIONS)])
-    records, first, last, done = 0, float("inf"), 0.0, 0
+    records, first, last, done, cpu_s = 0, float("inf"), 0.0, 0, 0.0
     deadline = time.monotonic() + 900
     while (done < topics.PARTITIONS) if last_w is not None else (records < events):
         for batch in consumer.poll(500).values():
+            if not records:
+                cpu_s = sum(process.cpu_times()[:2])
             first, last = min(first, batch[0].timestamp), max(last, batch[-1].timestamp)
             for record in batch:
                 if record.key is None:
@@ -119,10 +132,10 @@ def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: Jo
         if time.monotonic() > deadline:
             raise TimeoutError(f"{records} records of {events} events after 900 s:\n{job.tail()}")
     consumer.close()
-    return records, (last - first) / 1000
+    return Run(records, (last - first) / 1000, sum(process.cpu_times()[:2]) - cpu_s)
 
 
-def measure(bootstrap: str, main: str, number: int, events: int, last_w: int, checkpoint_ms: int) -> tuple[int, float]:
+def measure(bootstrap: str, main: str, number: int, events: int, last_w: int, checkpoint_ms: int) -> Run:
     from kafka.admin import KafkaAdminClient, NewTopic
 
     topic = f"{main.lower()}-{number}"
@@ -151,7 +164,9 @@ def main() -> None:
         "--checkpoint-ms", type=int, default=1000, help="as at sync_every 5 s and more (default: %(default)s)"
     )
     args = parser.parse_args()
-    rates: dict[str, list[float]] = {"PassThrough": [], "JoinJob": []}
+    jobs = ("PassThrough", "JoinJob")
+    rates: dict[str, list[float]] = {job: [] for job in jobs}
+    cpu: dict[str, list[float]] = {job: [] for job in jobs}
     records: dict[str, int] = {}
     with Broker() as broker:
         topics.create(broker.bootstrap)
@@ -160,16 +175,18 @@ def main() -> None:
         print(f"{events} events, {size / events:.0f} bytes each, {args.impressions} impressions", flush=True)
         for number in range(args.rounds):
             for job in rates:
-                records[job], seconds = measure(broker.bootstrap, job, number, events, last_w, args.checkpoint_ms)
-                rates[job].append(events / seconds)
-                print(
-                    f"round {number + 1}  {job:12}{rates[job][-1]:10,.0f} events/s{records[job]:10} records", flush=True
-                )
+                run = measure(broker.bootstrap, job, number, events, last_w, args.checkpoint_ms)
+                records[job] = run.records
+                rates[job].append(events / run.seconds)
+                cpu[job].append(1e6 * run.cpu_s / events)
+                line = f"{rates[job][-1]:10,.0f} events/s{cpu[job][-1]:8.1f} us of CPU each{run.records:10} records"
+                print(f"round {number + 1}  {job:12}{line}", flush=True)
     middle = {job: statistics.median(values) for job, values in rates.items()}
     ratio = middle["JoinJob"] / middle["PassThrough"]
-    print(f"\n{'job':14}{'events/s, median':>18}{'least':>10}{'most':>10}")
+    print(f"\n{'job':14}{'events/s, median':>18}{'least':>10}{'most':>10}{'us of CPU each':>16}")
     for job, values in rates.items():
-        print(f"{job:14}{middle[job]:18,.0f}{min(values):10,.0f}{max(values):10,.0f}")
+        line = f"{middle[job]:18,.0f}{min(values):10,.0f}{max(values):10,.0f}{statistics.median(cpu[job]):16.1f}"
+        print(f"{job:14}{line}")
     print(f"ratio {ratio:.2f}, goal {GOAL}: {'reached' if ratio >= GOAL else 'missed'}")
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
@@ -183,6 +200,8 @@ def main() -> None:
         "bytes_per_event": round(size / events),
         "checkpoint_ms": args.checkpoint_ms,
         "events_per_s": {job: [round(v) for v in values] for job, values in rates.items()},
+        "cpu_us_per_event": {job: [round(v, 1) for v in values] for job, values in cpu.items()},
+        "load_average": round(os.getloadavg()[1], 1),
         "records": records,
         "ratio": round(ratio, 3),
         "goal": GOAL,

@@ -61,6 +61,9 @@ final class Cluster {
                 Map.entry("io.tmp.dirs", folder.tmp().toString()),
                 // Most lookups are of impressions that are not there yet.
                 Map.entry("state.backend.rocksdb.use-bloom-filter", "true"),
+                Map.entry("state.backend.rocksdb.options-factory", RocksOptions.class.getName()),
+                // The nearest timers of each key group are kept in memory; below it each batch of them is a seek.
+                Map.entry("state.backend.rocksdb.timer-service.cache-size", "1024"),
                 Map.entry("taskmanager.memory.managed.size", "256m"),
                 // How long a record may wait for company between two operators: a part of freshness.
                 Map.entry("execution.buffer-timeout.interval", "10 ms")

@@ -16,7 +16,8 @@ import org.slf4j.LoggerFactory;
 
 /** The join: impressions and actions in, examples out. Runs in its own process; the same jar runs on a Flink cluster. */
 public final class JoinJob {
-    static final int MAX_PARALLELISM = 128;
+    /** The number of key groups too: fixed for the life of a state. */
+    static final int MAX_PARALLELISM = 64;
     static final TypeInformation<ProducerRecord<byte[], byte[]>> RECORD = TypeInformation.of(new TypeHint<>() {});
     private static final Logger LOG = LoggerFactory.getLogger(JoinJob.class);
     private static final String HELP = """

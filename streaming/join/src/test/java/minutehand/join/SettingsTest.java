@@ -28,7 +28,7 @@ class SettingsTest {
         "pi | \"1\" | setting pi is \"1\": allowed is a number, 0 < pi <= 1",
         "checkpoint_ms | 10 | setting checkpoint_ms is 10: allowed is a whole number, 50 to 600000",
         "rest_port | 70000 | setting rest_port is 70000: allowed is a whole number, 0 to 65535",
-        "parallelism | 1.5 | setting parallelism is 1.5: allowed is a whole number, 1 to 128",
+        "parallelism | 1.5 | setting parallelism is 1.5: allowed is a whole number, 1 to 64",
         "topics | {\"actions\": \"impressions\"} | three different names",
         "declaration | [] | setting declaration is []: allowed is an object as of Declaration.to_json()",
         "paralellism | 1 | setting paralellism is 1: allowed is no such setting; there are bootstrap, checkpoint_ms",
