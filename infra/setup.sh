@@ -63,20 +63,26 @@ find_python() {
 # javac and java of 17 or newer, those that JAVA_HOME or PATH give.
 java_major() { "${JAVA_HOME:+$JAVA_HOME/bin/}$1" -version 2>&1 | sed -nE 's/^(javac |.*version ")([0-9]+).*/\2/p' | head -n 1; }
 
+python=
 system() {
-    [ -z "${PYTHON:-}" ] || in_range "$PYTHON" || fail "PYTHON is '$PYTHON' ($("$PYTHON" -V 2>&1 || true)); allowed is Python 3.11 to 3.13"
-    local missing=() major
-    find_python >/dev/null || missing+=(python3 python3-venv)
+    if [ -n "${PYTHON:-}" ] && ! in_range "$PYTHON"; then
+        fail "PYTHON is '$PYTHON' ($("$PYTHON" -V 2>/dev/null || echo 'it does not run')); allowed is Python 3.11 to 3.13"
+    fi
+    local missing=() jdk jre
+    python=$(find_python) || missing+=(python3 python3-venv)
     command -v g++ >/dev/null || missing+=(g++)
     command -v make >/dev/null || missing+=(make)
-    for major in "$(java_major javac || true)" "$(java_major java || true)"; do
-        if [ "${major:-0}" -lt 17 ]; then missing+=(default-jdk-headless); break; fi
-    done
+    jdk=$(java_major javac || true) jre=$(java_major java || true)
+    if [ "${jdk:-0}" -lt 17 ] || [ "${jre:-0}" -lt 17 ]; then
+        [ -z "${JAVA_HOME:-}" ] || fail "JAVA_HOME is '$JAVA_HOME' (javac ${jdk:-absent}, java ${jre:-absent}); allowed is a JDK of 17 or newer"
+        missing+=(default-jdk-headless)
+    fi
     command -v mvn >/dev/null || missing+=(maven)
-    install ${missing[@]+"${missing[@]}"}
-    find_python >/dev/null || fail "no Python 3.11 to 3.13 that can make environments was found (python3 is $(python3 -V 2>&1 || echo absent)); install one and name it: PYTHON=/path/to/python3.12 make setup"
-    [ "$(java_major javac || true)" ] && [ "$(java_major javac)" -ge 17 ] ||
-        fail "the JDK is '$(java_major javac || true)' (JAVA_HOME='${JAVA_HOME:-}'); allowed is 17 or newer"
+    [ ${#missing[@]} -gt 0 ] || return 0
+    install "${missing[@]}"
+    python=$(find_python) || fail "no Python 3.11 to 3.13 that can make environments was found (python3 is $(python3 -V 2>&1 || echo absent)); install one and name it: PYTHON=/path/to/python3.12 make setup"
+    jdk=$(java_major javac || true)
+    [ "${jdk:-0}" -ge 17 ] || fail "javac is ${jdk:-absent} after the installation; allowed is a JDK of 17 or newer"
 }
 
 # Each stamp is newer than all it was made from.
@@ -89,8 +95,7 @@ current() {
 
 environment() {
     if current "$LOGS/environment" uv.lock pyproject.toml && [ -x .venv/bin/minutehand ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
-    local python compile=()
-    python=$(find_python)
+    local compile=()
     if [ "$(build/tools/bin/uv --version 2>/dev/null | cut -d ' ' -f 2)" != "$UV_VERSION" ]; then
         rm -rf build/tools
         step tools "making build/tools with $("$python" -V)" "$python" -m venv build/tools
