@@ -233,3 +233,34 @@ def test_wrong_settings_are_named():
             cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 2 and said in done.stderr
+
+
+def test_status_and_a_refused_call_of_a_real_server(serving):
+    code = (
+        "from streaming.client import *; light(); from streaming.simulator import declaration as d\n"
+        f"s = Scorer(['127.0.0.1:1', {serving!r}], 'ranker', d); print(s.status(1))\n"
+        "print(s.score([{'viewer': 1, 'topics': []}, {}])[1], s.replica)\n"
+        "for call in (lambda: s.call('no_such_signature', {}), lambda: s.status(0)):\n"
+        "    try: call()\n"
+        "    except PredictionFailed as e: print(e)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    status, scored, refused, away = done.stdout.splitlines()
+    assert "'lineage': '000001-" in status and "'learned_until_ms': -1" in status and "'seq': 0" in status
+    assert scored == "0 1"
+    assert "FAILED_PRECONDITION" in refused and "no_such_signature" in refused
+    assert away.startswith("model ranker, signature status: 127.0.0.1:1 UNAVAILABLE")
+
+
+def test_it_slows_down_while_the_loop_lags_and_says_so_once(broker, serving, tmp_path):
+    # Nobody learns here: the served model stands where it began.
+    process = replay(broker, serving, tmp_path, "--speed", "2", "--sync-every-ms", "1")
+    slowed = wait_for(lambda: (p := progress(tmp_path)).get("throttled") and p, process)
+    wait_for(lambda: progress(tmp_path)["clock_ms"] > slowed["clock_ms"], process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and said.count("slowing down") == 1, said
+    # Two syncs, the allowance of 2 s and the disorder (1 s at twice its pace): not before.
+    assert slowed["lag_s"] > 2.5
