@@ -124,7 +124,7 @@ def test_nothing():
 
 
 @settings(deadline=None)
-@given(st.lists(st.binary(max_size=60) | st.sampled_from([GOOD, *ODD]) | st.just(b'{"heartbeat_ms":') , max_size=12))
+@given(st.lists(st.binary(max_size=60) | st.sampled_from([GOOD, *ODD]) | st.just(b'{"heartbeat_ms":'), max_size=12))
 def test_no_bytes_stop_it(lines):
     batch = decode(lines, DECLARATION)
     assert batch.size == lines.count(GOOD)

@@ -98,9 +98,7 @@ def test_counts_equal_a_loop_over_what_was_known(shown):
             assert e.features[f"{feature}_rate"] == pytest.approx(rate, abs=1e-4)
         mine = [r for r in ended if (r["user_id"], r["tab"]) == (log[place]["user_id"], log[place]["tab"])]
         clicks = sum(r["is_click"] for r in mine)
-        assert e.features["user_tab_rate"] == pytest.approx(
-            np.log((clicks + 1) / (len(mine) - clicks + 1.3)), abs=1e-4
-        )
+        assert e.features["user_tab_rate"] == pytest.approx(np.log((clicks + 1) / (len(mine) - clicks + 1.3)), abs=1e-4)
 
 
 @pytest.mark.parametrize("cut", [100, 400, 700])
