@@ -86,7 +86,8 @@ class AssetPaths(tf.saved_model.experimental.TrackableResource):  # type: ignore
 
 def buckets(rows: int, head_room: float) -> int:
     """A DenseHashTable's size (a power of two) in which `rows` x `head_room` rows fit without growing."""
-    return 1 << max(12, int(np.ceil(np.log2(max(rows, 1) * head_room / MAX_LOAD))))
+    # At least a few chunks: a call of n rows makes a table grow that could not hold n new ones.
+    return 1 << max(14, int(np.ceil(np.log2(max(rows, 1) * head_room / MAX_LOAD))))
 
 
 def row_digest(keys: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

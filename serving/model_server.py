@@ -49,8 +49,6 @@ Reply = TypeVar("Reply")
 
 
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
-    """PredictionService; what it does not define here, the generated base answers with UNIMPLEMENTED."""
-
     def __init__(self, models: Models, metrics: ServerMetrics) -> None:
         self._models, self._metrics = models, metrics
 
@@ -78,13 +76,30 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type
             reply.outputs[alias].CopyFrom(to_proto(value))
         return reply
 
+    def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:
+        unserved(context, "Classify")
+
+    def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:
+        unserved(context, "Regress")
+
+    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:
+        unserved(context, "MultiInference")
+
     def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
         return answered(context, lambda: self._models.metadata(request))
+
+
+def unserved(context: grpc.ServicerContext, call: str) -> None:
+    """The generated base would answer the same, and write a traceback into the log at each call."""
+    context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{call} is not served here, Predict is")
 
 
 class Status(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
     def __init__(self, models: Models) -> None:
         self._models = models
+
+    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
+        unserved(context, "HandleReloadConfigRequest")
 
     def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
         def reply() -> get_model_status_pb2.GetModelStatusResponse:

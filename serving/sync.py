@@ -89,11 +89,12 @@ class Sync:
         return "" if self.caught_up else f"catching up: {self.lineage} stands at {max(self.loaded.values())}"
 
     def close(self) -> None:
-        """Journals as they are; a child that exports is ended."""
+        """Journals up to the log's head; a child that exports is ended."""
         if self._installation is not None:
             self._installation.end()
         for version in self.versions.values():
-            version.write_journal(now=True)
+            if wrong := self._keep_journal(version, now=True):
+                log.error("journal: %s", wrong)
         self.replica.close()
 
     # -- once a second ---------------------------------------------------------------------------------------------

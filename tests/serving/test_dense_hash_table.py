@@ -11,15 +11,16 @@ def table() -> tf.lookup.experimental.DenseHashTable:
 
 
 def after(removes: bool) -> tuple[int, int]:
-    """(distinct keys, keys exported) after 100 of 3000 keys went and 500 of the others were written again."""
+    """(distinct keys, keys exported) after 500 of 3000 keys went and 500 others were written again."""
     rng, t = np.random.default_rng(0), table()
     keys = rng.integers(-(2**62), 2**62, 3000)
     t.insert(tf.constant(keys), tf.ones([3000, 2]))
     if removes:
-        t.remove(tf.constant(keys[:100]))
+        t.remove(tf.constant(keys[:500]))
     else:
-        t.insert(tf.constant(keys[:100]), tf.fill([100, 2], GONE))
-    t.insert(tf.constant(keys[100:600]), tf.ones([500, 2]))
+        t.insert(tf.constant(keys[:500]), tf.fill([500, 2], GONE))
+    # Few enough: a call that could fill the table makes it grow first, and growing drops what remove left behind.
+    t.insert(tf.constant(keys[-500:]), tf.ones([500, 2]))
     found = t.export()[0].numpy().ravel()
     found = found[found > DELETED_KEY]
     return len(set(found.tolist())), len(found)
@@ -27,7 +28,7 @@ def after(removes: bool) -> tuple[int, int]:
 
 def test_remove_lets_a_key_be_there_twice() -> None:
     distinct, exported = after(removes=True)
-    assert exported > distinct == 2900  # the day this fails, `remove` may be used
+    assert exported > distinct == 2500  # the day this fails, `remove` may be used
 
 
 def test_writing_the_gone_row_does_not() -> None:

@@ -1,0 +1,92 @@
+"""The export under the TensorFlow of the newest stock tensorflow/serving image: one minor behind the trainer's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from world import ROOT, TOKEN, D, Lineage, request
+
+from serving import change, journal
+from serving.journal import Journal
+
+PREVIOUS = "2.20.0"
+ENVIRONMENT = ROOT / "build" / "tf220"
+"""Kept between runs: it is 1.3 GB, and half a minute to make."""
+
+
+def make(environment: Path) -> Path:
+    """The environment's Python; made by uv where there is one, else by venv and pip."""
+    python, stamp = environment / "bin" / "python", environment / "made"
+    if stamp.exists() and stamp.read_text() == PREVIOUS:
+        return python
+    shutil.rmtree(environment, ignore_errors=True)
+    environment.parent.mkdir(exist_ok=True)
+    uv = shutil.which("uv") or next((str(p) for p in (ROOT / "build").glob("*/bin/uv")), None)
+    wanted = f"tensorflow-cpu=={PREVIOUS}"
+    if uv:
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
+        subprocess.run([uv, "pip", "install", "-q", "--python", str(python), wanted], check=True)
+    else:
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", wanted], check=True)
+    stamp.write_text(PREVIOUS)
+    return python
+
+
+@pytest.mark.timeout(900)  # the first run downloads TensorFlow
+def test_every_signature_runs_by_both_loaders(prepared: tuple[Path, Lineage], tmp_path: Path) -> None:
+    folder, known = prepared
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "models" / "served" / "1000000000"
+    (path / "assets" / "token").write_text(TOKEN)
+    lineage = known.copy(tmp_path / "log")
+    x = request(lineage)
+    before, base_digest = lineage.scores(x), lineage.digest()
+    first, second = (change.read(lineage.delta()) for _ in range(2))
+    tables = {n: journal.fold(first.tables[n], new) for n, new in second.tables.items()}
+    # The journal goes from the base to 2: what apply_file finds when the version is loaded.
+    whole = Journal(lineage.name, 0, 2, second.manifest.learned_until_ms, tables, second.dense)
+    third = change.read(lineage.delta())
+    (path / "assets" / "journal.bin").write_bytes(journal.encode(whole))
+
+    dense = {change.input_name(n): v for n, v in third.dense.items()}
+    who = {"lineage": lineage.name, "seq": np.int64(3), "token": TOKEN}
+    rows = next(change.chunks(third.tables))
+    delta = who | {"chunk": np.int64(0), "chunks": np.int64(1), "learned_until_ms": np.int64(3000)} | rows
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("serving_default", x), ("status", {}), ("digest", {}), ("apply_file", {}), ("apply_dense", who | dense),
+        ("apply_delta", delta), ("status", {}), ("digest", {}), ("serving_default", x),
+    ]  # fmt: skip
+    arrays = {
+        f"{i} {s}|{n}": np.asarray(v) for i, (s, inputs) in enumerate(calls) for n, v in (inputs or {"": 0}).items()
+    }
+    np.savez(tmp_path / "calls.npz", **arrays)  # type: ignore[arg-type]
+    lineage.writer.close()
+
+    python = make(ENVIRONMENT)
+    script = Path(__file__).with_name("previous_tf.py")
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    run = subprocess.run(
+        [str(python), str(script), str(path), str(tmp_path / "calls.npz")], capture_output=True, text=True, env=clean
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    answers = json.loads(run.stdout.splitlines()[-1])
+    assert answers["tf"] == PREVIOUS
+    for loader in ("object", "session"):
+        scored, status, digest, filed, densed, applied, status_after, digest_after, scored_after = answers[loader]
+        assert (status["lineage"], status["seq"]) == (lineage.name, 0) and digest == base_digest
+        assert (filed["seq"], densed["dense_seq"], applied["seq"]) == (2, 3, 3)
+        assert (status_after["seq"], status_after["learned_until_ms"]) == (3, 3000)
+        assert digest_after == lineage.digest()
+        after = lineage.scores(x)
+        for task in D.tasks:
+            np.testing.assert_allclose(scored[task], before[task], atol=1e-6)
+            np.testing.assert_allclose(scored_after[task], after[task], atol=1e-6)
