@@ -34,7 +34,7 @@ BAD = [
     b"[]",
     b'{"impression_id": "x", "user_id": 9223372036854775808, "item_id": 1, "ts_ms": 1, "action": "share"}',
     b'{"impression_id": "x", "user_id": 1, "item_id": 1, "action": "click", "ts_ms": -1}',
-    b'{"impression_id": "x", "user_id": -9223372036854775808, "item_id": 1, "ts_ms": 9, "action": "click"}',
+    b'{"impression_id": "x", "user_id": -9223372036854775808, "item_id": 1, "ts_ms": 9, "action": 1}',
     b'{"impression_id": "far", "user_id": 1, "item_id": 1, "ts_ms": 253402300799999, "action": "click"}',
 ]
 
