@@ -115,6 +115,8 @@ def choose(console: Console) -> str:
     except NoConnection as e:
         console.print(f"source: simulator ({e})", highlight=False)
         return "simulator"
+    except (ValueError, OSError) as e:
+        raise SettingError(f"source is kuairand, whose data cannot be read: {e}; or give --source simulator") from e
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from sklearn.metrics import roc_auc_score
 
 from infra.report import Array, weighted_percentiles
 
@@ -22,10 +22,10 @@ def freshness_picture(confirmed: list[dict[str, Any]], sync_every_s: float, path
     lines = [c for c in confirmed if c["written_ms"]["positive"]]
     at = [(c["confirmed_ms"] - begin) / 1000 for c in lines]
     for percentile, style in ((50, "o-"), (99, "s--")):
-        ages = []
+        ages: list[float] = []
         for c in lines:
             histogram = {(c["confirmed_ms"] - int(w)) / 1000: n for w, n in c["written_ms"]["positive"].items()}
-            ages.append(weighted_percentiles(histogram, (percentile,))[f"p{percentile}"])
+            ages.append(weighted_percentiles(histogram, (percentile,))[f"p{percentile}"] or 0.0)
         axes.plot(at, ages, style, markersize=3, label=f"p{percentile}")
     axes.axhline(sync_every_s, color="grey", linewidth=0.8, label=f"sync_every {sync_every_s:g} s")
     axes.set(

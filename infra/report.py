@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from sklearn.metrics import roc_auc_score
 
 from streaming.declaration import Declaration
 from streaming.hashing import draw, learned_sum
@@ -47,22 +47,23 @@ class Sent:
             raise FileNotFoundError(f"no impressions-*.parquet in {folder}: the replay sent nothing")
         table = pa.concat_tables([pq.read_table(p) for p in parts])
 
-        def stack(prefix: str, fill: float, dtype: type) -> Array:
-            columns = [
-                np.asarray(table[f"{prefix}_{t}"].fill_null(fill).to_numpy(zero_copy_only=False), dtype)
-                for t in declaration.tasks
-            ]
-            return np.stack(columns, axis=1)
-
         def plain(name: str) -> Array:
             return np.asarray(table[name].to_numpy(zero_copy_only=False))
 
+        def stack(prefix: str, fill: float, dtype: type) -> Array:
+            columns = [table[f"{prefix}_{t}"].fill_null(fill) for t in declaration.tasks]
+            return np.stack([np.asarray(c.to_numpy(zero_copy_only=False), dtype) for c in columns], axis=1)
+
         return cls(
-            table["impression_id"].to_pylist(),
-            *(plain(c) for c in ("user_id", "ts_ms", "wall_ms", "predict_ms", "ok")),
-            stack("outcome", -1, np.int64),
-            stack("served", float("nan"), np.float64),
-            stack("frozen", float("nan"), np.float64),
+            impression_id=table["impression_id"].to_pylist(),
+            user_id=plain("user_id"),
+            ts_ms=plain("ts_ms"),
+            wall_ms=plain("wall_ms"),
+            predict_ms=plain("predict_ms"),
+            ok=plain("ok"),
+            outcome_ms=stack("outcome", -1, np.int64),
+            served=stack("served", float("nan"), np.float64),
+            frozen=stack("frozen", float("nan"), np.float64),
         )
 
 
@@ -192,7 +193,7 @@ def build(
     rare = []
     for task, name in enumerate(declaration.tasks):
         y = pairs.positive[later, task].astype(int)
-        both = [None, None]
+        both: list[float | None] = [None, None]
         if 0 < y.sum() < len(y):
             both = [round(float(roc_auc_score(y, s[later, task])), 4) for s in (sent.served, sent.frozen)]
         rare.append({"task": name, "positives": int(y.sum()), "served": both[0], "frozen": both[1]})

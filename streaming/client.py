@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,7 +72,7 @@ def inputs(rows: Sequence[Mapping[str, Any]], declaration: Declaration) -> dict[
 
 def tensor(value: Any) -> Any:
     """A TensorProto of an array or a string, numbers as raw bytes in `tensor_content`."""
-    from tensorflow.core.framework import tensor_pb2  # type: ignore[import-untyped]
+    from tensorflow.core.framework import tensor_pb2
 
     if isinstance(value, (str, bytes)):
         return tensor_pb2.TensorProto(
@@ -114,7 +114,7 @@ class Scorer:
     ) -> None:
         if not addresses:
             raise ValueError("serving is empty, allowed is host:port, or several with commas between")
-        from tensorflow_serving.apis import (  # type: ignore[import-untyped]
+        from tensorflow_serving.apis import (
             prediction_service_pb2_grpc as rpc,
         )
 

@@ -157,7 +157,7 @@ class Publisher:
     """
 
     def __init__(self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher") -> None:
-        from kafka import KafkaProducer  # type: ignore[import-untyped]
+        from kafka import KafkaProducer
 
         self._schemas = schemas(declaration)
         self._producer = KafkaProducer(
@@ -203,7 +203,7 @@ class Publisher:
 
     def flush(self) -> None:
         """Returns when the broker has all that was sent; raises what a send failed with, or Stopped."""
-        from kafka.errors import KafkaTimeoutError  # type: ignore[import-untyped]
+        from kafka.errors import KafkaTimeoutError
 
         while True:
             stopped = self.stop.is_set()

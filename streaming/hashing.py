@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 Ids: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"

@@ -31,8 +31,8 @@ def create(
     timeout_s: float = 30,
 ) -> list[str]:
     """Makes the topics that are not there yet, and returns their names. Those that are there are left as they are."""
-    from kafka.admin import KafkaAdminClient, NewTopic  # type: ignore[import-untyped]
-    from kafka.errors import TopicAlreadyExistsError  # type: ignore[import-untyped]
+    from kafka.admin import KafkaAdminClient, NewTopic
+    from kafka.errors import TopicAlreadyExistsError
 
     config = {
         "retention.ms": str(retention_ms),

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from kafka.errors import KafkaError, OffsetOutOfRangeError  # type: ignore[import-untyped]
+from kafka.errors import KafkaError, OffsetOutOfRangeError
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streaming.example import Batch, concat, decode

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf  # type: ignore[import-untyped]
+import tensorflow as tf
 
 PATH = Path(__file__).with_name("_cuckoo.so")
 BUILT_FOR = re.compile(rb"CUCKOO_BUILT_FOR_TENSORFLOW=([^;]{1,40});")

@@ -18,8 +18,8 @@ import itertools
 import zlib
 from typing import Any, Literal, NamedTuple
 
-import tensorflow as tf  # type: ignore[import-untyped]
-from tensorflow.python.trackable.resource import TrackableResource  # type: ignore[import-untyped]
+import tensorflow as tf
+from tensorflow.python.trackable.resource import TrackableResource
 
 from training.cuckoo.library import ops
 
