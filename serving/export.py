@@ -5,7 +5,7 @@
 Writes <to>/<version>/ aside and renames it, so a model server that watches <to> never sees a part of it:
     assets/journal.bin                             empty: the model stands at its base
     assets/token                                   empty, and empty refuses every write until sync fills it
-    assets.extra/tf_serving_warmup_requests        one call of apply_file, run before the version is AVAILABLE
+    assets.extra/tf_serving_warmup_requests        apply_file and one row, run before the version is AVAILABLE
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from serving import change, journal
 from serving.graph import Ranker, Served, State
 from serving.journal import Journal
-from streaming.declaration import Declaration
+from streaming.declaration import INT64_MIN, Declaration
 from streaming.source import load
 from training.delta import Log, Manifest
 
@@ -53,12 +53,23 @@ def assign(ranker: Ranker, dense: dict[str, journal.Float32s]) -> None:
         weight.assign(dense[name])
 
 
-def warm_up(model: str) -> bytes:
-    """The one record of tf_serving_warmup_requests: apply what the journal holds at that time."""
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name, request.model_spec.signature_name = model, "apply_file"
-    record = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-    return bytes(record.SerializeToString())
+def warm_up(declaration: Declaration, model: str, *, frozen: bool) -> list[bytes]:
+    """The records of tf_serving_warmup_requests: apply what the journal holds at that time, then score a row.
+
+    The second one is there because a graph is optimised at its first call, which no user should wait for.
+    """
+    row = {
+        "id": tf.zeros([1], tf.int64), "ids": tf.fill([1, 1], tf.constant(INT64_MIN, tf.int64)), "number": tf.zeros([1])
+    }  # fmt: skip
+    first = {f.name: tf.make_tensor_proto(row[f.kind]) for f in declaration.features}
+    calls = {"serving_default": first} if frozen else {"apply_file": {}, "serving_default": first}
+    records = []
+    for signature, inputs in calls.items():
+        request = predict_pb2.PredictRequest(inputs=inputs)
+        request.model_spec.name, request.model_spec.signature_name = model, signature
+        record = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+        records.append(bytes(record.SerializeToString()))
+    return records
 
 
 def write(
@@ -88,10 +99,11 @@ def write(
         tf.saved_model.save(served, str(aside / "model"), signatures=served.signatures())
         if not frozen:
             (aside / "model" / "assets" / "token").chmod(0o600)
-            extra = aside / "model" / "assets.extra"
-            extra.mkdir()
-            with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
-                records.write(warm_up(model))
+        extra = aside / "model" / "assets.extra"
+        extra.mkdir()
+        with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
+            for record in warm_up(declaration, model, frozen=frozen):
+                records.write(record)
         os.rename(aside / "model", final)
     finally:
         shutil.rmtree(aside)
