@@ -56,17 +56,14 @@ def requests(exposures: Sequence[Exposure]) -> list[list[int]]:
 
 
 def score(scorer: Scorer, exposures: Sequence[Exposure], calls: Sequence[Sequence[int]]) -> list[Scored]:
-    """Each exposure's scores. After a failure the next calls wait a second only: one outage costs one deadline."""
+    """Each exposure's scores; a call that has no answer within the scorer's deadline leaves its exposures unscored."""
     scored = [_FAILED] * len(exposures)
-    patient, scorer.timeout = True, DEADLINE_S
     for places in calls:
         begun = time.perf_counter()
         try:
             tasks, seq = scorer.score([exposures[k].features for k in places])
         except PredictionFailed as e:
-            if patient:
-                log.warning("prediction failed: %s", e)
-            patient, scorer.timeout = False, 1.0
+            log.warning("prediction failed: %s", e)
             continue
         took_ms = 1000 * (time.perf_counter() - begun)
         for row, k in enumerate(places):

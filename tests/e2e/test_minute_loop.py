@@ -33,8 +33,8 @@ from training.delta import Log
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-SOURCE = "simulator?seed=11&minutes=10&history_minutes=10&rate=12&drift=8&viewers=400&clips=150&new_clips=10"
-SPEED = 8.0
+SOURCE = "simulator?seed=11&minutes=40&history_minutes=40&rate=3&drift=1.5&viewers=100&clips=50&new_clips=2"
+SPEED = 32.0
 KILLS = ("trainer", "sync-1", "join", "model-server-0")
 PI = 0.5
 
