@@ -272,13 +272,17 @@ def write(platform: Platform, report: dict[str, Any]) -> list[Path]:
 
 def goodbye(platform: Platform, console: Console) -> None:
     """Where everything answers, and a curl line that does; returns at Ctrl-C."""
-    first = PROJECT / ".venv/bin/minutehand"
-    rest = platform.address("model-server-0-rest")
-    console.print(f"\nThe platform stays up until Ctrl-C ({shown(first)} status --name {platform.settings.name}):")
-    for name in ("mlflow", "join", "model-server-0", "model-server-0-rest", "trainer", "sync-0"):
+    from streaming.source import load as load_source
+
+    name = platform.settings.name
+    console.print(f"\nThe platform stays up until Ctrl-C (minutehand status --name {name} shows it). It answers at:")
+    for service in ("mlflow", "join", "model-server-0", "model-server-0-rest", "trainer", "sync-0"):
         with contextlib.suppress(PlatformError):
-            console.print(f"  {name:20} {platform.address(name)}", highlight=False)
-    console.print(f"  curl -s {rest}/v1/models/ranker", highlight=False, soft_wrap=True)
+            console.print(f"  {service:20} {platform.address(service)}", highlight=False)
+    shown_first = next(iter(load_source(platform.settings.source).live()))
+    body = json.dumps({"instances": [shown_first.features]})
+    url = f"{platform.address('model-server-0-rest')}/v1/models/ranker:predict"
+    console.print(f"\ncurl -s -d '{body}' {url}", highlight=False, markup=False, soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
     console.print("ending everything")

@@ -222,7 +222,8 @@ def build(
         "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
         "calibration": round(float(served.mean() / labels.mean()), 4) if labels.sum() else None,
         "tasks": rare,
-        "digests_equal": bool(confirmed) and all(line["digests_equal"] for line in confirmed),
+        # None: the replica had gone on before it was asked (after a kill), so there was nothing to compare.
+        "digests_equal": {line["digests_equal"] for line in confirmed} - {None} == {True},
     }
 
 
