@@ -169,6 +169,7 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
         serving,
     ]
     words += ["--wall-s", f"{wall_s:g}", "--sync-every-ms", str(settings.sync_every_ms), "--out", str(send_log)]
+    words += ["--frozen", "frozen"]
     screen = Screen(send_log, platform.layout.log, platform.layout.replica(0) / "sync.jsonl", console)
     with child(*words) as process, screen:
         while process.poll() is None:

@@ -1,7 +1,8 @@
 """Replays a source's live events against the served model, in event time.
 
-Each exposure is scored by the served and the frozen model over gRPC, then written to `impressions`; each outcome is
-written to `actions` when its own time has come; heartbeats follow. The clock slows down while the loop lags.
+Each exposure is scored by the served model over gRPC (and by a frozen one, to compare), then written to `impressions`;
+each outcome is written to `actions` when its own time has come; heartbeats follow. The clock slows down while the loop
+lags.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Replay:
         publisher: Publisher,
         sendlog: SendLog,
         served: Scorer,
-        frozen: Scorer,
+        frozen: Scorer | None,
         lag: Lag,
         *,
         speed: float,
@@ -213,7 +214,8 @@ class Replay:
         behind = stop < len(self.exposures) and self.exposures[stop].ts_ms <= target
         shown = self.exposures[first:stop]
         calls = requests(shown)
-        served_by, frozen_by = self._pool.map(lambda s: score(s, shown, calls), (self.served, self.frozen))
+        asked = self._pool.map(lambda s: score(s, shown, calls) if s else None, (self.served, self.frozen))
+        served_by, frozen_by = (answers or [_FAILED] * len(shown) for answers in asked)
         place = {k: (shown[call[0]].impression_id, position) for call in calls for position, k in enumerate(call)}
         lineage = self.lag.lineage(self.served.replica)
         for k, (exposure, served, frozen) in enumerate(zip(shown, served_by, frozen_by, strict=True)):
@@ -289,7 +291,8 @@ def main() -> None:
     speed = args.speed or span_s / args.wall_s
     log.info("%d exposures over %.0f s of event time, at %.1f times their pace", len(exposures), span_s, speed)
     addresses = args.serving.split(",")
-    served, frozen = (Scorer(addresses, model, declaration) for model in ("ranker", "frozen"))
+    served = Scorer(addresses, "ranker", declaration)
+    frozen = Scorer(addresses, args.frozen, declaration) if args.frozen != "none" else None
     lag = Lag(addresses, declaration, exposures[0].ts_ms)
     with Publisher(args.kafka, declaration, "minutehand-replay") as publisher:
         replay = Replay(
@@ -310,6 +313,7 @@ def _arguments() -> argparse.Namespace:
     add("--kafka", required=True, metavar="H:P", help="the broker's address")
     add("--serving", required=True, metavar="H:P[,H:P]", help="gRPC addresses of the model server's replicas")
     add("--out", required=True, type=Path, metavar="DIR", help="where the send log goes; a former one is replaced")
+    add("--frozen", default="none", metavar="MODEL", help="a model to compare with, such as frozen (default: none)")
     add("--sync-every-ms", type=int, default=60_000, help="the loop's dial: more than one sync behind is a lag")
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--wall-s", type=float, default=420.0, help="how long the replay takes (default: %(default)s)")

@@ -80,6 +80,7 @@ def replay_in_stages(platform: Platform) -> None:
     stage_file.write_text("0")
     serving = ",".join(platform.address(f"model-server-{i}") for i in range(2))
     words = ["--source", SOURCE, "--kafka", platform.address("kafka"), "--serving", serving, "--out", str(sent)]
+    words += ["--frozen", "frozen"]
     words += ["--speed", str(SPEED), "--sync-every-ms", "1000", "--stage-file", str(stage_file)]
     replay = subprocess.Popen([sys.executable, "-m", "streaming.replay", *words])
     try:

@@ -86,7 +86,7 @@ def replay(broker, serving, out, *more: str) -> subprocess.Popen[str]:
     addresses = f"127.0.0.1:{free_port()},{serving}"
     return python(
         "streaming.replay", "--source", SOURCE, "--kafka", broker.bootstrap, "--serving", addresses,
-        "--out", str(out), *more,
+        "--out", str(out), "--frozen", "frozen", *more,
     )  # fmt: skip
 
 
