@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,13 @@ class Confirmations:
         """The newest confirmed seq; what a base holds came with the base."""
         return max(base_seq, self._last.get(lineage, 0))
 
-    def confirm(self, m: Manifest, chunks: int, apply_ms: float, digests_equal: bool | None) -> None:
-        """`m` is served. `digests_equal` is None where its manifest holds no digest."""
+    def confirm(
+        self, m: Manifest, chunks: int, apply_ms: float, confirmed_s: float, digests_equal: bool | None
+    ) -> None:
+        """`m` is served since `confirmed_s` (wall clock). `digests_equal` is None where there was none to compare."""
         if m.seq <= self._last.get(m.lineage, 0):
             return
-        now = time.time_ns() // 1_000_000
+        now = int(confirmed_s * 1000)
         written = {kind: m.written_ms.get(kind, {}) for kind in ("positive", "negative")}
         rows = sum(t.rows for t in m.tables.values())
         entry: dict[str, Any] = {

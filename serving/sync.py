@@ -270,7 +270,7 @@ class Sync:
         for seq in range(
             self.confirmations.last(lineage, self.versions[version].base_seq) + 1, self.loaded[version] + 1
         ):
-            self.confirmations.confirm(self.log.manifest(lineage, "delta", seq), 0, 0.0, None)
+            self.confirmations.confirm(self.log.manifest(lineage, "delta", seq), 0, 0.0, time.time(), None)
 
     def _apply(self, manifest: Manifest, version: int) -> None:
         began = time.perf_counter()
@@ -278,10 +278,12 @@ class Sync:
         now = self.replica.standing(version)
         if (now.lineage, now.seq) != (manifest.lineage, manifest.seq):
             raise RefusedCall(f"{self.replica.address}: {manifest.name} was applied, but it stands at {now.seq}")
+        confirmed_s = time.time()
         self.loaded[version] = now.seq
         apply_ms = (time.perf_counter() - began) * 1000
         self.confirmations.seq.labels(now.lineage).set(now.seq)
-        self.confirmations.confirm(manifest, pushed, apply_ms, self._compare(manifest, version))
+        self.confirmations.confirm(manifest, pushed, apply_ms, confirmed_s, self._compare(manifest, version))
+        log.info("%s is served, after %.0f ms", manifest.name, apply_ms)
 
     def _compare(self, manifest: Manifest, version: int) -> bool | None:
         if not manifest.digest:

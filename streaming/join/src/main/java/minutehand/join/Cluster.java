@@ -81,6 +81,8 @@ final class Cluster {
                 .setStartingOffsets(new FromTheBeginning())
                 .setDeserializer(new Deserializer(settings))
                 .setProperty("isolation.level", "read_committed")
+                // Positions are the checkpoint's; nobody asks the broker for them.
+                .setProperty("commit.offsets.on.checkpoint", "false")
                 .build();
         long disorder = settings.maxDisorderMs;
         return env.fromSource(source, WatermarkStrategy.forGenerator(context -> new Heartbeats(disorder)), "events").uid("events");
