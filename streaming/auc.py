@@ -6,10 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """AUC by mid-ranks (the Mann-Whitney statistic); NaN while there are not both labels."""
-    positive = np.asarray(labels) > 0.5
-    _, place, count = np.unique(np.asarray(scores), return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]
-    p, n = int(positive.sum()), int((~positive).sum())
-    return float((rank[positive].sum() - p * (p + 1) / 2) / (p * n)) if p and n else float("nan")
+def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """AUC of labels 0 or 1; NaN while there are not both.
+
+    `weights` are float[n]: a negative kept with probability pi stands for 1 / pi of them.
+    """
+    label = np.asarray(labels, np.float64)
+    weight = np.ones(len(label)) if weights is None else np.asarray(weights, np.float64)
+    values, place = np.unique(np.asarray(scores), return_inverse=True)
+    positive = np.bincount(place, weight * label, len(values))
+    negative = np.bincount(place, weight * (1 - label), len(values))
+    pairs = positive.sum() * negative.sum()
+    below = np.cumsum(negative) - negative
+    return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")

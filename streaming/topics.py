@@ -8,7 +8,7 @@ import logging
 import sys
 
 IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
-DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS)}
+DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES)}
 LATE = {topic: f"{topic}.late" for topic in (IMPRESSIONS, ACTIONS)}
 ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, *DEAD.values(), *LATE.values())
 

@@ -6,23 +6,18 @@ Lines that are no example go to `examples.dead` with the reason, and the others 
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError, KafkaTimeoutError
 
 from streaming.declaration import Declaration
+from streaming.events import dead
 from streaming.example import Batch, decode
-from streaming.topics import EXAMPLES
-
-DEAD = f"{EXAMPLES}.dead"
-KEPT_OF_DEAD = 64 * 1024
+from streaming.topics import DEAD, EXAMPLES
 
 log = logging.getLogger("feed")
 
@@ -65,18 +60,13 @@ class Feed:
             self._consumer.seek(tp, offset)
 
     def _look(self) -> tuple[dict[str, str], set[int]]:
-        """The cluster's and the topic's ids and the topic's partitions; makes the dead-letter topic."""
+        """The cluster's and the topic's ids, and the topic's partitions."""
         admin = KafkaAdminClient(bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=5000)
         try:
             if EXAMPLES not in admin.list_topics():
                 raise KafkaTimeoutError(f"no topic {EXAMPLES} (python -m streaming.topics makes it)")
             cluster = admin.describe_cluster()["cluster_id"]
             topic = admin.describe_topics([EXAMPLES])[0]
-            try:
-                if DEAD not in admin.list_topics():
-                    admin.create_topics([NewTopic(DEAD, 1, 1)])
-            except TopicAlreadyExistsError:
-                pass
         finally:
             admin.close()
         identity = {"cluster": str(cluster), "topic": EXAMPLES, "topic_id": str(topic["topic_id"])}
@@ -127,19 +117,10 @@ class Feed:
 
     def _bury(self, partition: int, offset: int, line: bytes, reason: str) -> None:
         self.dead += 1
-        log.warning("examples %d:%d is no example: %s; kept in %s", partition, offset, reason, DEAD)
-        record = {
-            "reason": reason,
-            "topic": EXAMPLES,
-            "partition": partition,
-            "offset": offset,
-            "size": len(line),
-            "sha256": hashlib.sha256(line).hexdigest(),
-            "message": base64.b64encode(line[:KEPT_OF_DEAD]).decode(),
-        }
+        log.warning("examples %d:%d is no example: %s; kept in %s", partition, offset, reason, DEAD[EXAMPLES])
         if self._producer is None:
             self._producer = KafkaProducer(bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=5000)
-        self._producer.send(DEAD, json.dumps(record).encode())
+        self._producer.send(DEAD[EXAMPLES], dead(EXAMPLES, line, reason, partition, offset))
 
     def close(self) -> None:
         self._consumer.close()

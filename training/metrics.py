@@ -1,27 +1,14 @@
-"""How good predictions were: AUC and log loss of weighted examples."""
+"""How good predictions were, test then train: AUC and log loss of weighted examples."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from streaming.auc import auc
 from streaming.example import Batch
 
 Floats = npt.NDArray[np.floating]
-
-
-def auc(scores: Floats, labels: Floats, weights: Floats | None = None) -> float:
-    """The chance that a positive is scored above a negative, ties half; NaN without one of either.
-
-    `weights` are float[n]: a negative kept with probability pi stands for 1 / pi of them.
-    """
-    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
-    values, place = np.unique(scores, return_inverse=True)
-    positive = np.bincount(place, weights * labels, len(values))
-    negative = np.bincount(place, weights * (1 - labels), len(values))
-    pairs = positive.sum() * negative.sum()
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
 
 
 def logloss(logits: Floats, labels: Floats, weights: Floats) -> float:
@@ -49,5 +36,5 @@ class Tested:
         if not self._parts:
             return {}
         logits, labels, weights = (np.concatenate([p[i] for p in self._parts])[-(last or 0) :] for i in range(3))
-        found = {"auc": auc(logits, labels, weights), "loss": logloss(logits, labels, weights)}
+        found = {"auc": auc(labels, logits, weights), "loss": logloss(logits, labels, weights)}
         return {name: value for name, value in found.items() if np.isfinite(value)}

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streaming.auc import auc
 from training import batch
 from training.delta import Log
 from training.log_check import verify
-from training.metrics import auc, logloss
+from training.metrics import logloss
 
 SOURCE = "simulator?seed=5&minutes=5"
 
@@ -58,10 +59,10 @@ def test_auc_and_logloss_against_all_pairs() -> None:
         for j in np.flatnonzero(labels == 0):
             total += weights[i] * weights[j]
             won += weights[i] * weights[j] * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0)
-    assert auc(scores, labels, weights) == pytest.approx(won / total)
-    assert np.isnan(auc(scores, np.zeros(60)))
+    assert auc(labels, scores, weights) == pytest.approx(won / total)
+    assert np.isnan(auc(np.zeros(60), scores))
     repeated = [np.repeat(x, weights.astype(int)) for x in (scores, labels)]  # a weight of k is k examples
-    assert auc(*repeated) == pytest.approx(won / total)
+    assert auc(repeated[1], repeated[0]) == pytest.approx(won / total)
     p = 1 / (1 + np.exp(-repeated[0]))
     expected = -np.mean(np.log(np.where(repeated[1] > 0, p, 1 - p)))
     assert logloss(scores, labels, weights) == pytest.approx(expected)

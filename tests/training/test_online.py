@@ -167,7 +167,7 @@ def test_bad_lines_are_kept_aside_and_the_rest_is_learned(
     last = wait(lambda: (m := newest(tmp_path)).learned_until_ms >= LAST_MS and m, "learned_until")
     assert last.learned == learned_by(good)
     consumer = KafkaConsumer(bootstrap_servers=topic.bootstrap, consumer_timeout_ms=30_000)
-    consumer.assign([TopicPartition("examples.dead", 0)])
+    consumer.assign([TopicPartition("examples.dead", p) for p in range(topics.PARTITIONS)])
     consumer.seek_to_beginning()
     dead = [json.loads(m.value) for m in islice(consumer, len(bad))]
     consumer.close()
