@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     wall_s = wall_of(args.wall)
     with contextlib.ExitStack() as stack:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        logging.getLogger("kafka").setLevel(logging.ERROR)  # it warns of its own loop being busy
         logging.getLogger("download").setLevel(logging.INFO)  # whose data it is, under which licence
         # A SIGTERM ends the demo the way Ctrl-C does: through the `with` blocks.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
