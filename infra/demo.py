@@ -114,7 +114,7 @@ def choose(console: Console) -> str:
         console.print(f"source: kuairand (from {folder()})", highlight=False)
         return "kuairand"
     except NoConnection as e:
-        console.print(f"source: simulator ({e})", highlight=False)
+        console.print(f"source: simulator ({e})", highlight=False, soft_wrap=True)
         return "simulator"
     except (ValueError, OSError) as e:
         raise SettingError(f"source is kuairand, whose data cannot be read: {e}; or give --source simulator") from e
