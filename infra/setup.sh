@@ -33,7 +33,7 @@ install() {
     [ $# -gt 0 ] || return 0
     local command="apt-get install -y --no-install-recommends $*"
     command -v apt-get >/dev/null || fail "missing: $*; install them with your system's package manager, then run this again"
-    [ "$(id -u)" = 0 ] || fail "missing: $*; install them with: sudo $command"
+    [ "$(id -u)" = 0 ] || fail "missing: $*; install them with: sudo apt-get update && sudo $command"
     export DEBIAN_FRONTEND=noninteractive
     step apt-update "reading the package lists" apt-get update -q
     step apt "installing $*" $command
@@ -85,53 +85,62 @@ system() {
     [ "${jdk:-0}" -ge 17 ] || fail "javac is ${jdk:-absent} after the installation; allowed is a JDK of 17 or newer"
 }
 
-# Each stamp is newer than all it was made from.
-current() {
-    local stamp=$1 from
-    shift
-    [ -e "$stamp" ] || return 1
-    for from in "$@"; do [ ! "$from" -nt "$stamp" ] || return 1; done
+# A stamp holds the digest of what its step was made from: a checkout that changes dates only makes nothing again.
+# It is taken before the step: a file that changes during it is seen the next time.
+digest() { sha256sum "$@" | sha256sum | cut -d ' ' -f 1; }
+current() { [ -e "$1" ] && [ "$(cat "$1")" = "$2" ]; }
+
+# replace NEW OLD: NEW takes OLD's place, and only if it differs. A process that runs has most of its jars open and finds
+# the others by their names: they are away for the instant between two renames, not for as long as Maven works.
+replace() {
+    if diff -rq "$1" "$2" >/dev/null 2>&1; then return; fi
+    mkdir -p "$(dirname "$2")"
+    rm -rf "$2.old"
+    [ ! -e "$2" ] || mv "$2" "$2.old"
+    mv "$1" "$2"
+    rm -rf "$2.old"
 }
 
 environment() {
-    if current "$LOGS/environment" uv.lock pyproject.toml && [ -x .venv/bin/minutehand ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
-    local compile=()
+    local made compile=()
+    made="$PWD $(digest uv.lock pyproject.toml)"
+    if current "$LOGS/environment" "$made" && [ -x .venv/bin/minutehand ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
     if [ "$(build/tools/bin/uv --version 2>/dev/null | cut -d ' ' -f 2)" != "$UV_VERSION" ]; then
         rm -rf build/tools
         step tools "making build/tools with $("$python" -V)" "$python" -m venv build/tools
         step uv "installing uv $UV_VERSION" build/tools/bin/python -m pip install -q --disable-pip-version-check "uv==$UV_VERSION"
     fi
+    # The commands in .venv/bin name their folder: a project that was moved needs new ones.
+    case $(cat "$LOGS/environment" 2>/dev/null) in '' | "$PWD "*) ;; *) rm -rf .venv ;; esac
     [ -e .venv ] || compile=(--compile-bytecode) # it scans 18 000 files: worth it once
     step environment "installing the Python packages of uv.lock into .venv (640 MB to download the first time)" \
         build/tools/bin/uv sync --frozen --python "$python" ${compile[@]+"${compile[@]}"}
-    touch "$LOGS/environment"
+    echo "$made" >"$LOGS/environment"
 }
 
 kafka() {
-    current "$LOGS/kafka" infra/kafka/pom.xml && [ -d build/kafka/libs ] && return
-    rm -rf build/kafka/libs
-    step kafka-jars "fetching Kafka (55 MB)" mvn -B -ntp -f infra/kafka/pom.xml package
-    touch "$LOGS/kafka"
+    local made aside=$PWD/build/setup/kafka.new
+    made=$(digest infra/kafka/pom.xml)
+    if current "$LOGS/kafka" "$made" && [ -d build/kafka/libs ]; then return; fi
+    rm -rf "$aside"
+    step kafka-jars "fetching Kafka (55 MB)" mvn -B -ntp -f infra/kafka/pom.xml "-Dminutehand.build=$aside" package
+    replace "$aside/kafka/libs" build/kafka/libs
+    rm -rf "$aside"
+    echo "$made" >"$LOGS/kafka"
 }
 
 join() {
-    [ -f streaming/join/pom.xml ] || return 0
-    if [ -e build/join.jar ] && [ -d build/flink/libs ] && current "$LOGS/join" streaming/join/pom.xml &&
-        [ -z "$(find streaming/join/src/main -newer "$LOGS/join" -print -quit)" ]; then return; fi
-    local aside=$PWD/build/setup/join.new
+    local made aside=$PWD/build/setup/join.new sources
+    mapfile -t sources < <(find streaming/join/src/main -type f | sort)
+    made=$(digest streaming/join/pom.xml "${sources[@]}")
+    if current "$LOGS/join" "$made" && [ -e build/join.jar ] && [ -d build/flink/libs ]; then return; fi
     rm -rf "$aside"
-    touch "$LOGS/join.began"
     step join-jar "building the join, with Flink (154 MB the first time)" \
         mvn -B -ntp -f streaming/join/pom.xml -Dmaven.test.skip=true "-Dminutehand.build=$aside" package
-    # By rename: a join that runs keeps the jar it has open.
-    if ! current "$LOGS/join" streaming/join/pom.xml || [ ! -d build/flink/libs ]; then
-        mkdir -p build/flink
-        rm -rf build/flink/libs
-        mv "$aside/flink/libs" build/flink/libs
-    fi
-    mv -f "$aside/join.jar" build/join.jar
+    replace "$aside/flink/libs" build/flink/libs
+    mv -f "$aside/join.jar" build/join.jar # a join that runs keeps the jar it has open
     rm -rf "$aside"
-    mv "$LOGS/join.began" "$LOGS/join"
+    echo "$made" >"$LOGS/join"
 }
 
 table() {

@@ -9,15 +9,16 @@ CUCKOO_TF_INFO = $(firstword $(foreach name,tensorflow tensorflow_cpu,$(wildcard
 CUCKOO_TF_VERSION = $(lastword $(subst -, ,$(basename $(notdir $(CUCKOO_TF_INFO)))))
 CUCKOO_FLAGS := -std=c++20 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -I. -MMD -MP
 
-.PHONY: cuckoo cuckoo-test cuckoo-sanitize
+.PHONY: cuckoo cuckoo-test cuckoo-sanitize FORCE
+FORCE:
 cuckoo: $(CUCKOO_SO)
 
-# Touched only when the version of TensorFlow itself changes: another package in the lock is no reason to compile.
-$(CUCKOO_BUILD)/tensorflow.version: uv.lock
+# Written only when the version of TensorFlow itself changes: another package in the lock is no reason to compile.
+CUCKOO_TF_LAST := $(shell cat $(CUCKOO_BUILD)/tensorflow.version 2>/dev/null)
+$(CUCKOO_BUILD)/tensorflow.version: $(if $(filter $(CUCKOO_TF_VERSION),$(CUCKOO_TF_LAST)),,FORCE)
 	@mkdir -p $(@D)
 	@test -d "$(CUCKOO_TF)/include" || { echo "the table op: no TensorFlow in $(VENV): run make setup" >&2; exit 1; }
-	@echo $(CUCKOO_TF_VERSION) > $@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@echo $(CUCKOO_TF_VERSION) > $@
 
 $(CUCKOO_BUILD)/ops.o: $(CUCKOO)/ops.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
 	@# -w: TensorFlow's own headers and macros warn by the hundred; the core is held to -Wall by its tests
