@@ -174,7 +174,8 @@ def test_bad_lines_are_kept_aside_and_the_rest_is_learned(
     assert sorted(base64.b64decode(d["message"]) for d in dead) == sorted(bad)
     for d in dead:
         assert d["reason"] and d["topic"] == "examples" and d["size"] == len(base64.b64decode(d["message"]))
-    assert f"minutehand_trainer_dead_examples {float(len(bad))}" in trainer.get("/metrics")[1]
+    counted = f"minutehand_trainer_dead_examples {float(len(bad))}"  # the gauges move each second
+    wait(lambda: counted in trainer.get("/metrics")[1], counted)
     assert trainer.end() == 0
 
 
