@@ -26,7 +26,7 @@ from infra.live import Screen, read_lines
 from infra.platform import Platform, PlatformError
 from infra.processes import die_with_parent
 from infra.settings import PROJECT, SettingError, Settings, duration, load
-from training.delta import Log
+from training.delta import Log, Manifest
 
 AUTO = "auto"
 LEARNED_WITHIN_S = 180.0
@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
         settings = settings.with_(source=source)
         platform = stack.enter_context(Platform(settings))
         began = time.monotonic()
-        prepare(platform, console)
+        base = prepare(platform, console)
         with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
             platform.start()
         setup_s = time.monotonic() - began
         console.print(f"platform up after {setup_s:.0f} s; logs in {shown(platform.folder / 'logs')}")
         replay(platform, wall_s, console)
         report = finish(
-            platform, {"wall_s": round(time.monotonic() - began - setup_s, 1), "setup_s": round(setup_s, 1)}
+            platform, base, {"wall_s": round(time.monotonic() - began - setup_s, 1), "setup_s": round(setup_s, 1)}
         )
         files = write(platform, report)
         text = files[0].read_text()
@@ -140,8 +140,8 @@ def step(*words: str) -> None:
             raise PlatformError(f"`python -m {words[0]}` ended with exit code {code}: see above")
 
 
-def prepare(platform: Platform, console: Console) -> None:
-    """A new lineage in an emptied folder: the base from the source's history, and its frozen copy."""
+def prepare(platform: Platform, console: Console) -> Manifest:
+    """A new lineage in an emptied folder: its base from the source's history, and the frozen copy of that."""
     platform.stop()
     shutil.rmtree(platform.folder, ignore_errors=True)
     settings, layout = platform.settings, platform.layout
@@ -154,6 +154,7 @@ def prepare(platform: Platform, console: Console) -> None:
         to = str(layout.replica(i) / "frozen")
         common = ("--source", settings.source, "--log", str(layout.log), "--lineage", lineage)
         step("serving.export", *common, "--frozen", "--to", to)
+    return Log(layout.log).manifest(lineage, "base", 0)
 
 
 def replay(platform: Platform, wall_s: float, console: Console) -> None:
@@ -223,23 +224,21 @@ def commit() -> str:
         return "unknown"
 
 
-def finish(platform: Platform, times: dict[str, float]) -> dict[str, Any]:
+def finish(platform: Platform, base: Manifest, times: dict[str, float]) -> dict[str, Any]:
     """The report of what the platform's folder and topics hold."""
     from infra.report import Pairs, Sent, build, joined
     from streaming.source import load as load_source
 
     settings, log = platform.settings, Log(platform.layout.log)
-    lineage = log.serving()
-    assert lineage is not None
-    manifests = [m for m in log.manifests(lineage) if m.kind == "delta" or m.seq == 0]
+    newest = log.manifests(base.lineage)[-1]  # the base itself may be pruned by now
     declaration = load_source(settings.source).declaration
     sent = Sent.read(platform.folder / "sent", declaration)
     pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
-    where = manifests[-1].positions or {"topic": "examples", "offsets": {}}
+    where = newest.positions or {"topic": "examples", "offsets": {}}
     found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
     about = {"source": settings.source, "seed": 0, "commit": commit(), "sync_every_s": settings.sync_every, **times}
-    lines = [c for c in read_lines(platform.layout.replica(0) / "sync.jsonl") if c["lineage"] == lineage]
-    return build(sent, pairs, declaration, found, records, manifests, lines, about)
+    lines = [c for c in read_lines(platform.layout.replica(0) / "sync.jsonl") if c["lineage"] == base.lineage]
+    return build(sent, pairs, declaration, found, records, base, newest, lines, about)
 
 
 def write(platform: Platform, report: dict[str, Any]) -> list[Path]:

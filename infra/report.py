@@ -171,25 +171,24 @@ def build(
     declaration: Declaration,
     found: Counter[tuple[str, int, int]],
     records: int,
-    manifests: list[Manifest],
+    base: Manifest,
+    newest: Manifest,
     confirmed: list[dict[str, Any]],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The report as plain data. `manifests` are the lineage's first base and its deltas, `confirmed` a sync.jsonl."""
-    deltas = manifests[1:]
+    """The report as plain data, of what lies between `base` and `newest`; `confirmed` is one replica's sync.jsonl."""
     expected = pairs.keys(sent)
     # The base's pairs came from the history, not through the join.
-    first, last = manifests[0], manifests[-1]
-    learned = last.learned["count"] - first.learned["count"]
-    learned_total = (int(last.learned["sum"]) - int(first.learned["sum"])) % 2**64
+    learned = newest.learned["count"] - base.learned["count"]
+    learned_total = (int(newest.learned["sum"]) - int(base.learned["sum"])) % 2**64
     count, total = pairs.learned(sent)
     unlearned = found.total() - learned
     judged = declaration.tasks.index(declaration.judged)
     later = (sent.ts_ms >= sent.ts_ms.min() + 2 * declaration.window_ms) & sent.ok
     labels = pairs.positive[later, judged].astype(int)
     served, frozen = sent.served[later, judged], sent.frozen[later, judged]
-    rows = [sum(t.rows for t in m.tables.values()) for m in deltas]
-    size = [m.bytes for m in deltas]
+    rows = [line["rows"] for line in confirmed]
+    size = [line["bytes"] for line in confirmed]
     rare = []
     for task, name in enumerate(declaration.tasks):
         y = pairs.positive[later, task].astype(int)
@@ -211,7 +210,7 @@ def build(
             "double": (found - expected).total() + max(-unlearned, 0),
         },
         "learned_equal": (learned, learned_total) == (count, total),
-        "deltas": len(deltas),
+        "deltas": newest.seq - base.seq,
         "rows_per_delta": round(float(np.mean(rows)), 1) if rows else 0,
         "bytes_per_delta": round(float(np.mean(size)), 1) if size else 0,
         "freshness_s": weighted_percentiles(freshness(confirmed, "positive"), (50, 95, 99)),

@@ -29,7 +29,7 @@ from infra.report import joined
 from infra.settings import PORTS, load
 from streaming.client import Scorer
 from streaming.source import load as load_source
-from training.delta import Log
+from training.delta import Log, Manifest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -40,7 +40,8 @@ PI = 0.5
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Manifest]]:
+    """The platform, up, and the base it began with."""
     settings = load(None, [f"{port}=0" for port in PORTS], {}).with_(
         name="e2e",
         var=str(tmp_path_factory.mktemp("var")),
@@ -52,9 +53,19 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         mlflow=True,
     )
     with Platform(settings) as running:
-        prepare(running, Console())
+        base = prepare(running, Console())
         running.start()
-        yield running
+        yield running, base
+
+
+@pytest.fixture
+def platform(started: tuple[Platform, Manifest]) -> Platform:
+    return started[0]
+
+
+@pytest.fixture
+def base(started: tuple[Platform, Manifest]) -> Manifest:
+    return started[1]
 
 
 def until(reached: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
@@ -141,7 +152,7 @@ def send_log(folder: Path, tasks: tuple[str, ...]) -> tuple[pa.Table, pa.Table, 
     return pa.table(impressions), pa.table(actions), table
 
 
-def test_every_part_dies_once_and_nothing_is_lost(platform: Platform) -> None:
+def test_every_part_dies_once_and_nothing_is_lost(platform: Platform, base: Manifest) -> None:
     declaration = load_source(SOURCE).declaration
     buried = bad_messages(platform)
     replay_in_stages(platform)
@@ -158,13 +169,14 @@ def test_every_part_dies_once_and_nothing_is_lost(platform: Platform) -> None:
     assert expected.sampled_out and not expected.dead
 
     log = Log(platform.layout.log)
-    lineage = log.serving()
-    assert lineage is not None
-    newest = log.manifests(lineage)[-1]
+    lineage = base.lineage
+    assert log.serving() == lineage
+    newest = log.manifest(lineage, "delta", log.seqs(lineage, "delta")[-1])
     found, _ = joined(platform.address("kafka"), newest.positions["topic"], newest.positions["offsets"])
     assert found == Counter(expected.pairs), "pairs lost or double on the way to the trainer"
-    base = log.manifest(lineage, "base", 0).learned  # of the history, which did not come through the join
-    count, total = newest.learned["count"] - base["count"], (int(newest.learned["sum"]) - int(base["sum"])) % 2**64
+    # The base's pairs are the history's, which did not come through the join.
+    count = newest.learned["count"] - base.learned["count"]
+    total = (int(newest.learned["sum"]) - int(base.learned["sum"])) % 2**64
     assert (count, total) == expected.learned, "pairs lost or double in training"
 
     for i in range(2):

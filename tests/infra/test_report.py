@@ -74,20 +74,28 @@ def test_lost_and_double_are_counted_apart(sent: Sent) -> None:
     count, total = pairs.learned(sent)
     assert count == 8
     base = manifest(0, 40, 2**64 - 5)
-    chain = [base, manifest(1, 40 + count, (total + 2**64 - 5) % 2**64)]
-    confirmed = [{"written_ms": {"positive": {"500": 2}, "negative": {}}, "confirmed_ms": 1500, "digests_equal": True}]
+    newest = manifest(1, 40 + count, (total + 2**64 - 5) % 2**64)
+    confirmed = [
+        {
+            "written_ms": {"positive": {"500": 2}, "negative": {}},
+            "confirmed_ms": 1500,
+            "digests_equal": True,
+            "rows": 3,
+            "bytes": 100,
+        }
+    ]
     found = pairs.keys(sent)
-    whole = build(sent, pairs, DECLARATION, found, 5, chain, confirmed, ABOUT)
+    whole = build(sent, pairs, DECLARATION, found, 5, base, newest, confirmed, ABOUT)
     assert whole["pairs"] == {
         "offered": 8, "learned_pos": 2, "learned_neg": 6, "sampled_out": 0, "late": 1, "lost": 0, "double": 0,
     }  # fmt: skip
     assert whole["learned_equal"] and whole["failed_predictions"] == 1 and whole["events"] == 7
     found[("a", 0, 1)] += 1  # joined twice, learned once
     del found[("c", 0, 0)]  # never joined
-    broken = build(sent, pairs, DECLARATION, found, 5, chain, confirmed, ABOUT)
+    broken = build(sent, pairs, DECLARATION, found, 5, base, newest, confirmed, ABOUT)
     assert (broken["pairs"]["lost"], broken["pairs"]["double"]) == (1, 1)
     forgotten = manifest(1, 40 + count - 1, total)  # joined, never learned
-    unlearned = build(sent, pairs, DECLARATION, pairs.keys(sent), 5, [base, forgotten], confirmed, ABOUT)
+    unlearned = build(sent, pairs, DECLARATION, pairs.keys(sent), 5, base, forgotten, confirmed, ABOUT)
     assert unlearned["pairs"]["lost"] == 1 and not unlearned["learned_equal"]
     assert "lost" in markdown(unlearned)
 
