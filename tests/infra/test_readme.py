@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,9 +40,9 @@ def test_the_rooms_of_its_tree_are_there() -> None:
     tree = README.split("## The house")[1].split("```")[1]
     rooms = re.findall(r"^(\w+)/", tree, re.M)
     assert rooms and all((PROJECT / room).is_dir() for room in rooms)
-    tracked = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    folders = {line.split("/")[0] for line in tracked.splitlines() if "/" in line}
-    assert {f for f in folders if not f.startswith(".")} == set(rooms)
+    made = {line.rstrip("/") for line in (PROJECT / ".gitignore").read_text().splitlines()}
+    folders = {p.name for p in PROJECT.iterdir() if p.is_dir() and p.name not in made and not p.name.startswith(".")}
+    assert folders == set(rooms)
 
 
 def test_its_links_lead_somewhere() -> None:
