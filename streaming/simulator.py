@@ -5,7 +5,7 @@ on the clip's quality, the viewer, and how much the viewer's group likes the cli
 time, one turn of a topic in about 60 / drift minutes, so that what was learned an hour ago misleads. `save` is the
 second, rarer task, correlated with `watch` beyond what the features say (a Gaussian copula of rho = 0.5).
 
-    simulator?seed=7&minutes=30&rate=100&drift=2
+    simulator?seed=7&minutes=30&rate=20&drift=2
 
 All is drawn minute by minute from (seed, minute): the same parameters give the same events, and a longer run begins
 with the shorter one.
@@ -169,7 +169,7 @@ def configure(
     seed: int = 0,
     minutes: int = 30,
     history_minutes: int = 30,
-    rate: float = 100.0,
+    rate: float = 20.0,
     drift: float = 1.0,
     viewers: int = 2000,
     clips: int = 600,
