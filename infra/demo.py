@@ -54,6 +54,7 @@ def add_parser(commands: Any) -> None:
         " simulator (default: %(default)s)",
     )
     p.add_argument("--wall", default="7m", help="how long the replay takes if the loop keeps up (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of the model's start and the report's bootstrap (default: 0)")
     p.set_defaults(run=run)
 
 
@@ -71,15 +72,15 @@ def run(args: argparse.Namespace) -> int:
         settings = settings.with_(source=source)
         platform = stack.enter_context(Platform(settings))
         began = time.monotonic()
-        base = prepare(platform, console)
+        base = prepare(platform, args.seed, console)
         with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
             platform.start()
         setup_s = time.monotonic() - began
         console.print(f"platform up after {setup_s:.0f} s; logs in {shown(platform.folder / 'logs')}")
         replay(platform, wall_s, console)
-        report = finish(
-            platform, base, {"wall_s": round(time.monotonic() - began - setup_s, 1), "setup_s": round(setup_s, 1)}
-        )
+        wall_s = time.monotonic() - began - setup_s
+        figures = {"seed": args.seed, "wall_s": round(wall_s, 1), "setup_s": round(setup_s, 1)}
+        report = finish(platform, base, figures)
         files = write(platform, report)
         text = files[0].read_text()
         console.print(Markdown(text) if console.is_terminal else text, soft_wrap=not console.is_terminal)
@@ -140,14 +141,14 @@ def step(*words: str) -> None:
             raise PlatformError(f"`python -m {words[0]}` ended with exit code {code}: see above")
 
 
-def prepare(platform: Platform, console: Console) -> Manifest:
+def prepare(platform: Platform, seed: int, console: Console) -> Manifest:
     """A new lineage in an emptied folder: its base from the source's history, and the frozen copy of that."""
     platform.stop()
     shutil.rmtree(platform.folder, ignore_errors=True)
     settings, layout = platform.settings, platform.layout
     layout.make(settings.replicas)
     console.print("one batch pass over the days before makes the base")
-    step("training.batch", "--source", settings.source, "--log", str(layout.log))
+    step("training.batch", "--source", settings.source, "--log", str(layout.log), "--seed", str(seed))
     lineage = Log(layout.log).serving()
     assert lineage is not None  # the batch pass moved it
     for i in range(settings.replicas):
@@ -224,7 +225,7 @@ def commit() -> str:
         return "unknown"
 
 
-def finish(platform: Platform, base: Manifest, times: dict[str, float]) -> dict[str, Any]:
+def finish(platform: Platform, base: Manifest, figures: dict[str, float]) -> dict[str, Any]:
     """The report of what the platform's folder and topics hold."""
     from infra.report import Pairs, Sent, build, joined
     from streaming.source import load as load_source
@@ -236,7 +237,7 @@ def finish(platform: Platform, base: Manifest, times: dict[str, float]) -> dict[
     pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
     where = newest.positions or {"topic": "examples", "offsets": {}}
     found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
-    about = {"source": settings.source, "seed": 0, "commit": commit(), "sync_every_s": settings.sync_every, **times}
+    about = {"source": settings.source, "commit": commit(), "sync_every_s": settings.sync_every, **figures}
     lines = [c for c in read_lines(platform.layout.replica(0) / "sync.jsonl") if c["lineage"] == base.lineage]
     return build(sent, pairs, declaration, found, records, base, newest, lines, about)
 
@@ -279,7 +280,8 @@ def goodbye(platform: Platform, console: Console) -> None:
     console.print(f"\nThe platform stays up until Ctrl-C (minutehand status --name {name} shows it). It answers at:")
     for service in ("mlflow", "join", "model-server-0", "model-server-0-rest", "trainer", "sync-0"):
         with contextlib.suppress(PlatformError):
-            console.print(f"  {service:20} {platform.address(service)}", highlight=False)
+            page = "/?workflowType=machine_learning" if service == "mlflow" else ""  # the runs, not the GenAI page
+            console.print(f"  {service:20} {platform.address(service)}{page}", highlight=False)
     shown_first = next(iter(load_source(platform.settings.source).live()))
     body = json.dumps({"instances": [shown_first.features]})
     url = f"{platform.address('model-server-0-rest')}/v1/models/ranker:predict"

@@ -53,7 +53,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
         mlflow=True,
     )
     with Platform(settings) as running:
-        base = prepare(running, Console())
+        base = prepare(running, 0, Console())
         running.start()
         yield running, base
 
