@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from rich.markdown import Markdown
 from infra.live import Screen, read_lines
 from infra.platform import Platform, PlatformError
 from infra.processes import die_with_parent
+from infra.report import Pairs, Sent, build, joined, markdown
 from infra.settings import PROJECT, SettingError, Settings, duration, load
+from streaming.declaration import Declaration
+from streaming.source import load as load_source
 from training.delta import Log, Manifest
 
 AUTO = "auto"
@@ -80,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
         replay(platform, wall_s, console)
         wall_s = time.monotonic() - began - setup_s
         figures = {"seed": args.seed, "wall_s": round(wall_s, 1), "setup_s": round(setup_s, 1)}
-        report = finish(platform, base, figures)
-        files = write(platform, report)
+        left = Replayed.of(platform, base.lineage)
+        report = finish(platform, base, left, figures)
+        files = write(platform, left, report)
         text = files[0].read_text()
         console.print(Markdown(text) if console.is_terminal else text, soft_wrap=not console.is_terminal)
         console.print("written: " + ", ".join(shown(f) for f in files), soft_wrap=True)
@@ -183,8 +188,6 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
         if process.returncode:
             raise PlatformError(f"the replay ended with exit code {process.returncode}: see above")
     console.print("replayed; waiting until the last window is learned and served")
-    from streaming.source import load as load_source
-
     end_ms: int = json.loads((send_log / "progress.json").read_text())["end_ms"]
     until = end_ms - load_source(settings.source).declaration.max_disorder_ms - 1
     platform.wait(lambda: caught_up(platform, until), LEARNED_WITHIN_S + 2 * settings.sync_every, "learned and served")
@@ -225,65 +228,64 @@ def commit() -> str:
         return "unknown"
 
 
-def finish(platform: Platform, base: Manifest, figures: dict[str, float]) -> dict[str, Any]:
-    """The report of what the platform's folder and topics hold."""
-    from infra.report import Pairs, Sent, build, joined
-    from streaming.source import load as load_source
+@dataclass(frozen=True)
+class Replayed:
+    """What the replay left behind: what was sent, the pairs expected of it, the deltas the first replica confirmed."""
 
+    declaration: Declaration
+    sent: Sent
+    pairs: Pairs
+    confirmed: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, platform: Platform, lineage: str) -> Replayed:
+        settings = platform.settings
+        declaration = load_source(settings.source).declaration
+        sent = Sent.read(platform.folder / "sent", declaration)
+        lines = read_lines(platform.layout.replica(0) / "sync.jsonl")
+        pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
+        return cls(declaration, sent, pairs, [c for c in lines if c["lineage"] == lineage])
+
+
+def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict[str, float]) -> dict[str, Any]:
+    """The report of what the platform's folder and topics hold."""
     settings, log = platform.settings, Log(platform.layout.log)
     newest = log.manifests(base.lineage)[-1]  # the base itself may be pruned by now
-    declaration = load_source(settings.source).declaration
-    sent = Sent.read(platform.folder / "sent", declaration)
-    pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
     where = newest.positions or {"topic": "examples", "offsets": {}}
     found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
     about = {"source": settings.source, "commit": commit(), "sync_every_s": settings.sync_every, **figures}
-    lines = [c for c in read_lines(platform.layout.replica(0) / "sync.jsonl") if c["lineage"] == base.lineage]
-    return build(sent, pairs, declaration, found, records, base, newest, lines, about)
+    return build(
+        replayed.sent, replayed.pairs, replayed.declaration, found, records, base, newest, replayed.confirmed, about
+    )
 
 
-def write(platform: Platform, report: dict[str, Any]) -> list[Path]:
+def write(platform: Platform, replayed: Replayed, report: dict[str, Any]) -> list[Path]:
     """report.md, report.json and the pictures, in var/report/ beside the platform's own folder."""
     from infra.pictures import auc_picture, freshness_picture
-    from infra.report import Pairs, Sent, markdown
-    from streaming.source import load as load_source
 
-    settings = platform.settings
     folder = platform.folder.parent / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    declaration = load_source(settings.source).declaration
-    sent = Sent.read(platform.folder / "sent", declaration)
-    judged = declaration.tasks.index(declaration.judged)
-    labels = Pairs.of(sent, declaration, settings.pi, settings.salt).positive[:, judged].astype(int)
-    ok = sent.ok
     (folder / "report.md").write_text(markdown(report))
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    freshness_picture(
-        read_lines(platform.layout.replica(0) / "sync.jsonl"), settings.sync_every, folder / "freshness.png"
-    )
-    auc_picture(
-        sent.wall_ms[ok],
-        labels[ok],
-        sent.served[ok, judged],
-        sent.frozen[ok, judged],
-        declaration.judged,
-        folder / "auc.png",
-    )
+    freshness_picture(replayed.confirmed, platform.settings.sync_every, folder / "freshness.png")
+    task, sent, ok = replayed.declaration.judged, replayed.sent, replayed.sent.ok
+    judged = replayed.declaration.tasks.index(task)
+    labels = replayed.pairs.positive[ok, judged].astype(int)
+    scores = sent.served[ok, judged], sent.frozen[ok, judged]
+    auc_picture(sent.wall_ms[ok], labels, *scores, task, folder / "auc.png")
     return [folder / name for name in ("report.md", "report.json", "freshness.png", "auc.png")]
 
 
 def goodbye(platform: Platform, console: Console) -> None:
     """Where everything answers, and a curl line that does; returns at Ctrl-C."""
-    from streaming.source import load as load_source
-
     name = platform.settings.name
     console.print(f"\nThe platform stays up until Ctrl-C (minutehand status --name {name} shows it). It answers at:")
     for service in ("mlflow", "join", "model-server-0", "model-server-0-rest", "trainer", "sync-0"):
         with contextlib.suppress(PlatformError):
             page = "/?workflowType=machine_learning" if service == "mlflow" else ""  # the runs, not the GenAI page
             console.print(f"  {service:20} {platform.address(service)}{page}", highlight=False)
-    shown_first = next(iter(load_source(platform.settings.source).live()))
-    body = json.dumps({"instances": [shown_first.features]})
+    first = next(iter(load_source(platform.settings.source).live()))
+    body = json.dumps({"instances": [first.features]})
     url = f"{platform.address('model-server-0-rest')}/v1/models/ranker:predict"
     console.print(f"\ncurl -s -d '{body}' {url}", highlight=False, markup=False, soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
