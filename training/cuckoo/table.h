@@ -7,7 +7,7 @@
 //
 // Invariants
 //   - Every call may be made from any number of threads. A row is read and written whole; a batch is not one step.
-//   - A lock is held for at most 256 keys (growth and the scan of KeysSince: for one shard's index).
+//   - A lock is held for at most 256 keys (growth and the scans of KeysSince and Evict: for one shard's index).
 //   - tick of a row <= tick of the table, which never falls. A row is stamped when it is inserted or applied to.
 //   - SetTick(t + 1), then KeysSince(s <= t): a change is either seen by this scan or stamped t + 1, never lost between
 //     two deltas. (The stamp is read under the shard's lock, the scan takes the lock after the clock has moved.)
@@ -41,6 +41,12 @@ struct Config {
 
 struct Stats {
   size_t size, capacity, bytes;
+};
+
+// One of `count` parts of a batch, by shard: the calls for all parts, made at once by as many threads, are the batch's,
+// with the same result whatever the timing (a key given twice is one part's), and never wait for each other's locks.
+struct Part {
+  size_t index = 0, count = 1;
 };
 
 class Table {
@@ -98,32 +104,40 @@ class Table {
       for (size_t m = 0; m < misses; ++m) {
         const auto [hash, i] = missing[m];
         const Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice, another thread was faster
-        float* row = place ? shard.slab.At(place.row()) : Insert(shard, keys[i], hash, tick());
-        if (!place) {
-          config_.initializer.Fill(keys[i], row, config_.dim);
-          std::fill_n(row + config_.dim, slot_floats(), config_.slot_value);
-        }
-        std::memcpy(weights + i * config_.dim, row, config_.dim * sizeof(float));
+        CopyOrZero(place ? shard.slab.At(place.row()) : Admit(shard, keys[i], hash), weights + i * config_.dim,
+                   config_.dim);
       }
     });
   }
 
-  // One Adagrad step of each key's row; the slot is the accumulator. A key without a row is passed over (it was
-  // removed, or never admitted). Returns how many rows were changed. A key given twice takes two steps.
+  // Calls f(float* row, size_t i) for each key i that has a row (weights, then slots), and stamps it; the row is f's
+  // alone. A key without a row is passed over: it was removed, or never admitted. Returns how many rows there were.
+  // A key given twice is called twice, in the batch's order. f must not call the table.
+  template <class F>
+  size_t Update(const int64_t* keys, size_t n, F f, Part part = {}) {
+    size_t updated = 0;
+    ForEachRun(
+        keys, n,
+        [&](Shard& shard, const Item* items, size_t count) {
+          std::unique_lock hold(shard.lock);
+          const uint32_t now = tick();
+          ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
+            if (!place) return;
+            f(shard.slab.At(place.row()), i);
+            place.tick() = now;
+            ++updated;
+          });
+        },
+        part);
+    return updated;
+  }
+
+  // One Adagrad step of each key's row; the slot is the accumulator.
   size_t ApplyAdagrad(const int64_t* keys, size_t n, const float* gradients, float learning_rate, float epsilon) {
-    size_t applied = 0;
-    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
-      std::unique_lock hold(shard.lock);
-      const uint32_t now = tick();
-      ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
-        if (!place) return;
-        float* row = shard.slab.At(place.row());
-        Adagrad(row, row + config_.dim, gradients + i * config_.dim, config_.dim, learning_rate, epsilon);
-        place.tick() = now;
-        ++applied;
-      });
+    const size_t dim = config_.dim;
+    return Update(keys, n, [=](float* row, size_t i) {
+      Adagrad(row, row + dim, gradients + i * dim, dim, learning_rate, epsilon);
     });
-    return applied;
   }
 
   // Sets whole rows, inserting where needed; of a key given twice the last one stands. The clock follows the ticks.
@@ -204,6 +218,22 @@ class Table {
     return total;
   }
 
+  // Takes out the rows with a stamp <= `tick` and appends their keys. A row stamped meanwhile stays or goes whole.
+  size_t Evict(uint32_t tick, std::vector<int64_t>* keys) {
+    const size_t before = keys->size();
+    for (auto& shard : shards_) {
+      std::unique_lock hold(shard->lock);
+      shard->index.ForEach([&](Place place) {
+        if (place.tick() > tick) return true;
+        keys->push_back(place.bucket->key[place.slot]);  // first: it may throw
+        shard->slab.Free(place.row());
+        shard->index.Erase(place);
+        return true;
+      });
+    }
+    return keys->size() - before;
+  }
+
   Stats stats() const {
     Stats stats{0, 0, sizeof(Table) + shards_.size() * sizeof(Shard)};
     for (const auto& shard : shards_) {
@@ -246,7 +276,9 @@ class Table {
 
   // Calls f(shard, items, count) for runs of keys of one shard, in the batch's order within a shard.
   template <class F>
-  void ForEachRun(const int64_t* keys, size_t n, F f) const {
+  void ForEachRun(const int64_t* keys, size_t n, F f, Part part = {}) const {
+    const size_t first = shards_.size() * part.index / part.count;
+    const size_t last = shards_.size() * (part.index + 1) / part.count;
     thread_local std::vector<Item> items;
     for (size_t begin = 0; begin < n; begin += kBatch) {
       const size_t end = std::min(n, begin + kBatch);
@@ -258,7 +290,7 @@ class Table {
         const uint64_t hash = Hash(keys[i]);
         items[ends[ShardOf(hash)]++] = {hash, i};  // leaves in ends[s] where shard s ends
       }
-      for (size_t s = 0, at = 0; s < shards_.size(); ++s) {
+      for (size_t s = first, at = first == 0 ? 0 : ends[first - 1]; s < last; ++s) {
         for (; at < ends[s]; at += std::min(kRun, ends[s] - at))
           f(*shards_[s], &items[at], std::min(kRun, ends[s] - at));
       }
@@ -303,6 +335,14 @@ class Table {
   static void PrefetchRow(const Shard& shard, uint32_t row, size_t floats) {
     const char* at = reinterpret_cast<const char*>(shard.slab.At(row));
     for (size_t byte = 0; byte < floats * sizeof(float); byte += kLine) __builtin_prefetch(at + byte);
+  }
+
+  // A new row that begins as its key says; the shard is held. This is where a policy may say no: nullptr then.
+  float* Admit(Shard& shard, int64_t key, uint64_t hash) {
+    float* row = Insert(shard, key, hash, tick());
+    config_.initializer.Fill(key, row, config_.dim);
+    std::fill_n(row + config_.dim, slot_floats(), config_.slot_value);
+    return row;
   }
 
   // A new row, for the caller to fill; the shard is held. Throws std::bad_alloc and has changed nothing.

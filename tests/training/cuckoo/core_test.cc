@@ -95,7 +95,7 @@ void TestAgainstMap(size_t dim, size_t shards, int64_t space, int steps, uint64_
     std::vector<float> a(n * dim), b(n * dim);
     for (auto& key : keys) key = random() % 8 == 0 ? edge[random() % 6] : static_cast<int64_t>(random() % space);
     for (auto& x : a) x = static_cast<float>(random() % 2001) / 1000 - 1;
-    switch (random() % 7) {
+    switch (random() % 9) {
       case 0:
       case 1:
         table.Lookup(keys.data(), n, b.data());
@@ -138,7 +138,41 @@ void TestAgainstMap(size_t dim, size_t shards, int64_t space, int steps, uint64_
         for (size_t k = 0; k < n; ++k) CHECK_EQ(removed[k], model.rows.erase(keys[k]) == 1);
         break;
       }
-      case 6:
+      case 6: {
+        if (random() % 4 != 0) break;  // it empties much
+        const auto tick = static_cast<uint32_t>(random() % (model.tick + 1));
+        std::vector<int64_t> evicted = {7};  // what is there stays
+        std::set<int64_t> want;
+        for (const auto& [key, row] : model.rows) {
+          if (row.tick <= tick) want.insert(key);
+        }
+        CHECK_EQ(table.Evict(tick, &evicted), want.size());
+        CHECK_EQ(evicted.size(), want.size() + 1);
+        CHECK(std::set<int64_t>(evicted.begin() + 1, evicted.end()) == want);
+        for (const int64_t key : want) model.rows.erase(key);
+        break;
+      }
+      case 7: {
+        std::vector<size_t> calls(n);
+        size_t updated = 0;
+        const size_t parts = 1 + random() % 3;
+        for (size_t part = 0; part < parts; ++part) {
+          updated += table.Update(
+              keys.data(), n, [&](float* row, size_t i) { row[0] = static_cast<float>(i), ++calls[i]; }, {part, parts});
+        }
+        size_t want = 0;
+        for (size_t k = 0; k < n; ++k) {
+          const auto it = model.rows.find(keys[k]);
+          CHECK_EQ(calls[k], it == model.rows.end() ? 0u : 1u);
+          if (it == model.rows.end()) continue;
+          it->second.weights[0] = static_cast<float>(k);
+          it->second.tick = model.tick;
+          ++want;
+        }
+        CHECK_EQ(updated, want);
+        break;
+      }
+      case 8:
         CHECK(table.SetTick(++model.tick));
         CHECK(!table.SetTick(model.tick - 1));
         break;
