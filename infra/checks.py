@@ -95,3 +95,19 @@ def model_available(url: str, model: str) -> Check:
         return "" if "AVAILABLE" in states else f"model {model}: {', '.join(states) or 'no version yet'}"
 
     return http_ok(f"{url}/v1/models/{model}", says)
+
+
+def airflow_component(url: str, name: str) -> Check:
+    """Airflow's own word on one of its processes (scheduler, dag_processor, triggerer): by heartbeat, not by pid."""
+
+    def says(body: bytes) -> str:
+        status = (json.loads(body).get(name) or {}).get("status")
+        return "" if status == "healthy" else f"{name} is {status or 'not known yet'}"
+
+    return http_ok(f"{url}/api/v2/monitor/health", says)
+
+
+def airflow_stalled(url: str, name: str) -> Check:
+    """The same once it was ready: an API server that does not answer is not held against the others."""
+    ask = airflow_component(url, name)
+    return lambda: said if (said := ask()).startswith(f"{name} is") else ""

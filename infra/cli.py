@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infra import airflow
 from infra.platform import Platform, PlatformError
 from infra.sentinel import AlreadyRunning
 from infra.settings import SettingError, Settings, load
@@ -53,6 +54,8 @@ def table(platform: Platform) -> None:
         rows.add_row(name, s["state"], str(s["pid"] or ""), str(s["restarts"]), seconds, note)
     width = None if sys.stdout.isatty() else 160
     Console(width=width).print(rows)
+    if address := platform.facts().get("addresses", {}).get("airflow"):
+        print(airflow.login(platform.layout.airflow, address))
 
 
 def up(args: argparse.Namespace) -> int:

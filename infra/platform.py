@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from infra import ports, services
-from infra.processes import alive, die_with_parent, end, read_json, send, write_json
+from infra.processes import alive, die_with_parent, end, read_json, send, write_json, write_private
 from infra.sentinel import lock, supervise, sweep
 from infra.settings import FIELDS, SettingError, Settings
 from infra.supervisor import Manager, say, tail
@@ -65,6 +65,7 @@ class Platform:
                 "settings": self.settings.as_dict(),
                 "ports": resolved,
                 "addresses": services.addresses(self.settings, resolved),
+                "folders": self.layout.folders(),
                 "services": [s.name for s in chosen],
             }
             write_json(self.folder / "platform.json", facts)
@@ -94,7 +95,7 @@ class Platform:
         logs.mkdir(parents=True, exist_ok=True)
         file = self.folder / "settings.toml"
         values = self.settings.as_dict()
-        file.write_text("".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"]))
+        write_private(file, "".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"]))
         # What the environment said is in the settings already.
         environ = {k: v for k, v in os.environ.items() if k.removeprefix("MINUTEHAND_").lower() not in FIELDS}
         only_flag = ["--only", ",".join(only)] if only else []

@@ -120,11 +120,16 @@ def end(processes: Iterable[Identity], grace_s: float) -> int:
     return count
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replaces the file whole: a reader sees the old or the new one."""
+def write_private(path: Path, text: str) -> None:
+    """Replaces the file whole: a reader sees the old or the new one. Its owner alone reads it: it may hold a secret."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1))
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
+        f.write(text)
     aside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_private(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The services of the platform: what is run with which command, after what, and how one knows that it is ready.
 
-kafka-format -> kafka -> topics -> join, trainer            base -> trainer, sync-<i>, model-server-<i>      mlflow
+kafka-format -> kafka -> topics -> join, trainer        base -> trainer, sync-<i>, model-server-<i>        mlflow
+airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer (infra.airflow)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from infra import checks, kafka_server
+from infra import airflow, checks, kafka_server
 from infra.checks import url_host
 from infra.settings import PROJECT, SettingError, Settings
 from infra.supervisor import Service
@@ -32,9 +33,19 @@ class Layout:
         self.kafka = self.folder / "kafka"
         self.join = self.folder / "join"
         self.mlflow = self.folder / "mlflow"
+        self.airflow = self.folder / "airflow"
         self.log = self.folder / "log"
         self.models = self.folder / "models"
+        self.archive = self.folder / "archive"
+        self.features = self.folder / "features"
+        self.samples = self.folder / "samples"
+        self.data_docs = self.folder / "data_docs"
         self.token = self.folder / "token"
+
+    def folders(self) -> dict[str, str]:
+        """Where a DAG finds things, for platform.json."""
+        names = ("folder", "log", "models", "archive", "features", "samples", "data_docs")
+        return {name: str(getattr(self, name)) for name in names}
 
     def replica(self, i: int) -> Path:
         return self.models / f"replica-{i}"
@@ -84,6 +95,8 @@ def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
     }
     if settings.mlflow:
         found["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
+    if settings.airflow:
+        found["airflow"] = f"http://{host}:{ports['airflow_port']}"
     for i in range(settings.replicas):
         end = f".{i}" if i else ""
         found[f"model-server-{i}"] = f"{host}:{ports['grpc_port' + end]}"
@@ -102,6 +115,8 @@ def declare(settings: Settings, ports: Mapping[str, int], declaration: str) -> l
     services += [_base(settings, at), _trainer(settings, ports, at, where)]
     for i in range(settings.replicas):
         services += [_sync(settings, ports, at, where, i), _model_server(settings, ports, at, where, i)]
+    if settings.airflow:
+        services += airflow.services(settings, at.airflow, at.folder / "platform.json", where)
     return services
 
 

@@ -101,10 +101,17 @@ def _model_server(given: Any) -> str:
     raise ValueError
 
 
+def _airflow_db(given: Any) -> str:
+    if given == "sqlite" or re.match(r"postgresql://[^\s]+/[^\s]+$", str(given)):
+        return str(given)
+    raise ValueError
+
+
 TEXT = Kind(_text, "a text that is not empty")
 NAME = Kind(_name, "1 to 41 letters, digits, - and _")
 SWITCH = Kind(_switch, "true or false")
 PORT = number(0, 65535, whole=True)
+AIRFLOW_DB = Kind(_airflow_db, "sqlite, or postgresql://user:password@host:port/database")
 MODEL_SERVER = Kind(_model_server, "auto, own, or the path of an executable tensorflow_model_server")
 
 
@@ -128,11 +135,16 @@ class Settings:
         "auto", MODEL_SERVER, "auto (tensorflow_model_server if on PATH, else own), own, a path"
     )
     mlflow: bool = setting(True, SWITCH, "start the MLflow server and keep the record there")
+    airflow: bool = setting(True, SWITCH, "start Airflow with the DAGs of dags/")
+    airflow_db: str = setting(
+        "sqlite", AIRFLOW_DB, "Airflow's database: sqlite, or postgresql://..., which backfills need"
+    )
     host: str = setting("127.0.0.1", TEXT, "where services listen; all but loopback is open to others")
     kafka_port: int = setting(9092, PORT, "Kafka. Each port: one that is not set moves when taken; 0 is any free one")
     kafka_controller_port: int = setting(9093, PORT, "Kafka's controller")
     flink_port: int = setting(8081, PORT, "Flink's page and REST of the join")
     mlflow_port: int = setting(5000, PORT, "MLflow's page")
+    airflow_port: int = setting(8080, PORT, "Airflow's page and REST")
     grpc_port: int = setting(8500, PORT, "gRPC of the first replica; replica i: + 10 i")
     rest_port: int = setting(8501, PORT, "REST of the first replica; replica i: + 10 i")
     trainer_port: int = setting(8600, PORT, "health and metrics of the trainer")
@@ -148,7 +160,7 @@ class Settings:
     digest: bool = setting(False, SWITCH, "each delta carries the digest of all tables, and each sync compares it")
     log_bytes: int = setting("8m", size("64k"), "a log is cut at this size; the last cut is kept as <name>.log.1")
     start_within: float = setting("180s", duration("1s"), "a service not ready by then is started again")
-    stop_within: float = setting("12s", duration("100ms"), "what ignores TERM for this long is killed")
+    stop_within: float = setting("15s", duration("100ms"), "what ignores TERM for this long is killed")
     given: frozenset[str] = frozenset()
 
     @property

@@ -26,6 +26,8 @@ from infra.processes import (
 TICK_S = 0.1
 CHECK_S = 0.25  # between two readiness checks
 SURVEY_S = 2.0  # between two looks at descendants and log sizes
+ALIVE_S = 5.0  # between two looks at what is ready
+STALLED_S = 60.0  # what says for so long that it is not alive is ended
 STEADY_S = 10.0  # ready for so long: the deaths before are forgotten
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 GIVE_UP = 5  # deaths in a row
@@ -37,20 +39,23 @@ class Service:
     """What is run, when, and how one knows that it is ready.
 
     `after`: services that must be ready (or done) before its first start. `when`: says what it still waits for, ""
-    when nothing. `ready`: as in infra.checks. `prepare` is called before each start. `once`: runs to exit 0 and is
-    done; `unless`: is done without running.
+    when nothing. `ready`: as in infra.checks. `alive`: the same of a service that was ready; ended after a minute of
+    complaints. `prepare` is called before each start. `once`: runs to exit 0 and is done; `unless`: is done without
+    running. `nice`: what it gives way by to the others.
     """
 
     name: str
     command: Sequence[str]
     after: tuple[str, ...] = ()
     ready: Callable[[], str] = lambda: ""
+    alive: Callable[[], str] = lambda: ""
     when: Callable[[], str] = lambda: ""
     prepare: Callable[[], None] = lambda: None
     once: bool = False
     unless: Callable[[], bool] = lambda: False
     env: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
+    nice: int = 0
 
 
 @dataclass
@@ -67,6 +72,7 @@ class Run:
     ready_s: float = 0.0
     next_start: float = 0.0
     next_check: float = 0.0
+    stalled: float = 0.0  # since when it is not alive
     kill_at: float = 0.0  # it was asked to end; KILL then
     asked: bool = False  # somebody asked for the restart: no death
     given_up: bool = False
@@ -93,6 +99,17 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
         return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])
 
 
+def _prologue(nice: int) -> Callable[[], None]:
+    """What a service's process does before it becomes the service."""
+    tie = die_with_parent(signal.SIGKILL)
+
+    def prologue() -> None:
+        tie()
+        os.nice(nice)
+
+    return prologue
+
+
 def say(text: str) -> None:
     """A line for the person; a terminal that went away must not stop the stopping."""
     with contextlib.suppress(OSError, ValueError):
@@ -107,7 +124,7 @@ class Manager:
         services: Sequence[Service],
         folder: Path,
         *,
-        stop_within: float = 12.0,
+        stop_within: float = 15.0,
         start_within: float = 180.0,
         log_bytes: int = 8 << 20,
         when_ready: Callable[[], None] = lambda: None,
@@ -179,12 +196,25 @@ class Manager:
             elif now - run.began > self.start_within and not run.kill_at:
                 self._say(run, f"not ready after {self.start_within:g} s: {run.reason}")
                 run.kill_at = now
-        elif run.state == "ready" and run.deaths and now - run.began - run.ready_s > STEADY_S:
-            run.deaths, run.given_up = 0, False
+        elif run.state == "ready":
+            if run.deaths and now - run.began - run.ready_s > STEADY_S:
+                run.deaths, run.given_up = 0, False
+            if now >= run.next_check and not run.kill_at:
+                self._look(run)
+
+    def _look(self, run: Run) -> None:
+        """Ends what has its process but has not been alive for STALLED_S; it is started again like one that died."""
+        run.reason = run.service.alive()
+        now = time.monotonic()
+        run.next_check = now + ALIVE_S
+        run.stalled = (run.stalled or now) if run.reason else 0.0
+        if run.stalled and now - run.stalled > STALLED_S:
+            self._say(run, f"not alive for {STALLED_S:g} s: {run.reason}")
+            run.kill_at = now
 
     def _start(self, run: Run) -> None:
         service = run.service
-        run.began, run.kill_at, run.reason = time.monotonic(), 0.0, ""
+        run.began, run.kill_at, run.stalled, run.reason = time.monotonic(), 0.0, 0.0, ""
         if service.once and service.unless():
             run.state = "done"
             return
@@ -201,7 +231,7 @@ class Manager:
                     stderr=log,
                     env={**os.environ, "PYTHONUNBUFFERED": "1", **service.env},
                     process_group=0,  # Ctrl-C in the terminal is the sentinel's
-                    preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - single-threaded
+                    preexec_fn=_prologue(service.nice),  # noqa: PLW1509 - single-threaded
                 )
         except (OSError, ValueError) as e:
             with (self.logs / f"{service.name}.log").open("a") as log:

@@ -51,6 +51,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
         replicas=2,
         digest=True,
         mlflow=True,
+        airflow=False,
     )
     with Platform(settings) as running:
         base = prepare(running, 0, Console())

@@ -28,6 +28,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     mine = {f"MINUTEHAND_{port.upper()}": "0" for port in PORTS} | {
         "MINUTEHAND_VAR": var,
         "MINUTEHAND_SYNC_EVERY": "1s",
+        "MINUTEHAND_AIRFLOW": "false",
     }
     yield {**os.environ, **mine}
     Platform(load(None, ["name=local"], mine)).stop()

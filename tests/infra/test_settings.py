@@ -57,6 +57,7 @@ def test_the_join_commits_each_fifth_of_sync_every(sync_every: str, checkpoint: 
         ("replicas=1.5", ["replicas is '1.5'", "whole number"]),
         ("kafka_port=65536", ["kafka_port is '65536'", "from 0 to 65535"]),
         ("mlflow=maybe", ["mlflow is 'maybe'", "true or false"]),
+        ("airflow_db=mysql://x/y", ["airflow_db is 'mysql://x/y'", "sqlite, or postgresql://user"]),
         ("name=../x", ["name is '../x'", "letters, digits"]),
         ("name=..", ["name is '..'"]),
         ("model_server=/nowhere", ["model_server is '/nowhere'", "auto, own"]),

@@ -49,7 +49,9 @@ MAIN = """
 import sys
 from pathlib import Path
 from infra.sentinel import AlreadyRunning, supervise
+import infra.supervisor
 from infra.supervisor import Manager, Service
+PATIENCE
 folder, mark = Path(sys.argv[1]), sys.argv[2]
 python = sys.executable
 def service(name, *command, **kwargs):
@@ -75,6 +77,7 @@ class Rig:
             (tmp / name).write_text(text)
         self.journal = tmp / "journal"
         self.out = tmp / "out"
+        self.manager = ""  # a line of the supervisor's process
 
     def stubborn(self, name: str, more: str = "") -> str:
         return f"service({name!r}, {str(self.tmp / 'stubborn.py')!r}, mark, '0', {more})"
@@ -88,7 +91,7 @@ class Rig:
 
     def up(self, *services: str) -> subprocess.Popen[bytes]:
         main = self.tmp / "main.py"
-        main.write_text(MAIN.replace("SERVICES", ", ".join(services)))
+        main.write_text(MAIN.replace("SERVICES", ", ".join(services)).replace("PATIENCE", self.manager))
         with self.out.open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, str(main), str(self.folder), self.mark],
@@ -234,6 +237,24 @@ def test_what_dies_is_started_again_and_its_children_go_with_it(rig: Rig) -> Non
     rig.wait(lambda: not before & set(rig.processes()), "its children have gone with it")
     assert rig.service("b")["restarts"] == 0
     assert "ended: killed by SIGKILL" in rig.said()
+    up.terminate()
+    up.wait(30)
+    rig.wait_gone()
+
+
+def test_what_is_not_alive_is_ended_and_started_again(rig: Rig) -> None:
+    well = rig.tmp / "well"
+    well.touch()
+    rig.manager = "infra.supervisor.ALIVE_S, infra.supervisor.STALLED_S = 0.1, 0.5"
+    up = rig.up(rig.stubborn("a", f"alive=has({str(well)!r}), nice=3"))
+    rig.wait_up()
+    first = rig.service("a")["pid"]
+    assert os.getpriority(os.PRIO_PROCESS, first) == os.getpriority(os.PRIO_PROCESS, up.pid) + 3
+    well.unlink()
+    rig.wait(lambda: rig.service("a")["restarts"], "a is ended")
+    well.touch()
+    rig.wait(lambda: rig.service("a")["state"] == "ready" and rig.service("a")["pid"] != first, "a again")
+    assert f"not alive for 0.5 s: no {well}" in rig.said()
     up.terminate()
     up.wait(30)
     rig.wait_gone()
