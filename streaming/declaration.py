@@ -38,6 +38,46 @@ class Feature:
             object.__setattr__(self, "default", {"id": 0, "ids": (), "number": 0.0}[self.kind])
 
 
+MAX_ADMIT_AFTER = 255
+"""A sight count is 8 bits (training/cuckoo/admission.h)."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which ids of `table` have a row; without one every id has, for ever.
+
+    `admit_after`: at its n-th sight an id gets its row; or `admit_probability`: each sight gives it one with this
+    probability. Until then it reads zeros, in training and serving alike, and its gradients are dropped. Sights of
+    `pending_ids` ids are kept in mind at a time, at 8 bytes an id. `expire_ms`: a row that was not learned from for so
+    long, in event time, leaves the table and what is served.
+    """
+
+    table: str
+    admit_after: int = 1
+    admit_probability: float = 1.0
+    expire_ms: int | None = None
+    pending_ids: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("admit_after", 1, MAX_ADMIT_AFTER), ("pending_ids", 1, 2**32), ("expire_ms", 1, None)):
+            given = getattr(self, name)
+            if given is None and name == "expire_ms":
+                continue
+            if type(given) is not int or given < low or (high is not None and given > high):
+                allowed = f"{low} to {high}" if high is not None else f"None or {low} or more"
+                raise ValueError(f"policy of table {self.table!r}: {name} is {given!r}, allowed is an int, {allowed}")
+        p = self.admit_probability
+        if type(p) not in (int, float) or not 0 < p <= 1:
+            raise ValueError(
+                f"policy of table {self.table!r}: admit_probability is {p!r}, allowed is a number > 0 and <= 1"
+            )
+        if self.admit_after > 1 and p < 1:
+            raise ValueError(
+                f"policy of table {self.table!r}: admit_after is {self.admit_after} and admit_probability is {p}:"
+                " allowed is one of the two, the other 1"
+            )
+
+
 @dataclass(frozen=True)
 class Declaration:
     """A source's features and tasks, and the times its labels need.
@@ -45,6 +85,9 @@ class Declaration:
     A task is the name of an action; its place in `tasks` is its place in labels and weights. `judged` is the task of
     the headline figures. `dim` is the length of an embedding; a table's row has `dim + 1` numbers, the first one being
     the linear weight (DeepFM). `window_ms` is how long after an impression an action counts.
+
+    `policies`, one a table at most, are the trainer's alone. They change which rows exist and not what a row means, so
+    neither JSON nor sha256 has them: a lineage goes on under other policies.
     """
 
     name: str
@@ -54,15 +97,22 @@ class Declaration:
     window_ms: int
     max_disorder_ms: int = 1000
     dim: int = 16
+    policies: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.features]
-        for what, values in (("feature", names), ("task", list(self.tasks))):
+        governed = [p.table for p in self.policies]
+        for what, values in (("feature", names), ("task", list(self.tasks)), ("a policy of table", governed)):
             for value in values:
                 if values.count(value) > 1:
                     raise ValueError(f"declaration {self.name}: {what} {value!r} is declared twice")
         if self.judged not in self.tasks:
             raise ValueError(f"declaration {self.name}: judged is {self.judged!r}, allowed are {', '.join(self.tasks)}")
+        for table in governed:
+            if table not in self.tables:
+                raise ValueError(
+                    f"declaration {self.name}: a policy's table is {table!r}, allowed are {', '.join(self.tables)}"
+                )
         if self.window_ms <= 0 or self.max_disorder_ms < 0 or self.dim <= 0:
             raise ValueError(f"declaration {self.name}: window_ms and dim must be > 0, max_disorder_ms >= 0")
 
@@ -75,8 +125,15 @@ class Declaration:
     def row_dim(self) -> int:
         return self.dim + 1
 
+    def policy(self, table: str) -> Policy:
+        """The table's policy; one that admits all and expires nothing where none is declared."""
+        return next((p for p in self.policies if p.table == table), Policy(table))
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        """What the join and the sha256 are told: all but the policies."""
+        found = asdict(self)
+        del found["policies"]
+        return json.dumps(found, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Declaration:

@@ -34,7 +34,7 @@ $(CUCKOO_SO): $(CUCKOO_BUILD)/ops.o
 # The core without TensorFlow: plain, and under the sanitizers (thread; address and undefined behaviour).
 CUCKOO_TESTS := tests/training/cuckoo
 CUCKOO_TEST_FLAGS := $(CUCKOO_FLAGS) -Werror -pthread
-CUCKOO_PLAIN := $(CUCKOO_BUILD)/core_test $(CUCKOO_BUILD)/stress_test
+CUCKOO_PLAIN := $(CUCKOO_BUILD)/core_test $(CUCKOO_BUILD)/stress_test $(CUCKOO_BUILD)/admission_test
 CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
 
 # core_test lets chosen allocations fail
