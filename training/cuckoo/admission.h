@@ -21,6 +21,7 @@
 //
 // Invariants
 //   - The caller holds the shard's lock exclusively. Memory is fixed when it is made: nothing here allocates later.
+//   - Where memory ends an admitted id may get no row: it begins again.
 //   - The lines are the whole state. A line is stamped with the tick of its last change, as rows are: lines with a tick
 //     after the last committed cut are what a delta carries.
 #pragma once
@@ -76,8 +77,8 @@ class Admission {
 
   // Of one shard among `shards`.
   Admission(const AdmissionConfig& config, size_t shards)
-      : config_(config), lines_(Lines(config, shards)), block_(std::max<size_t>(lines_, 1) * kLine) {
-    std::memset(block_.data(), 0, std::max<size_t>(lines_, 1) * kLine);
+      : config_(config), lines_(Lines(config, shards)), block_(lines_ == 0 ? Block() : Block(lines_ * kLine)) {
+    if (lines_ > 0) std::memset(block_.data(), 0, lines_ * kLine);
   }
 
   // Lines a shard has: none where every id is admitted.

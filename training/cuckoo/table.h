@@ -22,6 +22,7 @@
 #include <shared_mutex>
 #include <vector>
 
+#include "training/cuckoo/admission.h"
 #include "training/cuckoo/index.h"
 #include "training/cuckoo/lock.h"
 #include "training/cuckoo/row.h"
@@ -35,6 +36,7 @@ struct Config {
   size_t shards = 64;  // a power of two, at most kMaxShards
   Initializer initializer;
   float slot_value = 0;  // what slots begin with
+  AdmissionConfig admission;
 
   bool operator==(const Config&) const = default;
 };
@@ -55,7 +57,7 @@ class Table {
 
   explicit Table(const Config& config) : config_(config), shift_(64 - std::bit_width(config.shards - 1)) {
     for (size_t s = 0; s < config.shards; ++s) {
-      shards_.push_back(std::make_unique<Shard>(static_cast<double>(s) / config.shards, row_floats()));
+      shards_.push_back(std::make_unique<Shard>(config, static_cast<double>(s) / config.shards, row_floats()));
     }
   }
 
@@ -82,8 +84,9 @@ class Table {
     });
   }
 
-  // Weights of each key; a new one is inserted, initialised by its key and stamped.
-  void Lookup(const int64_t* keys, size_t n, float* weights) {
+  // Weights of each key; a new one that is admitted is inserted, initialised by its key and stamped; zeros of one that
+  // is not. Key i is seen `sights[i]` times, once where there are no sights.
+  void Lookup(const int64_t* keys, size_t n, float* weights, const int64_t* sights = nullptr) {
     ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
       Item missing[kRun];
       size_t misses = 0;
@@ -104,8 +107,9 @@ class Table {
       for (size_t m = 0; m < misses; ++m) {
         const auto [hash, i] = missing[m];
         const Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice, another thread was faster
-        CopyOrZero(place ? shard.slab.At(place.row()) : Admit(shard, keys[i], hash), weights + i * config_.dim,
-                   config_.dim);
+        const float* row =
+            place ? shard.slab.At(place.row()) : Admit(shard, keys[i], hash, sights == nullptr ? 1 : sights[i]);
+        CopyOrZero(row, weights + i * config_.dim, config_.dim);
       }
     });
   }
@@ -234,13 +238,22 @@ class Table {
     return keys->size() - before;
   }
 
+  // Calls f(admission, number of the shard) for each shard, which is held.
+  template <class F>
+  void ForEachAdmission(F f) {
+    for (size_t s = 0; s < shards_.size(); ++s) {
+      std::unique_lock hold(shards_[s]->lock);
+      f(shards_[s]->admission, s);
+    }
+  }
+
   Stats stats() const {
     Stats stats{0, 0, sizeof(Table) + shards_.size() * sizeof(Shard)};
     for (const auto& shard : shards_) {
       std::shared_lock hold(shard->lock);
       stats.size += shard->index.size();
       stats.capacity += shard->index.capacity();
-      stats.bytes += shard->index.bytes() + shard->slab.bytes();
+      stats.bytes += shard->index.bytes() + shard->slab.bytes() + shard->admission.bytes();
     }
     return stats;
   }
@@ -251,10 +264,12 @@ class Table {
   static constexpr size_t kBatch = 1 << 16;  // bounds the scratch of a call
 
   struct Shard {
-    Shard(double stagger, size_t row_floats) : index(stagger), slab(row_floats) {}
+    Shard(const Config& config, double stagger, size_t row_floats)
+        : index(stagger), slab(row_floats), admission(config.admission, config.shards) {}
     mutable Lock lock;
     Index index;
     Slab slab;
+    Admission admission;
   };
 
   struct Item {
@@ -337,8 +352,9 @@ class Table {
     for (size_t byte = 0; byte < floats * sizeof(float); byte += kLine) __builtin_prefetch(at + byte);
   }
 
-  // A new row that begins as its key says; the shard is held. This is where a policy may say no: nullptr then.
-  float* Admit(Shard& shard, int64_t key, uint64_t hash) {
+  // A new row that begins as its key says, nullptr if the key is not admitted; the shard is held.
+  float* Admit(Shard& shard, int64_t key, uint64_t hash, uint64_t sights) {
+    if (!shard.admission.Admit(hash, sights, tick())) return nullptr;
     float* row = Insert(shard, key, hash, tick());
     config_.initializer.Fill(key, row, config_.dim);
     std::fill_n(row + config_.dim, slot_floats(), config_.slot_value);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/training/cuckoo/check.h"
+#include "training/cuckoo/table.h"
 
 namespace cuckoo {
 namespace {
@@ -170,6 +171,54 @@ void TestMemoryIsThatOfItsIds() {
   CHECK(every.Admit(1, 1, 1));
 }
 
+// In the table: not admitted reads zeros and its gradients are dropped; admitted it begins as if there were no policy.
+void TestTable(size_t shards) {
+  Config config;
+  config.dim = 4;
+  config.slots = 1;
+  config.shards = shards;
+  config.initializer = {Kind::kNormal, 0.1f, 0, 7};
+  config.slot_value = 0.25f;
+  Table open(config);
+  config.admission = ByCount(3, 10'000);
+  Table strict(config);
+  const size_t n = 600;  // more than one run a shard
+  std::vector<int64_t> keys(n), sights(n, 1);
+  std::iota(keys.begin(), keys.end(), -300);
+  for (size_t i = 0; i < n; i += 2) sights[i] = 2;
+  std::vector<float> rows(n * 4), initial(n * 4), ones(n * 4, 1.0f);
+  open.Lookup(keys.data(), n, initial.data());
+  const auto all_zero = [&](size_t i) {
+    return std::all_of(&rows[i * 4], &rows[i * 4 + 4], [](float x) { return x == 0; });
+  };
+  strict.Lookup(keys.data(), n, rows.data(), sights.data());
+  for (size_t i = 0; i < n; ++i) CHECK(all_zero(i));
+  CHECK_EQ(strict.ApplyAdagrad(keys.data(), n, ones.data(), 0.1f, 0), 0u);
+  CHECK_EQ(strict.stats().size, 0u);
+  strict.Lookup(keys.data(), n, rows.data(), sights.data());  // the even ones were seen four times, the odd ones twice
+  for (size_t i = 0; i < n; ++i) {
+    if (i % 2 == 1) CHECK(all_zero(i));
+    if (i % 2 == 0) CHECK_EQ(std::memcmp(&rows[i * 4], &initial[i * 4], 16), 0);
+  }
+  CHECK_EQ(strict.stats().size, n / 2);
+  CHECK_EQ(strict.ApplyAdagrad(keys.data(), n, ones.data(), 0.1f, 0), n / 2);
+  strict.Lookup(keys.data(), n, rows.data());
+  CHECK_EQ(strict.stats().size, n);
+  size_t lines = 0, changed = 0;
+  strict.ForEachAdmission([&](Admission& admission, size_t) {
+    for (size_t i = 0; i < admission.lines(); ++i, ++lines) {
+      changed += admission.At(i).tick != 0;
+      CHECK_EQ(admission.At(i).used(), 0u);  // who is admitted leaves the filter
+    }
+  });
+  CHECK_EQ(lines, shards * ((10'000 + 8 * shards - 1) / (8 * shards)));
+  CHECK(changed > 0);
+  // One batch with a key three times: the third sight brings its row.
+  const int64_t thrice[] = {7777, 7777, 7777};
+  strict.Lookup(thrice, 3, rows.data());
+  CHECK(all_zero(0) && all_zero(1) && !all_zero(2));
+}
+
 }  // namespace
 }  // namespace cuckoo
 
@@ -181,5 +230,7 @@ int main() {
   cuckoo::TestDrawsAreFair();
   cuckoo::TestLinesAreTheWholeState();
   cuckoo::TestMemoryIsThatOfItsIds();
+  cuckoo::TestTable(1);
+  cuckoo::TestTable(64);
   std::cout << "admission: all passed" << std::endl;
 }
