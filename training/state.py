@@ -25,7 +25,7 @@ from training.delta import Log, LogError, Manifest
 from training.log_writer import Cut
 from training.metrics import Tested
 from training.row_files import TableRows, Weight, read_dense
-from training.step import SLOTS, Learner
+from training.step import Learner
 
 _MASK = 2**64 - 1
 
@@ -149,7 +149,7 @@ class State:
             raise LogError(f"{last.folder}: dense weights {list(dense)}, expected {list(self.learner.weights)}")
         for name, rows in merged(base, deltas).items():
             table = self.learner.tables[name]
-            if (rows.rows.shape[1], rows.slots.shape[1]) != (table.dim, SLOTS * table.dim):
+            if (rows.rows.shape[1], rows.slots.shape[1]) != (table.dim, table.slot_floats):
                 raise LogError(
                     f"{last.folder}: table {name}: rows of {rows.rows.shape[1]}, expected {table.dim} floats"
                 )

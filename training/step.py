@@ -19,10 +19,8 @@ import tensorflow as tf
 
 from streaming.declaration import Declaration
 from streaming.example import Batch, Ragged
-from training.cuckoo import Table
+from training.cuckoo import Adagrad, Normal, Segment, Table, Zeros
 from training.model import Ranker, loss
-
-SLOTS = 1  # Adagrad's accumulator
 
 
 @dataclass(frozen=True)
@@ -55,25 +53,14 @@ class Learner:
     def __init__(self, declaration: Declaration, settings: Settings | None = None) -> None:
         self.declaration = declaration
         self.settings = s = settings or Settings()
-        self.tables = {
-            name: Table(
-                declaration.row_dim,
-                SLOTS,
-                name,
-                initializer="normal",
-                scale=s.row_scale,
-                zero_prefix=1,
-                seed=s.seed,
-                slot_value=s.row_start,
-            )
-            for name in declaration.tables
-        }
+        adagrad = Adagrad(s.row_rate, start=s.row_start)
+        segments = [Segment(1, adagrad, Zeros()), Segment(declaration.row_dim - 1, adagrad, Normal(s.row_scale))]
+        self.tables = {name: Table(segments, name, seed=s.seed) for name in declaration.tables}
         self.ranker = Ranker(declaration, seed=s.seed)
         self.weights = self.ranker.dense_weights()
         self.accumulators = {
             name: tf.Variable(tf.fill(w.shape, s.dense_start), trainable=False) for name, w in self.weights.items()
         }
-        self._rate = tf.constant(s.row_rate)
         # Ids of any number, examples of any number: one trace.
         features = {
             f.name: (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.int64))
@@ -154,7 +141,7 @@ class Learner:
             value = loss(logits, labels, weights, pi, self.settings.batch)
         of_rows, of_dense = tape.gradient(value, [list(rows.values()), dense])
         for (name, table), gradient in zip(self.tables.items(), of_rows, strict=True):
-            table.apply_adagrad(ids[name], tf.convert_to_tensor(gradient), self._rate)
+            table.apply(ids[name], tf.convert_to_tensor(gradient))
         for (name, weight), gradient in zip(self.weights.items(), of_dense, strict=True):
             # Adagrad (Duchi et al., JMLR 12, 2011): a += g^2; w -= rate * g / sqrt(a)
             total = self.accumulators[name].assign_add(gradient * gradient)

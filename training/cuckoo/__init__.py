@@ -1,5 +1,20 @@
-"""The collisionless embedding table: a C++ core (*.h), TensorFlow ops around it (ops.cc), and `Table`."""
+"""The collisionless embedding table: a C++ core (*.h), TensorFlow ops around it (*.cc), and `Table`."""
 
+from training.cuckoo.optimizers import FTRL, SGD, Adagrad, Adam, Momentum
+from training.cuckoo.segments import Constant, Normal, Segment, Uniform, Zeros
 from training.cuckoo.table import Rows, Table
 
-__all__ = ["Rows", "Table"]
+__all__ = [
+    "FTRL",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Constant",
+    "Momentum",
+    "Normal",
+    "Rows",
+    "Segment",
+    "Table",
+    "Uniform",
+    "Zeros",
+]

@@ -20,21 +20,22 @@ $(CUCKOO_BUILD)/tensorflow.version: $(if $(filter $(CUCKOO_TF_VERSION),$(CUCKOO_
 	@test -d "$(CUCKOO_TF)/include" || { echo "the table op: no TensorFlow in $(VENV): run make setup" >&2; exit 1; }
 	@echo $(CUCKOO_TF_VERSION) > $@
 
-$(CUCKOO_BUILD)/ops.o: $(CUCKOO)/ops.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
+CUCKOO_OBJECTS := $(CUCKOO_BUILD)/ops.o $(CUCKOO_BUILD)/signatures.o
+$(CUCKOO_OBJECTS): $(CUCKOO_BUILD)/%.o: $(CUCKOO)/%.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
 	@# -w: TensorFlow's own headers and macros warn by the hundred; the core is held to -Wall by its tests
-	@echo "compiling the table op against TensorFlow $$(cat $(CUCKOO_BUILD)/tensorflow.version) (about half a minute)"
+	@echo "compiling the table op's $(<F) against TensorFlow $$(cat $(CUCKOO_BUILD)/tensorflow.version) (about half a minute)"
 	@$(CXX) $(CUCKOO_FLAGS) -fPIC -fvisibility=hidden -w -isystem $(CUCKOO_TF)/include -D_GLIBCXX_USE_CXX11_ABI=1 \
 	    -DEIGEN_MAX_ALIGN_BYTES=64 -DCUCKOO_TENSORFLOW='"'$$(cat $(CUCKOO_BUILD)/tensorflow.version)'"' -c $< -o $@
 
 # Linked aside and renamed: a process that has the old one loaded keeps it whole.
-$(CUCKOO_SO): $(CUCKOO_BUILD)/ops.o
-	@$(CXX) -shared $< -o $(CUCKOO_BUILD)/_cuckoo.so -L$(CUCKOO_TF) -l:libtensorflow_framework.so.2
+$(CUCKOO_SO): $(CUCKOO_OBJECTS)
+	@$(CXX) -shared $^ -o $(CUCKOO_BUILD)/_cuckoo.so -L$(CUCKOO_TF) -l:libtensorflow_framework.so.2
 	@mv $(CUCKOO_BUILD)/_cuckoo.so $@
 
 # The core without TensorFlow: plain, and under the sanitizers (thread; address and undefined behaviour).
 CUCKOO_TESTS := tests/training/cuckoo
 CUCKOO_TEST_FLAGS := $(CUCKOO_FLAGS) -Werror -pthread
-CUCKOO_PLAIN := $(CUCKOO_BUILD)/core_test $(CUCKOO_BUILD)/stress_test $(CUCKOO_BUILD)/admission_test
+CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core row stress admission)
 CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
 
 # core_test lets chosen allocations fail

@@ -1,11 +1,10 @@
-// The table's ops: one a verb of table.h, thin.
+// The table's kernels: one a verb of table.h, thin. Their signatures are in signatures.cc.
 #include <memory>
 #include <vector>
 
-#include "tensorflow/core/framework/common_shape_fns.h"
-#include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/framework/shape_inference.h"
+#include "training/cuckoo/gradients.h"
+#include "training/cuckoo/table_op.h"
 #include "training/cuckoo/verb.h"
 
 // library.py reads this from the file before it loads it: another TensorFlow would crash, not complain.
@@ -16,7 +15,6 @@ namespace cuckoo {
 namespace {
 
 using tensorflow::DEVICE_CPU;
-using tensorflow::shape_inference::InferenceContext;
 
 class LookupOp : public Verb {
  public:
@@ -26,18 +24,19 @@ class LookupOp : public Verb {
   }
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
     const int64_t* keys;
     size_t n;
     float* rows;
     OP_REQUIRES_OK(c, Keys(c, &keys, &n));
-    OP_REQUIRES(c, table->config().dim == static_cast<size_t>(dim_),
-                InvalidArgument("dim is ", dim_, ", the table's is ", table->config().dim));
-    OP_REQUIRES_OK(c, Output(c, 0, {n, table->config().dim}, &rows));
+    OP_REQUIRES(c, table.layout().dim() == static_cast<size_t>(dim_),
+                InvalidArgument("dim is ", dim_, ", the table's is ", table.layout().dim()));
+    OP_REQUIRES_OK(c, Output(c, 0, {n, table.layout().dim()}, &rows));
     if (insert_) {
-      table->Lookup(keys, n, rows);
+      table.Lookup(keys, n, rows);
     } else {
-      table->Find(keys, n, rows);
+      table.Find(keys, n, rows);
     }
   }
 
@@ -45,25 +44,52 @@ class LookupOp : public Verb {
   bool insert_;
 };
 
-class ApplyAdagradOp : public Verb {
+class ApplyOp : public Verb {
  public:
   using Verb::Verb;
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
+    const Layout& layout = table.layout();
+    const size_t dim = layout.dim();
     const int64_t* keys;
     size_t n;
-    const float* gradients;
-    float learning_rate, epsilon;
+    const float *values, *rates;
     int64_t* applied;
-    OP_REQUIRES(c, table->config().slots == 1,
-                InvalidArgument("Adagrad needs slots=1, the table has ", table->config().slots));
     OP_REQUIRES_OK(c, Keys(c, &keys, &n));
-    OP_REQUIRES_OK(c, Matrix(c, "gradients", n, table->config().dim, &gradients));
-    OP_REQUIRES_OK(c, Scalar(c, "learning_rate", &learning_rate));
-    OP_REQUIRES_OK(c, Scalar(c, "epsilon", &epsilon));
+    OP_REQUIRES_OK(c, Matrix(c, "gradients", n, dim, &values));
+    OP_REQUIRES_OK(c, Rates(c, resource, &rates));
     OP_REQUIRES_OK(c, Output(c, 0, {}, &applied));
-    *applied = static_cast<int64_t>(table->ApplyAdagrad(keys, n, gradients, learning_rate, epsilon));
+    Gradients gradients(keys, n, values, dim);
+    if (!gradients.finite()) {
+      OP_REQUIRES(c, resource->zero_nonfinite,
+                  InvalidArgument("table ", resource->name,
+                                  ": gradients hold NaN or Inf, allowed are finite numbers (nonfinite='zero' reads them"
+                                  " as 0)"));
+      gradients.ZeroNonfinite();
+    }
+    *applied = static_cast<int64_t>(table.Update(gradients.keys(), gradients.size(), [&](float* row, size_t i) {
+      layout.Step(row, gradients.values() + i * dim, rates);
+    }));
+  }
+
+  static absl::Status Rates(OpKernelContext* c, TableResource* resource, const float** rates) {
+    const Tensor* tensor;
+    TF_RETURN_IF_ERROR(c->input("learning_rates", &tensor));
+    const TensorShape want({static_cast<int64_t>(resource->table.layout().segments().size())});
+    if (tensor->shape() != want) {
+      return InvalidArgument("learning_rates has shape ", tensor->shape().DebugString(), ", allowed is ",
+                             want.DebugString(), ": a rate a segment");
+    }
+    *rates = tensor->flat<float>().data();
+    for (int64_t s = 0; s < tensor->NumElements(); ++s) {
+      const bool divides = resource->table.layout().segments()[s].optimizer.rule == Rule::kFtrl;
+      if (Finite(*rates + s, 1) && (divides ? (*rates)[s] > 0 : (*rates)[s] >= 0)) continue;
+      return InvalidArgument("table ", resource->name, ": learning_rates holds ", (*rates)[s],
+                             ", allowed is a finite number ", divides ? "> 0 for FTRL" : ">= 0");
+    }
+    return absl::OkStatus();
   }
 };
 
@@ -72,21 +98,22 @@ class ImportOp : public Verb {
   using Verb::Verb;
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
     const int64_t* keys;
     size_t n;
     const float *rows, *slots;
     const Tensor* ticks;
     OP_REQUIRES_OK(c, Keys(c, &keys, &n));
-    OP_REQUIRES_OK(c, Matrix(c, "rows", n, table->config().dim, &rows));
-    OP_REQUIRES_OK(c, Matrix(c, "slots", n, table->slot_floats(), &slots));
+    OP_REQUIRES_OK(c, Matrix(c, "rows", n, table.layout().dim(), &rows));
+    OP_REQUIRES_OK(c, Matrix(c, "slots", n, table.layout().slot_floats(), &slots));
     OP_REQUIRES_OK(c, c->input("ticks", &ticks));
     OP_REQUIRES(
         c, ticks->shape() == c->input(1).shape(),
         InvalidArgument("ticks has shape ", ticks->shape().DebugString(), ", allowed is [", n, "]: a tick a key"));
     std::vector<uint32_t> narrow(n);
     for (size_t i = 0; i < n; ++i) OP_REQUIRES_OK(c, ToTick("ticks", ticks->flat<int64_t>()(i), &narrow[i]));
-    table->Import(keys, n, rows, slots, narrow.data());
+    table.Import(keys, n, rows, slots, narrow.data());
   }
 };
 
@@ -95,11 +122,12 @@ class ExportSinceOp : public Verb {
   using Verb::Verb;
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
     uint32_t tick;
     OP_REQUIRES_OK(c, TickInput(c, &tick));
-    const size_t dim = table->config().dim, slot_floats = table->slot_floats();
-    std::vector<int64_t> keys = table->KeysSince(tick);
+    const size_t dim = table.layout().dim(), slot_floats = table.layout().slot_floats();
+    std::vector<int64_t> keys = table.KeysSince(tick);
     // A row that another thread removes meanwhile is left out, and what is left is read again.
     while (true) {
       const size_t n = keys.size();
@@ -111,7 +139,7 @@ class ExportSinceOp : public Verb {
       OP_REQUIRES_OK(c, Output(c, 3, {n}, &out_ticks));
       std::vector<uint32_t> ticks(n);
       const std::unique_ptr<bool[]> found(new bool[n]);
-      if (table->Read(keys.data(), n, rows, slots, ticks.data(), found.get()) == n) {
+      if (table.Read(keys.data(), n, rows, slots, ticks.data(), found.get()) == n) {
         std::copy(keys.begin(), keys.end(), out_keys);
         std::copy(ticks.begin(), ticks.end(), out_ticks);
         return;
@@ -130,13 +158,30 @@ class RemoveOp : public Verb {
   using Verb::Verb;
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
     const int64_t* keys;
     size_t n;
     bool* removed;
     OP_REQUIRES_OK(c, Keys(c, &keys, &n));
     OP_REQUIRES_OK(c, Output(c, 0, {n}, &removed));
-    table->Remove(keys, n, removed);
+    table.Remove(keys, n, removed);
+  }
+};
+
+class EvictOp : public Verb {
+ public:
+  using Verb::Verb;
+
+ private:
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    uint32_t tick;
+    int64_t* out;
+    OP_REQUIRES_OK(c, TickInput(c, &tick));
+    std::vector<int64_t> keys;
+    resource->table.Evict(tick, &keys);
+    OP_REQUIRES_OK(c, Output(c, 0, {keys.size()}, &out));
+    std::copy(keys.begin(), keys.end(), out);
   }
 };
 
@@ -145,10 +190,11 @@ class TickOp : public Verb {
   using Verb::Verb;
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
     int64_t* tick;
     OP_REQUIRES_OK(c, Output(c, 0, {}, &tick));
-    *tick = table->tick();
+    *tick = table.tick();
   }
 };
 
@@ -157,11 +203,12 @@ class SetTickOp : public Verb {
   using Verb::Verb;
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
     uint32_t tick;
     OP_REQUIRES_OK(c, TickInput(c, &tick));
-    OP_REQUIRES(c, table->SetTick(tick),
-                InvalidArgument("tick is ", tick, ", allowed is the present one (", table->tick(), ") or a later one"));
+    OP_REQUIRES(c, table.SetTick(tick),
+                InvalidArgument("tick is ", tick, ", allowed is the present one (", table.tick(), ") or a later one"));
   }
 };
 
@@ -170,131 +217,24 @@ class StatsOp : public Verb {
   using Verb::Verb;
 
  private:
-  void Do(OpKernelContext* c, Table* table) override {
+  void Do(OpKernelContext* c, TableResource* resource) override {
+    Table& table = resource->table;
     int64_t* out;
     OP_REQUIRES_OK(c, Output(c, 0, {3}, &out));
-    const Stats stats = table->stats();
+    const Stats stats = table.stats();
     out[0] = static_cast<int64_t>(stats.size);
     out[1] = static_cast<int64_t>(stats.capacity);
     out[2] = static_cast<int64_t>(stats.bytes);
   }
 };
 
-absl::Status RowShape(InferenceContext* c) {
-  tensorflow::shape_inference::ShapeHandle keys;
-  TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 1, &keys));
-  int64_t dim;
-  TF_RETURN_IF_ERROR(c->GetAttr("dim", &dim));
-  c->set_output(0, c->Matrix(c->Dim(keys, 0), dim));
-  return absl::OkStatus();
-}
-
-absl::Status ExportShape(InferenceContext* c) {
-  c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
-  c->set_output(1, c->Matrix(InferenceContext::kUnknownDim, InferenceContext::kUnknownDim));
-  c->set_output(2, c->Matrix(InferenceContext::kUnknownDim, InferenceContext::kUnknownDim));
-  c->set_output(3, c->Vector(InferenceContext::kUnknownDim));
-  return absl::OkStatus();
-}
-
-absl::Status KeysShape(InferenceContext* c) {
-  c->set_output(0, c->input(1));
-  return absl::OkStatus();
-}
-
-absl::Status StatsShape(InferenceContext* c) {
-  c->set_output(0, c->Vector(3));
-  return absl::OkStatus();
-}
-
-using tensorflow::shape_inference::NoOutputs;
-using tensorflow::shape_inference::ScalarShape;
-
-REGISTER_OP("CuckooTable")
-    .Output("table: resource")
-    .Attr("dim: int >= 1")
-    .Attr("slots: int >= 0")
-    .Attr("shards: int >= 1")
-    .Attr("initializer: {'zeros', 'uniform', 'normal'}")
-    .Attr("scale: float")
-    .Attr("zero_prefix: int >= 0")
-    .Attr("seed: int")
-    .Attr("slot_value: float")
-    .Attr("container: string = ''")
-    .Attr("shared_name: string = ''")
-    .SetIsStateful()
-    .SetShapeFn(ScalarShape)
-    .Doc("The table of this shared_name, made if there is none.");
-REGISTER_OP("CuckooLookup")
-    .Input("table: resource")
-    .Input("keys: int64")
-    .Output("rows: float")
-    .Attr("dim: int")
-    .Attr("insert: bool")
-    .SetIsStateful()
-    .SetShapeFn(RowShape)
-    .Doc("Weights of keys; a new key is inserted, or reads zeros where insert is false.");
-REGISTER_OP("CuckooApplyAdagrad")
-    .Input("table: resource")
-    .Input("keys: int64")
-    .Input("gradients: float")
-    .Input("learning_rate: float")
-    .Input("epsilon: float")
-    .Output("applied: int64")
-    .SetIsStateful()
-    .SetShapeFn(ScalarShape)
-    .Doc("a += g^2; w -= learning_rate * g / sqrt(a + epsilon), of the keys that have a row.");
-REGISTER_OP("CuckooImport")
-    .Input("table: resource")
-    .Input("keys: int64")
-    .Input("rows: float")
-    .Input("slots: float")
-    .Input("ticks: int64")
-    .SetIsStateful()
-    .SetShapeFn(NoOutputs)
-    .Doc("Sets whole rows.");
-REGISTER_OP("CuckooExportSince")
-    .Input("table: resource")
-    .Input("tick: int64")
-    .Output("keys: int64")
-    .Output("rows: float")
-    .Output("slots: float")
-    .Output("ticks: int64")
-    .SetIsStateful()
-    .SetShapeFn(ExportShape)
-    .Doc("Whole rows with a tick after the given one; all rows if it is 0.");
-REGISTER_OP("CuckooRemove")
-    .Input("table: resource")
-    .Input("keys: int64")
-    .Output("removed: bool")
-    .SetIsStateful()
-    .SetShapeFn(KeysShape)
-    .Doc("Takes rows out, and says which keys had one.");
-REGISTER_OP("CuckooTick")
-    .Input("table: resource")
-    .Output("tick: int64")
-    .SetIsStateful()
-    .SetShapeFn(ScalarShape)
-    .Doc("The clock.");
-REGISTER_OP("CuckooSetTick")
-    .Input("table: resource")
-    .Input("tick: int64")
-    .SetIsStateful()
-    .SetShapeFn(NoOutputs)
-    .Doc("Moves the clock on.");
-REGISTER_OP("CuckooStats")
-    .Input("table: resource")
-    .Output("stats: int64")
-    .SetIsStateful()
-    .SetShapeFn(StatsShape)
-    .Doc("Rows, places for keys, bytes.");
-
 REGISTER_KERNEL_BUILDER(Name("CuckooTable").Device(DEVICE_CPU), TableOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooLookup").Device(DEVICE_CPU), LookupOp);
-REGISTER_KERNEL_BUILDER(Name("CuckooApplyAdagrad").Device(DEVICE_CPU), ApplyAdagradOp);
+REGISTER_KERNEL_BUILDER(Name("CuckooApply").Device(DEVICE_CPU), ApplyOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooImport").Device(DEVICE_CPU), ImportOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooExportSince").Device(DEVICE_CPU), ExportSinceOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooRemove").Device(DEVICE_CPU), RemoveOp);
+REGISTER_KERNEL_BUILDER(Name("CuckooEvict").Device(DEVICE_CPU), EvictOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooTick").Device(DEVICE_CPU), TickOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooSetTick").Device(DEVICE_CPU), SetTickOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooStats").Device(DEVICE_CPU), StatsOp);

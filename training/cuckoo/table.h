@@ -31,11 +31,8 @@
 namespace cuckoo {
 
 struct Config {
-  size_t dim = 0;      // weights of a row
-  size_t slots = 0;    // optimizer slots of a row, `dim` numbers each
+  Layout layout;       // what a row holds
   size_t shards = 64;  // a power of two, at most kMaxShards
-  Initializer initializer;
-  float slot_value = 0;  // what slots begin with
   AdmissionConfig admission;
 
   bool operator==(const Config&) const = default;
@@ -57,12 +54,12 @@ class Table {
 
   explicit Table(const Config& config) : config_(config), shift_(64 - std::bit_width(config.shards - 1)) {
     for (size_t s = 0; s < config.shards; ++s) {
-      shards_.push_back(std::make_unique<Shard>(config, static_cast<double>(s) / config.shards, row_floats()));
+      shards_.push_back(std::make_unique<Shard>(config, static_cast<double>(s) / config.shards, layout().floats()));
     }
   }
 
   const Config& config() const { return config_; }
-  size_t slot_floats() const { return config_.dim * config_.slots; }
+  const Layout& layout() const { return config_.layout; }
 
   uint32_t tick() const { return tick_.load(); }
 
@@ -78,8 +75,8 @@ class Table {
   void Find(const int64_t* keys, size_t n, float* weights) const {
     ForEachRun(keys, n, [&](const Shard& shard, const Item* items, size_t count) {
       std::shared_lock hold(shard.lock);
-      ForEachPlace(shard, keys, items, count, config_.dim, [&](size_t i, Place place) {
-        CopyOrZero(place ? shard.slab.At(place.row()) : nullptr, weights + i * config_.dim, config_.dim);
+      ForEachPlace(shard, keys, items, count, layout().dim(), [&](size_t i, Place place) {
+        CopyOrZero(place ? shard.slab.At(place.row()) : nullptr, weights + i * layout().dim(), layout().dim());
       });
     });
   }
@@ -93,9 +90,9 @@ class Table {
       {
         std::shared_lock hold(shard.lock);
         size_t at = 0;
-        ForEachPlace(shard, keys, items, count, config_.dim, [&](size_t i, Place place) {
+        ForEachPlace(shard, keys, items, count, layout().dim(), [&](size_t i, Place place) {
           if (place) {
-            std::memcpy(weights + i * config_.dim, shard.slab.At(place.row()), config_.dim * sizeof(float));
+            std::memcpy(weights + i * layout().dim(), shard.slab.At(place.row()), layout().dim() * sizeof(float));
           } else {
             missing[misses++] = items[at];
           }
@@ -109,7 +106,7 @@ class Table {
         const Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice, another thread was faster
         const float* row =
             place ? shard.slab.At(place.row()) : Admit(shard, keys[i], hash, sights == nullptr ? 1 : sights[i]);
-        CopyOrZero(row, weights + i * config_.dim, config_.dim);
+        CopyOrZero(row, weights + i * layout().dim(), layout().dim());
       }
     });
   }
@@ -125,7 +122,7 @@ class Table {
         [&](Shard& shard, const Item* items, size_t count) {
           std::unique_lock hold(shard.lock);
           const uint32_t now = tick();
-          ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
+          ForEachPlace(shard, keys, items, count, layout().floats(), [&](size_t i, Place place) {
             if (!place) return;
             f(shard.slab.At(place.row()), i);
             place.tick() = now;
@@ -136,25 +133,17 @@ class Table {
     return updated;
   }
 
-  // One Adagrad step of each key's row; the slot is the accumulator.
-  size_t ApplyAdagrad(const int64_t* keys, size_t n, const float* gradients, float learning_rate, float epsilon) {
-    const size_t dim = config_.dim;
-    return Update(keys, n, [=](float* row, size_t i) {
-      Adagrad(row, row + dim, gradients + i * dim, dim, learning_rate, epsilon);
-    });
-  }
-
   // Sets whole rows, inserting where needed; of a key given twice the last one stands. The clock follows the ticks.
   void Import(const int64_t* keys, size_t n, const float* weights, const float* slots, const uint32_t* ticks) {
     ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
       std::unique_lock hold(shard.lock);
       const auto set = [&](float* row, size_t i) {
-        std::memcpy(row, weights + i * config_.dim, config_.dim * sizeof(float));
-        std::memcpy(row + config_.dim, slots + i * slot_floats(), slot_floats() * sizeof(float));
+        std::memcpy(row, weights + i * layout().dim(), layout().dim() * sizeof(float));
+        std::memcpy(row + layout().dim(), slots + i * layout().slot_floats(), layout().slot_floats() * sizeof(float));
       };
       Item missing[kRun];
       size_t misses = 0, at = 0;
-      ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
+      ForEachPlace(shard, keys, items, count, layout().floats(), [&](size_t i, Place place) {
         SetTick(ticks[i]);
         if (place) {
           place.tick() = ticks[i];
@@ -191,12 +180,12 @@ class Table {
     size_t total = 0;
     ForEachRun(keys, n, [&](const Shard& shard, const Item* items, size_t count) {
       std::shared_lock hold(shard.lock);
-      ForEachPlace(shard, keys, items, count, row_floats(), [&](size_t i, Place place) {
+      ForEachPlace(shard, keys, items, count, layout().floats(), [&](size_t i, Place place) {
         found[i] = static_cast<bool>(place);
         if (!place) return;
         const float* row = shard.slab.At(place.row());
-        std::memcpy(weights + i * config_.dim, row, config_.dim * sizeof(float));
-        std::memcpy(slots + i * slot_floats(), row + config_.dim, slot_floats() * sizeof(float));
+        std::memcpy(weights + i * layout().dim(), row, layout().dim() * sizeof(float));
+        std::memcpy(slots + i * layout().slot_floats(), row + layout().dim(), layout().slot_floats() * sizeof(float));
         ticks[i] = place.tick();
         ++total;
       });
@@ -277,8 +266,6 @@ class Table {
     size_t i;  // place in the batch
   };
 
-  size_t row_floats() const { return config_.dim * (1 + config_.slots); }
-
   size_t ShardOf(uint64_t hash) const { return shift_ == 64 ? 0 : hash >> shift_; }
 
   static void CopyOrZero(const float* from, float* to, size_t n) {
@@ -356,8 +343,7 @@ class Table {
   float* Admit(Shard& shard, int64_t key, uint64_t hash, uint64_t sights) {
     if (!shard.admission.Admit(hash, sights, tick())) return nullptr;
     float* row = Insert(shard, key, hash, tick());
-    config_.initializer.Fill(key, row, config_.dim);
-    std::fill_n(row + config_.dim, slot_floats(), config_.slot_value);
+    layout().Begin(key, row);
     return row;
   }
 

@@ -1,11 +1,11 @@
 """The embedding table: every int64 is a key with a row of its own, weights and optimizer slots side by side.
 
-    table = Table(17, name="video", initializer="normal", scale=0.01, zero_prefix=1)
-    unique, where = tf.unique(ids)
-    rows = table.lookup(unique)                                      # new keys are inserted
-    ...                                                              # gradients of the rows, [n, 17]
-    table.apply_adagrad(unique, gradients, learning_rate=0.05)
+    table = Table(16, "video", optimizer=Adagrad(0.05), initializer=Normal(0.01))
+    rows = table.lookup(ids)                                         # new keys are inserted
+    ...                                                              # gradients of the rows, [n, 16]
+    table.apply(ids, gradients)                                      # one step; repeated ids are summed
     keys, rows, slots, ticks = table.export_since(last_tick)         # what changed
+    gone = table.evict(old_tick)                                     # what did not change for long
 
 All methods work eagerly and inside `tf.function`, and may be called from any number of threads. Errors are
 `tf.errors.InvalidArgumentError` naming the argument, and `ResourceExhaustedError` where memory ends, which leaves the
@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.trackable.resource import TrackableResource
 
 from training.cuckoo.library import ops
+from training.cuckoo.optimizers import Adagrad, Optimizer
+from training.cuckoo.segments import Initializer, Normal, Segment
 
 ROWS_PER_SHARD = 16_384
 """At a shard of this size growth rebuilds some 300 KB: below a millisecond."""
@@ -31,7 +34,7 @@ _numbers = itertools.count()
 
 
 class Rows(NamedTuple):
-    """Whole rows, in no order that means anything: keys int64[n], rows float32[n, dim], slots float32[n, slots * dim],
+    """Whole rows, in no order that means anything: keys int64[n], rows float32[n, dim], slots float32[n, slot_floats],
     ticks int64[n]."""
 
     keys: Any
@@ -41,54 +44,58 @@ class Rows(NamedTuple):
 
 
 class Table(TrackableResource):  # type: ignore[misc]
-    """int64 key -> row of `dim` float32 weights and `slots` optimizer slots of `dim` each.
+    """int64 key -> row of `dim` float32 weights, and beside them what their optimizers keep (`slot_floats` numbers).
 
-    A row begins as a function of (seed, name, key), so neither order nor number of threads shows: `initializer` is
-    zeros, uniform in [-scale, scale) or normal with standard deviation `scale`; the first `zero_prefix` columns are
-    zero (DeepFM's linear weight); slots are `slot_value` (Keras' Adagrad: 0.1).
+    Either `dim` weights with one `optimizer` and `initializer`, or a list of segments with their own: a bias with FTRL
+    beside a vector with Adagrad. A new row is a function of (seed, name, key): neither order nor number of threads
+    shows.
 
+    `nonfinite`: gradients with NaN or Inf are refused with nothing changed, or "zero": such numbers read 0.
     `expected_rows` sets the number of shards (1 to 256), not a limit. Tables of one `shared_name` in a process are one
     table, which outlives its Python objects; without it the table is the object's own.
     """
 
     def __init__(
         self,
-        dim: int,
-        slots: int = 1,
+        segments: int | Sequence[Segment],
         name: str = "table",
         *,
-        initializer: Literal["zeros", "uniform", "normal"] = "normal",
-        scale: float = 0.01,
-        zero_prefix: int = 0,
+        optimizer: Optimizer | None = None,
+        initializer: Initializer | None = None,
+        nonfinite: Literal["refuse", "zero"] = "refuse",
         seed: int = 0,
-        slot_value: float = 0.1,
         expected_rows: int = 1 << 20,
         shared_name: str | None = None,
     ) -> None:
-        if dim < 1 or slots < 0 or expected_rows < 1:
+        if isinstance(segments, int):
+            segments = [Segment(segments, optimizer or Adagrad(), initializer or Normal())]
+        elif optimizer is not None or initializer is not None:
+            raise ValueError(f"table {name}: given are segments, whose optimizers and initializers are their own")
+        if not segments or expected_rows < 1:
             raise ValueError(
-                f"table {name}: dim={dim}, slots={slots}, expected_rows={expected_rows}; allowed are dim >= 1,"
-                " slots >= 0, expected_rows >= 1"
+                f"table {name}: {len(segments)} segments, expected_rows={expected_rows}; allowed are 1 or more of both"
             )
-        if initializer not in ("zeros", "uniform", "normal"):
-            raise ValueError(f"table {name}: initializer is {initializer!r}, allowed are zeros, uniform, normal")
-        if not 0 <= zero_prefix <= dim:
-            raise ValueError(f"table {name}: zero_prefix is {zero_prefix}, allowed is 0 to dim ({dim})")
+        if nonfinite not in ("refuse", "zero"):
+            raise ValueError(f"table {name}: nonfinite is {nonfinite!r}, allowed are refuse, zero")
         super().__init__()
-        self.dim, self.slots, self.name = dim, slots, name
+        self.name, self.segments = name, tuple(segments)
+        self.dim = sum(s.dim for s in segments)
+        self.slot_floats = sum(s.slot_floats for s in segments)
         shards = 1
         while shards < 256 and shards * ROWS_PER_SHARD < expected_rows:
             shards *= 2
         self._settings = {
-            "dim": dim,
-            "slots": slots,
-            "shards": shards,
-            "initializer": initializer,
-            "scale": scale,
-            "zero_prefix": zero_prefix,
+            "dims": [s.dim for s in segments],
+            "optimizers": [s.optimizer.rule for s in segments],
+            "settings": [x for s in segments for x in s.optimizer.settings()],
+            "initializers": [type(s.initializer).__name__.lower() for s in segments],
+            "scales": [s.scale for s in segments],
             "seed": seed ^ zlib.crc32(name.encode()),  # one key in two tables: two vectors
-            "slot_value": slot_value,
+            "shards": shards,
+            "zero_nonfinite": nonfinite == "zero",
+            "label": name,
         }
+        self._rates = [s.optimizer.learning_rate for s in segments]
         self._own = shared_name is None
         self._shared_name = shared_name or f"{name}#{next(_numbers)}"
         with tf.init_scope():  # made here, or the first tf.function to use it would make its own
@@ -102,15 +109,17 @@ class Table(TrackableResource):  # type: ignore[misc]
         """Rows of ids int64[n], float32[n, dim]; zeros where there is none. Changes nothing."""
         return ops().cuckoo_lookup(self.resource_handle, _keys(ids), dim=self.dim, insert=False)
 
-    def apply_adagrad(self, ids: Any, gradients: Any, learning_rate: Any, epsilon: Any = 1e-7) -> Any:
-        """One step of Keras' Adagrad on the rows of unique ids int64[n] with gradients float32[n, dim].
+    def apply(self, ids: Any, gradients: Any, learning_rate: Any = None) -> Any:
+        """One step of each segment's optimizer on the rows of ids int64[n] with gradients float32[n, dim].
 
-        a += g^2; w -= learning_rate * g / sqrt(a + epsilon)   (Duchi et al., JMLR 12, 2011)
-
-        Sum the gradients of a repeated id first: given twice it takes two steps. An id without a row is passed over.
-        Returns the number of rows changed, int64.
+        The gradients of a repeated id are summed first: it takes one step. An id without a row is passed over.
+        `learning_rate` is one number or tensor, or one a segment (a schedule's value of this step); without it each
+        optimizer's own. Returns the number of rows changed, int64.
         """
-        return ops().cuckoo_apply_adagrad(self.resource_handle, _keys(ids), gradients, learning_rate, epsilon)
+        rates = tf.convert_to_tensor(self._rates if learning_rate is None else learning_rate, tf.float32)
+        if rates.shape.rank == 0:
+            rates = tf.fill([len(self.segments)], rates)
+        return ops().cuckoo_apply(self.resource_handle, _keys(ids), gradients, rates)
 
     def import_rows(self, keys: Any, rows: Any, slots: Any, ticks: Any) -> Any:
         """Sets whole rows (shapes as in Rows); of a repeated key the last one stands. The tick moves on to theirs."""
@@ -123,6 +132,10 @@ class Table(TrackableResource):  # type: ignore[misc]
     def remove(self, keys: Any) -> Any:
         """Takes rows out, bool[n]: which keys had one. Their memory is used again."""
         return ops().cuckoo_remove(self.resource_handle, _keys(keys))
+
+    def evict(self, tick: Any) -> Any:
+        """Takes out the rows whose tick is `tick` or before: their keys, int64[n]. Their memory is used again."""
+        return ops().cuckoo_evict(self.resource_handle, tick)
 
     def tick(self) -> Any:
         """The clock that stamps rows, int64; it begins at 1."""

@@ -1,4 +1,4 @@
-// The table as a TensorFlow resource: its handle op, and what all verbs of ops.cc share (inputs checked, errors named).
+// The table as a TensorFlow resource, and what all verbs of ops.cc share: inputs checked, errors named.
 //
 // Invariants
 //   - A verb checks every shape before it touches the table: an InvalidArgument has changed nothing.
@@ -12,7 +12,6 @@
 
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
-#include "tensorflow/core/framework/resource_op_kernel.h"
 #include "training/cuckoo/table.h"
 
 namespace cuckoo {
@@ -26,55 +25,13 @@ using tensorflow::errors::InvalidArgument;
 
 class TableResource : public tensorflow::ResourceBase {
  public:
-  explicit TableResource(const Config& config) : table(config) {}
-  std::string DebugString() const override { return "CuckooTable"; }
+  TableResource(const Config& config, const std::string& name, bool zero_nonfinite)
+      : table(config), name(name), zero_nonfinite(zero_nonfinite) {}
+  std::string DebugString() const override { return "CuckooTable " + name; }
   int64_t MemoryUsed() const override { return static_cast<int64_t>(table.stats().bytes); }
   Table table;
-};
-
-class TableOp : public tensorflow::ResourceOpKernel<TableResource> {
- public:
-  explicit TableOp(OpKernelConstruction* c) : ResourceOpKernel(c) {
-    int64_t dim, slots, shards, zero_prefix, seed;
-    std::string initializer;
-    OP_REQUIRES_OK(c, c->GetAttr("dim", &dim));
-    OP_REQUIRES_OK(c, c->GetAttr("slots", &slots));
-    OP_REQUIRES_OK(c, c->GetAttr("shards", &shards));
-    OP_REQUIRES_OK(c, c->GetAttr("zero_prefix", &zero_prefix));
-    OP_REQUIRES_OK(c, c->GetAttr("seed", &seed));
-    OP_REQUIRES_OK(c, c->GetAttr("initializer", &initializer));
-    OP_REQUIRES_OK(c, c->GetAttr("scale", &config_.initializer.scale));
-    OP_REQUIRES_OK(c, c->GetAttr("slot_value", &config_.slot_value));
-    OP_REQUIRES(c, shards <= static_cast<int64_t>(Table::kMaxShards) && (shards & (shards - 1)) == 0,
-                InvalidArgument("shards is ", shards, ", allowed is a power of two from 1 to ", Table::kMaxShards));
-    OP_REQUIRES(c, zero_prefix <= dim,
-                InvalidArgument("zero_prefix is ", zero_prefix, ", allowed is 0 to dim (", dim, ")"));
-    config_.dim = dim;
-    config_.slots = slots;
-    config_.shards = shards;
-    config_.initializer.zero_prefix = zero_prefix;
-    config_.initializer.seed = static_cast<uint64_t>(seed);
-    config_.initializer.kind = initializer == "zeros"     ? Kind::kZeros
-                               : initializer == "uniform" ? Kind::kUniform
-                                                          : Kind::kNormal;
-  }
-
- private:
-  absl::Status CreateResource(TableResource** resource) override {
-    try {
-      *resource = new TableResource(config_);
-    } catch (const std::bad_alloc&) {
-      return tensorflow::errors::ResourceExhausted("no memory for a new table");
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status VerifyResource(TableResource* resource) override {
-    if (resource->table.config() == config_) return absl::OkStatus();
-    return InvalidArgument("table ", cinfo_.name(), " is there already with another dim, slots, shards or initializer");
-  }
-
-  Config config_;
+  const std::string name;     // as the user gave it, for errors
+  const bool zero_nonfinite;  // NaN and Inf in gradients read 0; otherwise they are refused
 };
 
 // A verb: finds the table, runs Do, turns a failed allocation into ResourceExhausted.
@@ -86,15 +43,15 @@ class Verb : public OpKernel {
     tensorflow::core::RefCountPtr<TableResource> resource;
     OP_REQUIRES_OK(c, LookupResource(c, tensorflow::HandleFromInput(c, 0), &resource));
     try {
-      Do(c, &resource->table);
+      Do(c, resource.get());
     } catch (const std::bad_alloc&) {
-      c->CtxFailure(tensorflow::errors::ResourceExhausted(name(), ": no memory for more rows; the table holds ",
-                                                          resource->table.stats().size));
+      c->CtxFailure(tensorflow::errors::ResourceExhausted("table ", resource->name, ": no memory for ", name(),
+                                                          "; it holds ", resource->table.stats().size, " rows"));
     }
   }
 
  protected:
-  virtual void Do(OpKernelContext* c, Table* table) = 0;
+  virtual void Do(OpKernelContext* c, TableResource* resource) = 0;
 
   static absl::Status Keys(OpKernelContext* c, const int64_t** keys, size_t* n) {
     const Tensor* tensor;

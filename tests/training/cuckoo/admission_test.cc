@@ -173,12 +173,8 @@ void TestMemoryIsThatOfItsIds() {
 
 // In the table: not admitted reads zeros and its gradients are dropped; admitted it begins as if there were no policy.
 void TestTable(size_t shards) {
-  Config config;
-  config.dim = 4;
-  config.slots = 1;
-  config.shards = shards;
-  config.initializer = {Kind::kNormal, 0.1f, 0, 7};
-  config.slot_value = 0.25f;
+  const Optimizer adagrad{.rule = Rule::kAdagrad, .start = 0.25f};
+  Config config{Layout({{4, {Kind::kNormal, 0.1f}, adagrad}}, 7), shards, {}};
   Table open(config);
   config.admission = ByCount(3, 10'000);
   Table strict(config);
@@ -186,14 +182,18 @@ void TestTable(size_t shards) {
   std::vector<int64_t> keys(n), sights(n, 1);
   std::iota(keys.begin(), keys.end(), -300);
   for (size_t i = 0; i < n; i += 2) sights[i] = 2;
-  std::vector<float> rows(n * 4), initial(n * 4), ones(n * 4, 1.0f);
+  std::vector<float> rows(n * 4), initial(n * 4), ones(4, 1.0f);
   open.Lookup(keys.data(), n, initial.data());
   const auto all_zero = [&](size_t i) {
     return std::all_of(&rows[i * 4], &rows[i * 4 + 4], [](float x) { return x == 0; });
   };
   strict.Lookup(keys.data(), n, rows.data(), sights.data());
   for (size_t i = 0; i < n; ++i) CHECK(all_zero(i));
-  CHECK_EQ(strict.ApplyAdagrad(keys.data(), n, ones.data(), 0.1f, 0), 0u);
+  const auto apply = [&] {
+    const float rate = 0.1f;
+    return strict.Update(keys.data(), n, [&](float* row, size_t) { config.layout.Step(row, ones.data(), &rate); });
+  };
+  CHECK_EQ(apply(), 0u);
   CHECK_EQ(strict.stats().size, 0u);
   strict.Lookup(keys.data(), n, rows.data(), sights.data());  // the even ones were seen four times, the odd ones twice
   for (size_t i = 0; i < n; ++i) {
@@ -201,7 +201,7 @@ void TestTable(size_t shards) {
     if (i % 2 == 0) CHECK_EQ(std::memcmp(&rows[i * 4], &initial[i * 4], 16), 0);
   }
   CHECK_EQ(strict.stats().size, n / 2);
-  CHECK_EQ(strict.ApplyAdagrad(keys.data(), n, ones.data(), 0.1f, 0), n / 2);
+  CHECK_EQ(apply(), n / 2);
   strict.Lookup(keys.data(), n, rows.data());
   CHECK_EQ(strict.stats().size, n);
   size_t lines = 0, changed = 0;

@@ -22,13 +22,18 @@ constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
 constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
 Config Small(size_t dim, size_t shards) {
-  Config config;
-  config.dim = dim;
-  config.slots = 1;
-  config.shards = shards;
-  config.initializer = {Kind::kNormal, 0.1f, 1, 7};
-  config.slot_value = 0.25f;
-  return config;
+  const Optimizer adagrad{.rule = Rule::kAdagrad, .start = 0.25f, .epsilon = 1e-7f};
+  std::vector<Segment> segments = {{1, {}, adagrad}};
+  if (dim > 1) segments.push_back({dim - 1, {Kind::kNormal, 0.1f}, adagrad});
+  return {Layout(segments, 7), shards, {}};
+}
+
+// A step of Small's segments.
+size_t Apply(Table& table, const std::vector<int64_t>& keys, const float* gradients, float rate) {
+  const float rates[2] = {rate, rate};
+  return table.Update(keys.data(), keys.size(), [&](float* row, size_t i) {
+    table.layout().Step(row, gradients + i * table.layout().dim(), rates);
+  });
 }
 
 struct Row {
@@ -45,15 +50,17 @@ struct Model {
   Row& Insert(int64_t key) {
     auto [it, is_new] = rows.try_emplace(key);
     if (is_new) {
-      it->second = {std::vector<float>(config.dim), std::vector<float>(config.dim, config.slot_value), tick};
-      config.initializer.Fill(key, it->second.weights.data(), config.dim);
+      std::vector<float> row(config.layout.floats());
+      config.layout.Begin(key, row.data());
+      const auto slots = row.begin() + config.layout.dim();
+      it->second = {{row.begin(), slots}, {slots, row.end()}, tick};
     }
     return it->second;
   }
   void Apply(int64_t key, const float* g, float lr, float epsilon) {
     const auto it = rows.find(key);
     if (it == rows.end()) return;
-    for (size_t i = 0; i < config.dim; ++i) {
+    for (size_t i = 0; i < config.layout.dim(); ++i) {
       it->second.slots[i] += g[i] * g[i];
       it->second.weights[i] -= lr * g[i] / std::sqrt(it->second.slots[i] + epsilon);
     }
@@ -62,7 +69,7 @@ struct Model {
 };
 
 void CheckSame(const Table& table, const Model& model, uint32_t since) {
-  const size_t dim = model.config.dim;
+  const size_t dim = model.config.layout.dim();
   const std::vector<int64_t> keys = table.KeysSince(since);
   std::set<int64_t> want;
   for (const auto& [key, row] : model.rows) {
@@ -117,7 +124,7 @@ void TestAgainstMap(size_t dim, size_t shards, int64_t space, int steps, uint64_
           want += model.rows.count(keys[k]);
           model.Apply(keys[k], &a[k * dim], 0.1f, 1e-7f);
         }
-        CHECK_EQ(table.ApplyAdagrad(keys.data(), n, a.data(), 0.1f, 1e-7f), want);
+        CHECK_EQ(Apply(table, keys, a.data(), 0.1f), want);
         break;
       }
       case 4: {
@@ -299,50 +306,6 @@ void TestAllocationFailure() {
   }
 }
 
-// The version the machine picked gives the bits of the plain loop.
-void TestAdagradVersions() {
-  std::mt19937_64 random(1);
-  for (size_t dim = 1; dim < 70; ++dim) {
-    std::vector<float> w(dim), a(dim), g(dim);
-    for (size_t i = 0; i < dim; ++i) {
-      w[i] = static_cast<float>(random() % 1000) / 999;
-      a[i] = static_cast<float>(random() % 1000) / 997;
-      g[i] = static_cast<float>(random() % 2000) / 991 - 1;
-    }
-    std::vector<float> want_w = w, want_a = a;
-    for (size_t i = 0; i < dim; ++i) {
-      volatile float square = g[i] * g[i];
-      want_a[i] += square;
-      volatile float step = 0.05f * g[i];
-      want_w[i] -= step / std::sqrt(want_a[i] + 1e-7f);
-    }
-    Adagrad(w.data(), a.data(), g.data(), dim, 0.05f, 1e-7f);
-    CHECK(w == want_w && a == want_a);
-  }
-}
-
-// Mean and spread of both kinds; the same row whatever was asked before.
-void TestInitializer() {
-  for (const Kind kind : {Kind::kUniform, Kind::kNormal}) {
-    const Initializer init{kind, 0.5f, 1, 3};
-    double sum = 0, squares = 0;
-    const int n = 20'000;
-    for (int64_t key = 0; key < n; ++key) {
-      float row[5];
-      init.Fill(key, row, 5);
-      CHECK_EQ(row[0], 0.0f);
-      for (int i = 1; i < 5; ++i) {
-        sum += row[i];
-        squares += row[i] * row[i];
-        if (kind == Kind::kUniform) CHECK(std::abs(row[i]) <= 0.5f);
-      }
-    }
-    const double sd = kind == Kind::kUniform ? 0.5 / std::sqrt(3) : 0.5;
-    CHECK(std::abs(sum / (4 * n)) < 5 * sd / std::sqrt(4.0 * n));
-    CHECK(std::abs(std::sqrt(squares / (4 * n)) - sd) < 0.01);
-  }
-}
-
 }  // namespace
 }  // namespace cuckoo
 
@@ -356,7 +319,5 @@ int main() {
   cuckoo::TestMemoryIsUsedAgain();
   cuckoo::TestSmallTableIsSmall();
   cuckoo::TestAllocationFailure();
-  cuckoo::TestAdagradVersions();
-  cuckoo::TestInitializer();
   std::cout << "core: all passed" << std::endl;
 }

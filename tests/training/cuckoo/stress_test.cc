@@ -14,11 +14,14 @@ constexpr int kThreads = 8;
 constexpr size_t kDim = 8;
 
 Config Zeros(size_t shards) {
-  Config config;
-  config.dim = kDim;
-  config.slots = 1;
-  config.shards = shards;
-  return config;
+  return {Layout({{kDim, {}, {.rule = Rule::kAdagrad, .epsilon = 1e-7f}}}, 0), shards, {}};
+}
+
+size_t ApplyOnes(Table& table, const std::vector<int64_t>& keys) {
+  const std::vector<float> ones(kDim, 1);
+  const float rate = 0.1f;
+  return table.Update(keys.data(), keys.size(),
+                      [&](float* row, size_t) { table.layout().Step(row, ones.data(), &rate); });
 }
 
 template <class F>
@@ -38,12 +41,12 @@ void TestSumsAddUp(int rounds) {
       const size_t n = 1 + random() % 700;
       std::vector<int64_t> keys(n);
       for (auto& key : keys) key = static_cast<int64_t>(random() % (50 * (round + 1)));  // the table keeps growing
-      std::vector<float> weights(n * kDim), ones(n * kDim, 1);
+      std::vector<float> weights(n * kDim);
       table.Lookup(keys.data(), n, weights.data());
       for (size_t k = 0; k < n; ++k) {
         for (size_t i = 1; i < kDim; ++i) CHECK_EQ(weights[k * kDim + i], weights[k * kDim]);  // a row is read whole
       }
-      CHECK_EQ(table.ApplyAdagrad(keys.data(), n, ones.data(), 0.1f, 1e-7f), n);
+      CHECK_EQ(ApplyOnes(table, keys), n);
       steps += n;
     }
   });
@@ -65,7 +68,7 @@ void TestEverythingAtOnce(int rounds) {
   InThreads([&](int t) {
     std::mt19937_64 random(100 + t);
     std::vector<bool> mine(4000);
-    std::vector<float> weights(1000 * kDim), slots(1000 * kDim), ones(1000 * kDim, 1);
+    std::vector<float> weights(1000 * kDim), slots(1000 * kDim);
     std::vector<uint32_t> ticks(1000);
     const std::unique_ptr<bool[]> flags(new bool[1000]);
     std::vector<int64_t> keys;
@@ -88,7 +91,7 @@ void TestEverythingAtOnce(int rounds) {
           std::fill_n(mine.begin() + from, n, false);
           break;
         case 3:
-          table.ApplyAdagrad(keys.data(), n, ones.data(), 0.1f, 1e-7f);
+          ApplyOnes(table, keys);
           break;
         case 4:
           for (auto& key : keys) key += static_cast<int64_t>(random() % kThreads);

@@ -1,0 +1,144 @@
+// A row's parts: initializers, and the optimizers' kernels against their formulas in double.
+#include "training/cuckoo/row.h"
+
+#include <cmath>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "tests/training/cuckoo/check.h"
+#include "training/cuckoo/gradients.h"
+
+namespace cuckoo {
+namespace {
+
+// Mean and spread of both kinds; the columns of a segment are the row's, wherever it begins.
+void TestInitializer() {
+  for (const Kind kind : {Kind::kUniform, Kind::kNormal}) {
+    const Initializer init{kind, 0.5f};
+    double sum = 0, squares = 0;
+    const int n = 20'000;
+    for (int64_t key = 0; key < n; ++key) {
+      float row[6], from_second[5];
+      init.Fill(Initializer::State(3, key), 0, 6, row);
+      init.Fill(Initializer::State(3, key), 1, 5, from_second);
+      for (int i = 0; i < 5; ++i) {
+        CHECK_EQ(from_second[i], row[i + 1]);
+        sum += row[i];
+        squares += row[i] * row[i];
+        if (kind == Kind::kUniform) CHECK(std::abs(row[i]) <= 0.5f);
+      }
+    }
+    const double sd = kind == Kind::kUniform ? 0.5 / std::sqrt(3) : 0.5;
+    CHECK(std::abs(sum / (5 * n)) < 5 * sd / std::sqrt(5.0 * n));
+    CHECK(std::abs(std::sqrt(squares / (5 * n)) - sd) < 0.01);
+  }
+  float row[3] = {9, 9, 9};
+  Initializer{Kind::kConstant, 0.25f}.Fill(1, 0, 2, row);
+  Initializer{}.Fill(1, 2, 1, row + 2);
+  CHECK(row[0] == 0.25f && row[1] == 0.25f && row[2] == 0);
+}
+
+// The version the machine picked gives the bits of the plain loop, at every width.
+void TestAdagradVersions() {
+  std::mt19937_64 random(1);
+  for (size_t dim = 1; dim < 70; ++dim) {
+    std::vector<float> w(dim), a(dim), g(dim);
+    for (size_t i = 0; i < dim; ++i) {
+      w[i] = static_cast<float>(random() % 1000) / 999;
+      a[i] = static_cast<float>(random() % 1000) / 997;
+      g[i] = static_cast<float>(random() % 2000) / 991 - 1;
+    }
+    std::vector<float> want_w = w, want_a = a;
+    for (size_t i = 0; i < dim; ++i) {
+      volatile float square = g[i] * g[i];
+      want_a[i] += square;
+      volatile float step = 0.05f * g[i];
+      want_w[i] -= step / std::sqrt(want_a[i] + 1e-7f);
+    }
+    Adagrad(w.data(), a.data(), g.data(), dim, 0.05f, 1e-7f);
+    CHECK(w == want_w && a == want_a);
+  }
+}
+
+// A segment's step does not depend on what is beside it, nor on its width: bits equal those of one weight alone. With
+// a decay, a clip and a norm that binds nothing it is the step without them.
+void TestStepsOfSegments() {
+  std::mt19937_64 random(2);
+  std::normal_distribution<float> normal;
+  for (const Rule rule : {Rule::kSgd, Rule::kMomentum, Rule::kNesterov, Rule::kAdagrad, Rule::kAdam, Rule::kFtrl}) {
+    const Optimizer optimizer{.rule = rule,
+                              .start = 0.1f,
+                              .epsilon = 1e-7f,
+                              .beta_1 = 0.9f,
+                              .beta_2 = 0.999f,
+                              .l1 = 0.01f,
+                              .l2 = 0.02f,
+                              .shrinkage = 0.03f,
+                              .beta = 0.5f};
+    Optimizer loose = optimizer, clipped = optimizer;
+    loose.clip_norm = 1e6f;
+    clipped.clip = 0.5f;
+    for (const size_t dim : {1, 5, 16, 100, 129}) {
+      const Layout one({{1, {Kind::kNormal, 1}, optimizer}}, 5);
+      const Layout row({{3, {}, {.rule = Rule::kSgd}},
+                        {dim, {Kind::kNormal, 1}, optimizer},
+                        {dim, {Kind::kNormal, 1}, loose},
+                        {dim, {Kind::kNormal, 1}, clipped}},
+                       5);
+      CHECK_EQ(row.slot_floats(), 3 * optimizer.slot_floats(dim));
+      std::vector<float> whole(row.floats()), gradient(row.dim());
+      row.Begin(42, whole.data());
+      for (size_t part = 2; part <= 3; ++part) std::copy_n(&whole[3], dim, &whole[3 + (part - 1) * dim]);
+      std::vector<std::vector<float>> single(dim, std::vector<float>(one.floats()));
+      for (size_t i = 0; i < dim; ++i) {
+        one.Begin(42, single[i].data());
+        single[i][0] = whole[3 + i];
+      }
+      for (int step = 0; step < 20; ++step) {
+        for (size_t i = 0; i < dim; ++i) {
+          const float g = normal(random) / 3, bounded = std::min(std::max(g, -0.5f), 0.5f);
+          gradient[3 + i] = gradient[3 + dim + i] = bounded;
+          gradient[3 + 2 * dim + i] = g;
+          const float rate = 0.1f;
+          one.Step(single[i].data(), &bounded, &rate);
+        }
+        const float rates[] = {0.1f, 0.1f, 0.1f, 0.1f};
+        row.Step(whole.data(), gradient.data(), rates);
+      }
+      for (size_t i = 0; i < dim; ++i) {
+        for (size_t part = 0; part < 3; ++part) CHECK_EQ(whole[3 + part * dim + i], single[i][0]);
+      }
+    }
+  }
+}
+
+void TestGradients() {
+  const std::vector<int64_t> keys = {5, -1, 5, 7, -1, 5};
+  const std::vector<float> values = {1, 2, 10, 20, 3, 4, 7, 7, 30, 40, 5, 6};
+  const Gradients unique(keys.data() + 1, 3, values.data() + 2, 2);
+  CHECK(unique.keys() == keys.data() + 1 && unique.values() == values.data() + 2 && unique.size() == 3);
+  Gradients summed(keys.data(), keys.size(), values.data(), 2);
+  CHECK_EQ(summed.size(), 3u);
+  CHECK(std::vector<int64_t>(summed.keys(), summed.keys() + 3) == (std::vector<int64_t>{5, -1, 7}));
+  CHECK(std::vector<float>(summed.values(), summed.values() + 6) == (std::vector<float>{9, 12, 40, 60, 7, 7}));
+  CHECK(summed.finite());
+  const std::vector<float> odd = {1, NAN, -INFINITY, 4, INFINITY, -3e38f};
+  Gradients bad(keys.data(), 2, odd.data(), 3);
+  CHECK(!bad.finite());
+  bad.ZeroNonfinite();
+  CHECK(bad.finite());
+  CHECK(std::vector<float>(bad.values(), bad.values() + 6) == (std::vector<float>{1, 0, 0, 4, 0, -3e38f}));
+  CHECK(Gradients(keys.data(), 0, values.data(), 2).size() == 0);
+}
+
+}  // namespace
+}  // namespace cuckoo
+
+int main() {
+  cuckoo::TestInitializer();
+  cuckoo::TestAdagradVersions();
+  cuckoo::TestStepsOfSegments();
+  cuckoo::TestGradients();
+  std::cout << "row: all passed" << std::endl;
+}

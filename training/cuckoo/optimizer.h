@@ -1,0 +1,170 @@
+// How a step changes a segment of a row: five rules, each one fused pass. No TensorFlow here.
+//
+// Invariants
+//   - The formulas are Keras 3's, number by number; a row that no gradient names is not touched (lazy): neither its
+//     weights nor its moments decay in the meantime.
+//   - Kernels give the same bits in each of their versions (no contraction: build with -ffp-contract=off).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+// One version a CPU: the user's machine picks at load. Sanitizers cannot run the picking.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#define CUCKOO_VERSIONS __attribute__((target_clones("default", "avx2")))
+#else
+#define CUCKOO_VERSIONS
+#endif
+
+namespace cuckoo {
+
+// w -= lr * g
+CUCKOO_VERSIONS inline void Sgd(float* __restrict w, const float* __restrict g, size_t n, float rate) {
+  for (size_t i = 0; i < n; ++i) w[i] -= rate * g[i];
+}
+
+// m = momentum * m - lr * g; w += m   (Polyak 1964)
+CUCKOO_VERSIONS inline void Momentum(float* __restrict w, float* __restrict m, const float* __restrict g, size_t n,
+                                     float rate, float momentum) {
+  for (size_t i = 0; i < n; ++i) {
+    m[i] = m[i] * momentum - g[i] * rate;
+    w[i] += m[i];
+  }
+}
+
+// m = momentum * m - lr * g; w += momentum * m - lr * g   (Sutskever et al., ICML 2013, equations 3 and 4, in Keras'
+// form)
+CUCKOO_VERSIONS inline void Nesterov(float* __restrict w, float* __restrict m, const float* __restrict g, size_t n,
+                                     float rate, float momentum) {
+  for (size_t i = 0; i < n; ++i) {
+    const float step = g[i] * rate;
+    m[i] = m[i] * momentum - step;
+    w[i] += m[i] * momentum - step;
+  }
+}
+
+// a += g^2; w -= lr * g / sqrt(a + epsilon)   (Duchi et al., JMLR 12, 2011, figure 1)
+CUCKOO_VERSIONS inline void Adagrad(float* __restrict w, float* __restrict a, const float* __restrict g, size_t n,
+                                    float rate, float epsilon) {
+  for (size_t i = 0; i < n; ++i) {
+    a[i] += g[i] * g[i];
+    w[i] -= rate * g[i] / std::sqrt(a[i] + epsilon);
+  }
+}
+
+// m += (1 - beta_1) (g - m); v += (1 - beta_2) (g^2 - v); w -= alpha * m / (sqrt(v) + epsilon)
+// (Kingma and Ba, ICLR 2015, algorithm 1 in the order that section 2 ends with: alpha carries both corrections)
+CUCKOO_VERSIONS inline void Adam(float* __restrict w, float* __restrict m, float* __restrict v,
+                                 const float* __restrict g, size_t n, float alpha, float one_minus_beta_1,
+                                 float one_minus_beta_2, float epsilon) {
+  for (size_t i = 0; i < n; ++i) {
+    m[i] += (g[i] - m[i]) * one_minus_beta_1;
+    v[i] += (g[i] * g[i] - v[i]) * one_minus_beta_2;
+    w[i] -= m[i] * alpha / (std::sqrt(v[i]) + epsilon);
+  }
+}
+
+// FTRL-Proximal, a the sum of squares and z the linear term (McMahan et al., KDD 2013, algorithm 1; shrinkage as in
+// Keras):
+//   a' = a + g^2; z += g + 2 shrinkage w - w (sqrt(a') - sqrt(a)) / lr
+//   w = (clamp(z, -l1, l1) - z) / (sqrt(a') / lr + 2 l2 + beta / lr)
+CUCKOO_VERSIONS inline void Ftrl(float* __restrict w, float* __restrict a, float* __restrict z,
+                                 const float* __restrict g, size_t n, float rate, float l1, float l2, float shrinkage,
+                                 float beta) {
+  const float fixed = 2 * (l2 + beta / (2 * rate));
+  for (size_t i = 0; i < n; ++i) {
+    const float sum = a[i] + g[i] * g[i], root = std::sqrt(sum);
+    z[i] += (g[i] + 2 * shrinkage * w[i]) - (root - std::sqrt(a[i])) / rate * w[i];
+    const float clamped = std::min(std::max(z[i], -l1), l1);
+    w[i] = (clamped - z[i]) / (root / rate + fixed);
+    a[i] = sum;
+  }
+}
+
+enum class Rule { kSgd, kMomentum, kNesterov, kAdagrad, kAdam, kFtrl };
+
+struct Optimizer {
+  Rule rule = Rule::kSgd;
+  float decay = 0;      // of the weights, before the step: w -= w * decay * lr
+  float clip = 0;       // each number of the gradient into [-clip, clip]; 0: as it is
+  float clip_norm = 0;  // the gradient's L2 norm over the segment of one row at most this; 0: as it is
+  float start = 0;      // Adagrad, FTRL: what the sum of squares begins with
+  float epsilon = 0;    // Adagrad, Adam
+  float beta_1 = 0;     // momentum's momentum; Adam
+  float beta_2 = 0;     // Adam
+  float l1 = 0, l2 = 0, shrinkage = 0, beta = 0;  // FTRL
+
+  bool operator==(const Optimizer&) const = default;
+
+  // Slots of a segment of n weights, first to last: momentum m; Adagrad a; Adam m, v and the row's count of steps (one
+  // number); FTRL a, z.
+  size_t slot_floats(size_t n) const {
+    switch (rule) {
+      case Rule::kSgd:
+        return 0;
+      case Rule::kMomentum:
+      case Rule::kNesterov:
+      case Rule::kAdagrad:
+        return n;
+      case Rule::kAdam:
+        return 2 * n + 1;
+      case Rule::kFtrl:
+        return 2 * n;
+    }
+    __builtin_unreachable();
+  }
+
+  void Begin(size_t n, float* slots) const {
+    std::fill_n(slots, slot_floats(n), 0.0f);
+    if (rule == Rule::kAdagrad || rule == Rule::kFtrl) std::fill_n(slots, n, start);
+  }
+
+  // One step with learning rate `rate`.
+  void Step(float* w, float* slots, const float* g, size_t n, float rate) const {
+    // The correction counts the row's own steps: with the table's, a row first met late would hardly move.
+    const float alpha = rule == Rule::kAdam ? Alpha(slots[2 * n] += 1, rate) : rate;
+    if (clip == 0 && clip_norm == 0 && decay == 0) return Run(w, slots, slots + n, g, n, alpha);
+    constexpr size_t kPart = 64;
+    float part[kPart];
+    const float scale = clip_norm == 0 ? 1 : clip_norm / std::max(Norm(g, n), clip_norm);
+    const float bound = clip == 0 ? INFINITY : clip;
+    for (size_t at = 0; at < n; at += kPart) {
+      const size_t m = std::min(kPart, n - at);
+      for (size_t i = 0; i < m; ++i) part[i] = std::min(std::max(g[at + i] * scale, -bound), bound);
+      for (size_t i = at; i < at + m; ++i) w[i] -= w[i] * decay * rate;
+      Run(w + at, slots + at, slots + n + at, part, m, alpha);
+    }
+  }
+
+ private:
+  float Alpha(double steps, float rate) const {
+    return static_cast<float>(rate * std::sqrt(1 - std::pow(static_cast<double>(beta_2), steps)) /
+                              (1 - std::pow(static_cast<double>(beta_1), steps)));
+  }
+
+  static float Norm(const float* g, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; ++i) sum += static_cast<double>(g[i]) * g[i];
+    return static_cast<float>(std::sqrt(sum));
+  }
+
+  void Run(float* w, float* s, float* t, const float* g, size_t n, float rate) const {
+    switch (rule) {
+      case Rule::kSgd:
+        return Sgd(w, g, n, rate);
+      case Rule::kMomentum:
+        return Momentum(w, s, g, n, rate, beta_1);
+      case Rule::kNesterov:
+        return Nesterov(w, s, g, n, rate, beta_1);
+      case Rule::kAdagrad:
+        return Adagrad(w, s, g, n, rate, epsilon);
+      case Rule::kAdam:
+        return Adam(w, s, t, g, n, rate, 1 - beta_1, 1 - beta_2, epsilon);
+      case Rule::kFtrl:
+        return Ftrl(w, s, t, g, n, rate, l1, l2, shrinkage, beta);
+    }
+  }
+};
+
+}  // namespace cuckoo

@@ -1,0 +1,80 @@
+"""What a row is made of: segments, each of so many weights, with an optimizer and an initializer of its own.
+
+A weight begins as a function of (seed, name of the table, key, column), so neither the order of inserts nor the number
+of threads shows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from training.cuckoo.optimizers import Adagrad, Optimizer
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """0."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """`value`."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """In [-scale, scale)."""
+
+    scale: float = 0.05
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Of mean 0 and standard deviation `scale`."""
+
+    scale: float = 0.01
+
+
+Initializer = Zeros | Constant | Uniform | Normal
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`dim` weights of a row."""
+
+    dim: int
+    optimizer: Optimizer = Adagrad()
+    initializer: Initializer = Normal()
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"Segment: dim is {self.dim}, allowed is dim >= 1")
+        if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer:
+            raise ValueError(
+                f"Segment: optimizer is {self.optimizer!r}, allowed are SGD, Momentum, Adagrad, Adam, FTRL"
+            )
+        if not isinstance(self.initializer, Initializer):
+            raise ValueError(
+                f"Segment: initializer is {self.initializer!r}, allowed are Zeros, Constant, Uniform, Normal"
+            )
+        if not math.isfinite(self.scale):
+            raise ValueError(f"Segment: initializer is {self.initializer!r}, allowed is a finite number")
+
+    @property
+    def scale(self) -> float:
+        """The initializer's one number."""
+        match self.initializer:
+            case Zeros():
+                return 0.0
+            case Constant(value):
+                return value
+            case Uniform(scale) | Normal(scale):
+                return scale
+
+    @property
+    def slot_floats(self) -> int:
+        """Numbers that the optimizer keeps in the row."""
+        return self.optimizer.slot_floats(self.dim)
