@@ -31,9 +31,9 @@ from serving.installed import Installation, Installed, next_manifests
 from serving.replica import Down, RefusedCall, Replica
 from streaming import client
 from streaming.declaration import Declaration
+from streaming.health import Health
 from streaming.source import load
 from training.delta import Log, LogError, Manifest
-from training.health import Health
 from training.row_files import read_dense
 
 log = logging.getLogger("serving.sync")

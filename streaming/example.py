@@ -277,11 +277,12 @@ def _columns(table: pa.Table, places: NDArray[np.int64], declaration: Declaratio
         weights=_flat(table["weights"])[0].astype(np.float32).reshape(n, tasks),
         scores=np.stack(scores, 1).astype(np.float32).reshape(n, tasks),
         line=places,
-        features={f.name: _feature(pc.struct_field(table["features"], f.name), f) for f in declaration.features},
+        features={f.name: feature_column(pc.struct_field(table["features"], f.name), f) for f in declaration.features},
     )
 
 
-def _feature(column: Any, feature: Feature) -> FeatureColumn:
+def feature_column(column: Any, feature: Feature) -> FeatureColumn:
+    """An Arrow column of values, null where absent, as a Batch holds it."""
     if feature.kind == "id":
         return _numpy(column, feature.default)
     if feature.kind == "number":

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from streaming.disk import flush_folder, flushed
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -255,20 +256,3 @@ class Log:
         flushed(new, lineage.encode() + b"\n")
         new.rename(self.path / "SERVING")
         flush_folder(self.path)
-
-
-def flushed(path: Path, data: bytes) -> None:
-    """Write a file and flush it to the disk."""
-    with open(path, "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def flush_folder(path: Path) -> None:
-    """Flush a folder's entries: without it a crash of the machine can forget a file that was flushed."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

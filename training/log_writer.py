@@ -13,9 +13,9 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from streaming.disk import flush_folder, flushed, publish
 from training.delta import (
     MANIFEST,
     NEW_MANIFEST,
@@ -23,8 +23,6 @@ from training.delta import (
     LogBusy,
     LogError,
     Manifest,
-    flush_folder,
-    flushed,
     folder_name,
     read_manifest,
 )
@@ -166,14 +164,5 @@ class Writer:
             folder=folder,
             sha256="",
         )
-        self._publish(folder, manifest.to_json().encode())
+        publish(folder / NEW_MANIFEST, folder / MANIFEST, manifest.to_json().encode())
         return read_manifest(folder)
-
-    @staticmethod
-    def _publish(folder: Path, manifest: bytes) -> None:
-        """Under another name, flushed, then linked: a link, unlike a rename, fails if the name exists."""
-        new = folder / NEW_MANIFEST
-        flushed(new, manifest)
-        os.link(new, folder / MANIFEST)  # from here it exists
-        os.unlink(new)
-        flush_folder(folder)

@@ -22,11 +22,12 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streaming.example import Batch, concat, decode
+from streaming.health import Health
+from streaming.reader import ForeignTopic
 from streaming.source import load
 from training.compaction import compact
 from training.delta import Log, LogError, Manifest
-from training.feed import Feed, ForeignTopic
-from training.health import Health
+from training.feed import Feed
 from training.log_writer import Cut, Writer
 from training.state import State
 from training.step import Learner, Settings

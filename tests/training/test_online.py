@@ -247,7 +247,8 @@ def test_positions_of_another_topic_are_refused(topic: Broker, start: Callable[.
     wait(lambda: newest(tmp_path).seq >= 1, "a delta")
     sender.close()
     assert trainer.end() == 0
-    from training.feed import Feed, ForeignTopic
+    from streaming.reader import ForeignTopic
+    from training.feed import Feed
 
     positions = newest(tmp_path).positions
     Feed(topic.bootstrap, DECLARATION, positions).close()
