@@ -81,7 +81,15 @@ def settings_of(url: str, host: str, port: int, database: str, dags: Path) -> di
     return {f"AIRFLOW__{name}": str(value) for name, value in chosen.items()}
 
 
-def environment(settings: Settings, folder: Path, facts: Path, where: Mapping[str, str]) -> dict[str, str]:
+def secrets_of(folder: Path) -> dict[str, str]:
+    """The keys, and the login's file made."""
+    password(folder)
+    return keys(folder)
+
+
+def environment(
+    settings: Settings, folder: Path, facts: Path, where: Mapping[str, str], hidden: Mapping[str, str]
+) -> dict[str, str]:
     """What every process of Airflow gets, and so every task: Airflow's settings, and where the platform is."""
     url, database = where["airflow"], settings.airflow_db.replace("postgresql://", "postgresql+psycopg2://", 1)
     if database == "sqlite":
@@ -90,7 +98,7 @@ def environment(settings: Settings, folder: Path, facts: Path, where: Mapping[st
         "AIRFLOW_HOME": str(folder),
         **settings_of(url, settings.host, int(url.rpartition(":")[2]), database, PROJECT / "dags"),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
-        **keys(folder),
+        **{name: hidden[name] for name in KEYS},
         "PYTHONWARNINGS": "ignore:Using `httpx`",  # Airflow's own use of Starlette
         "MINUTEHAND_PLATFORM": str(facts),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
@@ -110,10 +118,11 @@ def command(name: str) -> list[str]:
     return ["-m", "airflow", *words.get(name, [name])]
 
 
-def services(settings: Settings, folder: Path, facts: Path, where: Mapping[str, str]) -> list[Service]:
-    """The processes; `facts` is platform.json, `folder` Airflow's home."""
-    password(folder)
-    env, url = environment(settings, folder, facts, where), where["airflow"]
+def services(
+    settings: Settings, folder: Path, facts: Path, where: Mapping[str, str], hidden: Mapping[str, str]
+) -> list[Service]:
+    """The processes; `facts` is platform.json, `folder` Airflow's home, `hidden` holds KEYS."""
+    env, url = environment(settings, folder, facts, where, hidden), where["airflow"]
 
     def service(name: str, **more: object) -> Service:
         return Service(f"airflow-{name}", [sys.executable, *command(name)], env=env, nice=NICE, **more)  # type: ignore[arg-type]

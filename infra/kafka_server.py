@@ -18,10 +18,10 @@ def java() -> str:
     return f"{home}/bin/java" if home else "java"
 
 
-def properties(settings: Settings, folder: Path, port: int, controller_port: int) -> str:
-    """server.properties. Every internal topic has one replica: there is one node."""
+def properties(settings: Settings, folder: Path, port: int, controller_port: int) -> dict[str, object]:
+    """What server.properties says. Every internal topic has one replica: there is one node."""
     advertised = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
-    lines = {
+    return {
         "process.roles": "broker,controller",
         "node.id": 1,
         # The voter by setting, not in the log: the port may be another one at the next start.
@@ -53,7 +53,6 @@ def properties(settings: Settings, folder: Path, port: int, controller_port: int
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 500,
     }
-    return "".join(f"{key}={value}\n" for key, value in lines.items())
 
 
 def _java(main: str, memory: int) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from infra import ports, services
+from infra import layout, ports, services
 from infra.processes import alive, die_with_parent, end, read_json, send, write_json, write_private
 from infra.sentinel import lock, supervise, sweep
 from infra.settings import FIELDS, SettingError, Settings
@@ -47,7 +47,7 @@ class Platform:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = settings.folder
-        self.layout = services.Layout(settings)
+        self.layout = layout.Layout(settings)
         self.child: subprocess.Popen[bytes] | None = None
 
     # Running it
@@ -58,17 +58,13 @@ class Platform:
         def prepare() -> Callable[[], int]:
             resolved = ports.resolve(self.settings)
             self.layout.make(self.settings.replicas)
-            self.layout.write_token()
-            declared = services.declare(self.settings, resolved, declaration_of(self.settings.source))
+            where = layout.addresses(self.settings, resolved)
+            hidden = layout.secrets_of(self.settings)
+            declared = services.declare(self.settings, resolved, where, hidden, declaration_of(self.settings.source))
             chosen = services.select(declared, tuple(only))
-            facts = {
-                "settings": self.settings.as_dict(),
-                "ports": resolved,
-                "addresses": services.addresses(self.settings, resolved),
-                "folders": self.layout.folders(),
-                "services": [s.name for s in chosen],
-            }
-            write_json(self.folder / "platform.json", facts)
+            write_json(
+                self.folder / "platform.json", layout.facts(self.settings, resolved, where, [s.name for s in chosen])
+            )
             for name, port in resolved.items():
                 first, _, i = name.partition(".")
                 if (wanted := getattr(self.settings, first)) and not i and wanted != port:

@@ -7,8 +7,6 @@ airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflo
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import sys
 from collections.abc import Mapping
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from infra import airflow, checks, kafka_server
 from infra.checks import url_host
+from infra.layout import Layout
 from infra.settings import PROJECT, SettingError, Settings
 from infra.supervisor import Service
 
@@ -23,44 +22,6 @@ MODELS = ("ranker", "frozen")
 JOIN_MAIN = "minutehand.join.JoinJob"
 # What is prepared but not committed when the join dies must outlive its longest absence; Kafka's own limit is 15 min.
 TRANSACTION_TIMEOUT_MS = 600_000
-
-
-class Layout:
-    """Where things lie in the platform's folder."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.folder = settings.folder
-        self.kafka = self.folder / "kafka"
-        self.join = self.folder / "join"
-        self.mlflow = self.folder / "mlflow"
-        self.airflow = self.folder / "airflow"
-        self.log = self.folder / "log"
-        self.models = self.folder / "models"
-        self.archive = self.folder / "archive"
-        self.features = self.folder / "features"
-        self.samples = self.folder / "samples"
-        self.data_docs = self.folder / "data_docs"
-        self.token = self.folder / "token"
-
-    def folders(self) -> dict[str, str]:
-        """Where a DAG finds things, for platform.json."""
-        names = ("folder", "log", "models", "archive", "features", "samples", "data_docs")
-        return {name: str(getattr(self, name)) for name in names}
-
-    def replica(self, i: int) -> Path:
-        return self.models / f"replica-{i}"
-
-    def make(self, replicas: int) -> None:
-        served = [self.replica(i) / "served" for i in range(replicas)]
-        for folder in (self.kafka / "data", self.join / "state", self.join / "tmp", self.mlflow, self.log, *served):
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def write_token(self) -> str:
-        """The secret without which a model server's write signatures refuse; made once, readable by its owner only."""
-        if not self.token.is_file():
-            with open(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-                f.write(secrets.token_hex(32))
-        return self.token.read_text()
 
 
 def model_server_binary(settings: Settings) -> str | None:
@@ -85,38 +46,19 @@ def installed(folder: Path) -> bool:
     return folder.is_dir() and any(version.name.isdigit() for version in folder.iterdir())
 
 
-def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
-    """Service -> where it answers. `model-server-<i>` is its gRPC, `model-server-<i>-rest` its REST."""
-    host = url_host(settings.host)
-    found = {
-        "kafka": f"{host}:{ports['kafka_port']}",
-        "join": f"http://{host}:{ports['flink_port']}",
-        "trainer": f"http://127.0.0.1:{ports['trainer_port']}",
-    }
-    if settings.mlflow:
-        found["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
-    if settings.airflow:
-        found["airflow"] = f"http://{host}:{ports['airflow_port']}"
-    for i in range(settings.replicas):
-        end = f".{i}" if i else ""
-        found[f"model-server-{i}"] = f"{host}:{ports['grpc_port' + end]}"
-        found[f"model-server-{i}-rest"] = f"http://{host}:{ports['rest_port' + end]}"
-        found[f"sync-{i}"] = f"http://127.0.0.1:{ports['sync_port' + end]}"
-    return found
-
-
-def declare(settings: Settings, ports: Mapping[str, int], declaration: str) -> list[Service]:
-    """All services of one platform; `declaration` is Declaration.to_json() of the source."""
+def declare(
+    settings: Settings, ports: Mapping[str, int], where: Mapping[str, str], hidden: Mapping[str, str], declaration: str
+) -> list[Service]:
+    """All services of one platform: `where` and `hidden` as of infra.layout, `declaration` as JSON."""
     at = Layout(settings)
-    where = addresses(settings, ports)
     services = [*_kafka(settings, ports, at, where), _join(settings, ports, at, where, declaration)]
     if settings.mlflow:
         services.append(_mlflow(settings, ports, at, where))
     services += [_base(settings, at), _trainer(settings, ports, at, where)]
     for i in range(settings.replicas):
-        services += [_sync(settings, ports, at, where, i), _model_server(settings, ports, at, where, i)]
+        services += [_sync(settings, ports, at, where, hidden, i), _model_server(settings, ports, at, where, i)]
     if settings.airflow:
-        services += airflow.services(settings, at.airflow, at.folder / "platform.json", where)
+        services += airflow.services(settings, at.airflow, at.folder / "platform.json", where, hidden)
     return services
 
 
@@ -132,9 +74,8 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
     def prepare() -> None:
         if not any(kafka_server.LIBS.glob("kafka_*.jar")):
             raise OSError(f"there is no Kafka in {kafka_server.LIBS}: run `make setup`")
-        file.write_text(
-            kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
-        )
+        said = kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
+        file.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
 
     topics = (
         "import sys; from streaming import topics; a = sys.argv[1:];"
@@ -163,6 +104,26 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
     ]
 
 
+def join_job(
+    settings: Settings, ports: Mapping[str, int], where: Mapping[str, str], declaration: str
+) -> dict[str, object]:
+    """The settings file of the Flink job."""
+    return {
+        "bootstrap": where["kafka"],
+        "source": settings.source,
+        "declaration": json.loads(declaration),
+        "pi": settings.pi,
+        "salt": settings.salt,
+        "checkpoint_ms": settings.checkpoint_ms,
+        "state_dir": str(Layout(settings).join / "state"),
+        "rest_port": ports["flink_port"],
+        "rest_address": settings.host,
+        "parallelism": settings.join_parallelism,
+        "topics": {name: name for name in ("impressions", "actions", "examples")},
+        "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
+    }
+
+
 def _join(
     settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], declaration: str
 ) -> Service:
@@ -172,21 +133,7 @@ def _join(
     def prepare() -> None:
         if not jar.is_file():
             raise OSError(f"there is no {jar}: run `make setup`")
-        job = {
-            "bootstrap": where["kafka"],
-            "source": settings.source,
-            "declaration": json.loads(declaration),
-            "pi": settings.pi,
-            "salt": settings.salt,
-            "checkpoint_ms": settings.checkpoint_ms,
-            "state_dir": str(at.join / "state"),
-            "rest_port": ports["flink_port"],
-            "rest_address": settings.host,
-            "parallelism": settings.join_parallelism,
-            "topics": {name: name for name in ("impressions", "actions", "examples")},
-            "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
-        }
-        file.write_text(json.dumps(job, indent=1))
+        file.write_text(json.dumps(join_job(settings, ports, where, declaration), indent=1))
 
     heap = [f"-Xmx{settings.join_memory >> 10}k", "-XX:+ExitOnOutOfMemoryError", f"-Djava.io.tmpdir={at.join / 'tmp'}"]
     libs = f"{PROJECT / 'build/flink/libs'}/*:{jar}"
@@ -244,7 +191,14 @@ def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Ma
     )
 
 
-def _sync(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], i: int) -> Service:
+def _sync(
+    settings: Settings,
+    ports: Mapping[str, int],
+    at: Layout,
+    where: Mapping[str, str],
+    hidden: Mapping[str, str],
+    i: int,
+) -> Service:
     flags = {
         "source": settings.source,
         "log": at.log,
@@ -256,7 +210,7 @@ def _sync(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mappi
         f"sync-{i}",
         _python("serving.sync", **flags),
         after=("base",),
-        env={"MINUTEHAND_WRITE_TOKEN": at.write_token()},
+        env={"MINUTEHAND_WRITE_TOKEN": hidden["MINUTEHAND_WRITE_TOKEN"]},
         ready=checks.http_ok(f"{where[f'sync-{i}']}/healthz"),
         address=where[f"sync-{i}"],
     )

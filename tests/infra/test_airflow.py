@@ -15,10 +15,11 @@ from infra import airflow, checks
 from infra.settings import PROJECT, Settings
 
 WHERE = {"airflow": "http://127.0.0.1:18080", "mlflow": "http://127.0.0.1:15000"}
+HIDDEN = {name: f"secret {name}" for name in airflow.KEYS}
 
 
 def environment(folder: Path, **settings: object) -> dict[str, str]:
-    return airflow.environment(Settings().with_(**settings), folder, folder / "platform.json", WHERE)
+    return airflow.environment(Settings().with_(**settings), folder, folder / "platform.json", WHERE, HIDDEN)
 
 
 def test_every_address_follows_the_port(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_secrets_are_made_once_for_their_owner_only(tmp_path: Path, monkeypatch:
 
 
 def test_the_processes_and_their_order(tmp_path: Path) -> None:
-    found = airflow.services(Settings(), tmp_path, tmp_path / "platform.json", WHERE)
+    found = airflow.services(Settings(), tmp_path, tmp_path / "platform.json", WHERE, HIDDEN)
     assert [s.name for s in found] == [f"airflow-{n}" for n in ("migrate", "api", *airflow.COMPONENTS)]
     assert [s.after for s in found] == [(), *[("airflow-migrate",)] * 4]
     assert all(s.nice == airflow.NICE > 0 and s.command[1:3] == ["-m", "airflow"] for s in found)
