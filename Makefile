@@ -21,11 +21,12 @@ test: setup ## run all tests: the join's cases, the fast ones, then those that s
 	@$(PYTHON_IN) -m pytest tests -m 'not e2e'
 	@$(PYTHON_IN) -m pytest tests -m e2e
 
-check: setup ## lint: ruff, mypy, clang-format, and the lock
+check: setup ## lint: ruff, mypy, clang-format, docker-compose.yml, and the lock
 	@infra/setup.sh lint
 	@$(PYTHON_IN) -m ruff check .
 	@$(PYTHON_IN) -m mypy
 	@clang-format --dry-run -Werror $(CXX_FILES)
+	@docker-compose --env-file tests/infra/compose.env config -q
 	@$(PYTHON_IN) -m infra.lock_guard uv.lock
 	@build/tools/bin/uv lock --check -q
 	@echo 'check: all clean'

@@ -2,7 +2,7 @@
 # Makes a bare Debian or Ubuntu ready: system packages, .venv, the table op, Kafka's jars, the join. `make setup` calls it.
 # What is done is not done again; a step that is current takes no time. Logs of the steps: build/setup/*.log
 #   infra/setup.sh          all of it
-#   infra/setup.sh lint     clang-format, for `make check`
+#   infra/setup.sh lint     clang-format and docker-compose, for `make check`
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -40,7 +40,9 @@ install() {
 }
 
 if [ "${1:-}" = lint ]; then
-    command -v clang-format >/dev/null || install clang-format
+    missing=()
+    for tool in clang-format docker-compose; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+    install ${missing[@]+"${missing[@]}"}
     exit 0
 fi
 

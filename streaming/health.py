@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 
 class Health:
-    """Answers on 127.0.0.1:`port` (0: nowhere) until closed. `reason` is why it is not ready; "" when it is."""
+    """Answers on `port` (0: nowhere) of MINUTEHAND_HEALTH_HOST until closed; `reason`: why it is not ready, or ""."""
 
     def __init__(self, port: int, registry: CollectorRegistry) -> None:
         self.reason = "starting"
@@ -35,7 +36,8 @@ class Health:
             def log_message(self, *_: object) -> None:
                 """Each question is not worth a line."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler) if port else None
+        host = os.environ.get("MINUTEHAND_HEALTH_HOST", "127.0.0.1")  # a container is asked from outside
+        self._server = ThreadingHTTPServer((host, port), Handler) if port else None
         if self._server is not None:
             self._server.daemon_threads = True
             threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
