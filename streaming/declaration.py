@@ -12,22 +12,32 @@ RESERVED_IDS = (INT64_MIN, INT64_MIN + 1)
 """The serving table's two sentinels: refused at the edge. In an `ids` input of the served model the first pads."""
 
 
+VIEWS = ("request", "user", "item", "profile", "video", "derived")
+
+
 @dataclass(frozen=True)
 class Feature:
     """One input of the model.
 
     `id`: one int64 and one row of `table`; `ids`: a list of int64, the mean of their rows; `number`: a finite float
     the source has brought to about unit scale. Features that name one table share its rows.
+
+    `view` is where the feature store has it from (docs/features.md): `user` and `item` are the entities' own keys,
+    `profile` and `video` batch views, `derived` is computed from the views on demand, `request` comes with the request.
+    It says nothing about what the feature means, so neither JSON nor sha256 has it.
     """
 
     name: str
     kind: Literal["id", "ids", "number"]
     table: str = ""
     default: int | float | tuple[int, ...] | None = None
+    view: str = "request"
 
     def __post_init__(self) -> None:
         if self.kind not in ("id", "ids", "number"):
             raise ValueError(f"feature {self.name}: kind is {self.kind!r}, allowed are id, ids, number")
+        if self.view not in VIEWS:
+            raise ValueError(f"feature {self.name}: view is {self.view!r}, allowed are {', '.join(VIEWS)}")
         if not self.name.isidentifier():
             raise ValueError(f"feature {self.name!r}: a name is letters, digits and underscores")
         if self.kind == "number" and self.table:
@@ -130,9 +140,11 @@ class Declaration:
         return next((p for p in self.policies if p.table == table), Policy(table))
 
     def to_json(self) -> str:
-        """What the join and the sha256 are told: all but the policies."""
+        """What the join and the sha256 are told: all but the policies and the features' views."""
         found = asdict(self)
         del found["policies"]
+        for feature in found["features"]:
+            del feature["view"]
         return json.dumps(found, sort_keys=True)
 
     @classmethod

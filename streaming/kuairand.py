@@ -26,6 +26,7 @@ from streaming.declaration import Declaration, Feature
 from streaming.download import Archive, fetch
 from streaming.hashing import fnv1a64
 from streaming.source import Exposure
+from streaming.views import Column, Rows, Views
 
 ARCHIVE = Archive(
     name="kuairand-pure",
@@ -43,6 +44,8 @@ ARCHIVE = Archive(
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 _CHINA_MS = 8 * _HOUR_MS
 LIVE_DAYS = 2
+Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Exposures and clicks."""
 
 _TASKS = {
     "click": "is_click",
@@ -60,23 +63,23 @@ _PROFILE_CODES = tuple(f"onehot_feat{k}" for k in (0, 1, 2, 3, 6, 7, 8, 9, 10, 1
 declaration = Declaration(
     name="kuairand",
     features=(
-        Feature("user", "id"),
-        Feature("video", "id"),
-        Feature("author", "id"),
-        Feature("music", "id"),
-        Feature("tags", "ids"),
-        Feature("profile", "ids"),
+        Feature("user", "id", view="user"),
+        Feature("video", "id", view="item"),
+        Feature("author", "id", view="video"),
+        Feature("music", "id", view="video"),
+        Feature("tags", "ids", view="video"),
+        Feature("profile", "ids", view="profile"),
         Feature("tab", "id"),
-        Feature("upload_type", "id"),
-        Feature("hour", "id"),
-        Feature("duration", "number"),
-        Feature("age", "number"),
-        Feature("user_shown", "number"),
-        Feature("user_rate", "number"),
-        Feature("user_tab_rate", "number"),
-        Feature("video_shown", "number"),
-        Feature("video_rate", "number"),
-        Feature("gap", "number"),
+        Feature("upload_type", "id", view="video"),
+        Feature("hour", "id", view="derived"),
+        Feature("duration", "number", view="video"),
+        Feature("age", "number", view="derived"),
+        Feature("user_shown", "number", view="derived"),
+        Feature("user_rate", "number", view="derived"),
+        Feature("user_tab_rate", "number", view="derived"),
+        Feature("video_shown", "number", view="derived"),
+        Feature("video_rate", "number", view="derived"),
+        Feature("gap", "number", view="derived"),
     ),
     tasks=tuple(_TASKS),
     judged="click",
@@ -100,10 +103,26 @@ class KuaiRand:
         shown = self._columns()
         yield from _exposures(shown, np.flatnonzero(shown["ts_ms"] >= shown["live_ms"]))
 
+    @property
+    def views(self) -> Views:
+        """For the feature store: profiles and what is known of a video, read when they are asked for."""
+        return Views(
+            video=(Column("uploaded", "int"),),
+            users=lambda: profiles(*self._tables()),
+            items=lambda: attributes(*self._tables()),
+            derive=_derive,
+            by="tab",
+        )
+
     def _columns(self) -> dict[str, Any]:
-        files = find(self.folder or folder())
-        log, users, videos = (_read(paths, names) for paths, names in zip(files, _NEEDED, strict=True))
-        return columns(log, users, videos, self.days)
+        return columns(*self._tables(), self.days)
+
+    def _tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """The log, the users, the videos."""
+        log, users, videos = (
+            _read(paths, names) for paths, names in zip(find(self.folder or folder()), _NEEDED, strict=True)
+        )
+        return log, users, videos
 
 
 def configure(days: int = 12) -> KuaiRand:
@@ -157,15 +176,15 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict
     user, video, tab = _int(log, "user_id"), _int(log, "video_id"), _int(log, "tab")
     clicked = _int(log, "is_click") > 0
     user_row, video_row = _rows(user, users, "user_id"), _rows(video, videos, "video_id")
-    profiles, tags = _profiles(users), _tags(videos)
-    seconds = np.maximum(0, _int(log, "duration_ms")) / 1000
-    dates = pc.cast(videos["upload_dt"], pa.date32()).cast(pa.int32())
-    uploaded = np.append(pc.fill_null(dates, 0).to_numpy(), 0)
-    types = np.append(fnv1a64(pc.fill_null(videos["upload_type"].cast(pa.string()), "")).view(np.int64), 0)
-    age_days = (ts_ms + _CHINA_MS) / _DAY_MS - uploaded[video_row]
-    user_shown, user_rate = _known(user, ts_ms, left_ms, clicked)
-    _, user_tab_rate = _known(user * 64 + tab, ts_ms, left_ms, clicked)
-    video_shown, video_rate = _known(video, ts_ms, left_ms, clicked)
+    profiled, told = _profiles(users), _attributes(videos)
+    formulas = _formulas(
+        ts_ms,
+        uploaded=told["uploaded"][video_row],
+        since_ms=_since(user, ts_ms),
+        user=_known(user, ts_ms, left_ms, clicked),
+        user_tab=_known(user * 64 + tab, ts_ms, left_ms, clicked),
+        video=_known(video, ts_ms, left_ms, clicked),
+    )
     return {
         "live_ms": live_ms,
         "ts_ms": ts_ms,
@@ -173,21 +192,106 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict
         "labels": np.stack([_int(log, column) > 0 for column in _TASKS.values()], 1),
         "user": user,
         "video": video,
-        "author": np.append(_int(videos, "author_id"), 0)[video_row],
-        "music": np.append(_int(videos, "music_id"), 0)[video_row],
-        "tags": [tags[k] for k in video_row],
-        "profile": [profiles[k] for k in user_row],
+        "author": told["author"][video_row],
+        "music": told["music"][video_row],
+        "tags": [told["tags"][k] for k in video_row],
+        "profile": [profiled[k] for k in user_row],
         "tab": tab,
-        "upload_type": types[video_row],
+        "upload_type": told["upload_type"][video_row],
+        "duration": _duration(_int(log, "duration_ms")),
+        **formulas,
+    }
+
+
+def _formulas(
+    ts_ms: NDArray[np.int64],
+    uploaded: NDArray[np.int64],
+    since_ms: NDArray[np.int64],
+    user: Counts,
+    user_tab: Counts,
+    video: Counts,
+) -> dict[str, NDArray[Any]]:
+    """The features of view `derived`: of the log as a whole here, and of the feature store's views in `_derive`."""
+    age_days = (ts_ms + _CHINA_MS) / _DAY_MS - uploaded
+    return {
         "hour": (ts_ms + _CHINA_MS) % _DAY_MS // _HOUR_MS,
-        "duration": np.log1p(seconds) / 2 - 1.5,
         "age": np.log1p(np.maximum(0, age_days)) - 2.5,
-        "user_shown": np.log1p(user_shown) / 2 - 1,
-        "user_rate": user_rate,
-        "user_tab_rate": user_tab_rate,
-        "video_shown": np.log1p(video_shown) / 2 - 1.5,
-        "video_rate": video_rate,
-        "gap": _gap(user, ts_ms),
+        "user_shown": np.log1p(user[0]) / 2 - 1,
+        "user_rate": _log_odds(user),
+        "user_tab_rate": _log_odds(user_tab),
+        "video_shown": np.log1p(video[0]) / 2 - 1.5,
+        "video_rate": _log_odds(video),
+        # The first exposure counts as one after a day.
+        "gap": np.log1p(np.minimum(since_ms, _DAY_MS) / 1000) / 3 - 1.5,
+    }
+
+
+def _derive(rows: Rows) -> dict[str, list[Any]]:
+    """As `_formulas`, from the columns of the views; what the store does not know is nothing shown yet."""
+
+    def known(name: str) -> NDArray[np.int64]:
+        return np.array([value or 0 for value in rows[name]], np.int64)
+
+    ts_ms = known("ts_ms")
+    last = np.array([-_DAY_MS if value is None else value for value in rows["user_last_ms"]], np.int64)
+    of_tab = np.zeros((2, len(ts_ms)), np.int64)
+    for k, (tab, tabs) in enumerate(zip(rows["tab"], rows["user_by"], strict=True)):
+        if tabs and tab in tabs:
+            place = list(tabs).index(tab)
+            of_tab[:, k] = rows["user_by_shown"][k][place], rows["user_by_positives"][k][place]
+    found = _formulas(
+        ts_ms,
+        uploaded=known("uploaded"),
+        since_ms=np.maximum(0, ts_ms - last),
+        user=(known("user_shown"), known("user_positives")),
+        user_tab=(of_tab[0], of_tab[1]),
+        video=(known("item_shown"), known("item_positives")),
+    )
+    every = np.arange(len(ts_ms))
+    return {name: _plain(column, every) for name, column in found.items()}
+
+
+def profiles(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
+    """The batch view of users; true since the log began."""
+    ids, lists = _int(users, "user_id"), pa.array(_profiles(users)[:-1], pa.list_(pa.int64()))
+    return pa.table({"user": ids, "ts_ms": np.full(len(ids), _begin_ms(log)), "profile": lists})
+
+
+def attributes(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
+    """The batch view of videos; true since the log began. How long one is only the log says, always the same."""
+    ids, told = _int(videos, "video_id"), _attributes(videos)
+    duration_ms = np.zeros(len(ids) + 1, np.int64)
+    duration_ms[_rows(_int(log, "video_id"), videos, "video_id")] = _int(log, "duration_ms")
+    columns = {name: column[:-1] for name, column in told.items() if name != "tags"}
+    return pa.table(
+        {
+            "video": ids,
+            "ts_ms": np.full(len(ids), _begin_ms(log)),
+            "tags": pa.array(told["tags"][:-1], pa.list_(pa.int64())),
+            "duration": np.round(_duration(duration_ms[:-1]), 4),
+            **columns,
+        }
+    )
+
+
+def _begin_ms(log: pa.Table) -> int:
+    return int(_int(log, "time_ms").min()) // _DAY_MS * _DAY_MS
+
+
+def _duration(ms: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.log1p(np.maximum(0, ms) / 1000) / 2 - 1.5
+
+
+def _attributes(videos: pa.Table) -> dict[str, Any]:
+    """What is known of each video, and of none in the last place of each column."""
+    dates = pc.cast(videos["upload_dt"], pa.date32()).cast(pa.int32())
+    types = fnv1a64(pc.fill_null(videos["upload_type"].cast(pa.string()), "")).view(np.int64)
+    return {
+        "author": np.append(_int(videos, "author_id"), 0),
+        "music": np.append(_int(videos, "music_id"), 0),
+        "tags": _tags(videos),
+        "upload_type": np.append(types, 0),
+        "uploaded": np.append(pc.fill_null(dates, 0).to_numpy().astype(np.int64), 0),
     }
 
 
@@ -215,11 +319,15 @@ def _plain(column: Any, rows: NDArray[np.int64]) -> list[Any]:
 
 def _known(
     key: NDArray[np.int64], ts_ms: NDArray[np.int64], left_ms: NDArray[np.int64], clicked: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For each row: how many exposures of its key had ended before it, and their click rate as smoothed log-odds."""
-    ended = _before(key, left_ms, key, ts_ms)
-    clicks = _before(key[clicked], left_ms[clicked], key, ts_ms)
-    return ended, np.log((clicks + 1.0) / (ended - clicks + 1.3))
+) -> Counts:
+    """For each row: how many exposures of its key had ended before it, and how many of them had a click."""
+    return _before(key, left_ms, key, ts_ms), _before(key[clicked], left_ms[clicked], key, ts_ms)
+
+
+def _log_odds(counts: Counts) -> NDArray[np.float64]:
+    """A click rate as smoothed log-odds."""
+    shown, clicks = counts
+    return np.log((clicks + 1.0) / (np.maximum(0, shown - clicks) + 1.3))
 
 
 def _before(
@@ -236,13 +344,13 @@ def _before(
     return found
 
 
-def _gap(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Log of the seconds since the user's exposure before; the first one counts as a day."""
+def _since(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The time since the user's exposure before; a day for the first one."""
     order = np.lexsort((ts_ms, user))
     since = np.full(len(user), _DAY_MS, np.int64)
     same = user[order][1:] == user[order][:-1]
     since[order[1:][same]] = np.diff(ts_ms[order])[same]
-    return np.log1p(np.minimum(since, _DAY_MS) / 1000) / 3 - 1.5
+    return since
 
 
 def _profiles(users: pa.Table) -> list[list[int]]:

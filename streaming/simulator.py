@@ -18,11 +18,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from streaming.declaration import Declaration, Feature
 from streaming.hashing import mix64
 from streaming.source import Exposure
+from streaming.views import Column, Rows, Views
 
 START_MS = 1_700_000_000_000
 WINDOW_MS = 60_000
@@ -35,13 +37,13 @@ _RHO = 0.5
 declaration = Declaration(
     name="simulator",
     features=(
-        Feature("viewer", "id"),
-        Feature("party", "id"),
-        Feature("clip", "id"),
-        Feature("maker", "id"),
-        Feature("topics", "ids"),
-        Feature("party_topics", "ids"),
-        Feature("age", "number"),
+        Feature("viewer", "id", view="user"),
+        Feature("party", "id", view="profile"),
+        Feature("clip", "id", view="item"),
+        Feature("maker", "id", view="video"),
+        Feature("topics", "ids", view="video"),
+        Feature("party_topics", "ids", view="derived"),
+        Feature("age", "number", view="derived"),
     ),
     tasks=("watch", "save"),
     judged="watch",
@@ -94,6 +96,21 @@ class Simulator:
         for minute in range(self.history_minutes, self.history_minutes + self.minutes):
             yield from self._minute(minute)
 
+    @property
+    def views(self) -> Views:
+        """For the feature store: a viewer's party; a clip's maker, topics and birth; age and cross on demand."""
+        return Views(video=(Column("born", "number"),), users=self._viewers, items=self._clips, derive=_derive)
+
+    def _viewers(self) -> pa.Table:
+        n = len(self.viewer_party)
+        return pa.table({"viewer": np.arange(n), "ts_ms": np.full(n, START_MS), "party": self.viewer_party + 1})
+
+    def _clips(self) -> pa.Table:
+        born_ms = START_MS + (self.birth * 60_000).astype(np.int64)
+        topics = pa.array((self.topics + 1).tolist(), pa.list_(pa.int64()))
+        columns = {"clip": self.clip_id, "ts_ms": born_ms, "maker": self.maker, "topics": topics, "born": self.birth}
+        return pa.table(columns)
+
     def truth(self, exposures: Sequence[Exposure]) -> NDArray[np.float64]:
         """The probability of each task for each exposure: float64[n, tasks]."""
         viewer = np.array([e.user_id for e in exposures], np.int64)
@@ -131,11 +148,11 @@ class Simulator:
         clip = rng.choice(alive, len(viewer), p=weight / weight.sum())
         happened = self._outcomes(rng, self._probability(viewer, clip, ts_ms))
         after = self._delays(rng, happened.shape) + ts_ms[:, None]
-        age = np.log1p(np.maximum(0, (ts_ms - START_MS) / 60_000 - self.birth[clip])) / 3
+        age = _age(ts_ms, self.birth[clip])
         parties, topics = self.viewer_party[viewer] + 1, self.topics[clip] + 1
         rows = zip(
             viewer.tolist(), parties.tolist(), clip.tolist(), self.clip_id[clip].tolist(), ts_ms.tolist(),
-            self.maker[clip].astype(int).tolist(), topics.tolist(), np.round(age, 4).tolist(),
+            self.maker[clip].astype(int).tolist(), topics.tolist(), age,
             happened.tolist(), after.tolist(), strict=True,
         )  # fmt: skip
         for k, (who, party, _, clip_id, ts, maker, about, old, did, when) in enumerate(rows):
@@ -145,7 +162,7 @@ class Simulator:
                 "clip": clip_id,
                 "maker": maker,
                 "topics": about,
-                "party_topics": [100 * party + topic for topic in about],
+                "party_topics": _cross(party, about),
                 "age": old,
             }
             outcomes = {task: t for task, yes, t in zip(declaration.tasks, did, when, strict=True) if yes}
@@ -190,6 +207,28 @@ def configure(
     if not 0 <= late <= 1:
         raise ValueError(f"simulator: late is {late}, allowed is 0 to 1")
     return Simulator(seed, minutes, history_minutes, rate, drift, viewers, clips, new_clips, delay_s, late)
+
+
+def _derive(rows: Rows) -> dict[str, list[Any]]:
+    """The features of view `derived`, of clips and viewers the store may not know."""
+    born, ts_ms = rows["born"], np.array(rows["ts_ms"], np.float64)
+    ages = _age(ts_ms, np.array([at if b is None else b for b, at in zip(born, _minutes(ts_ms), strict=True)]))
+    crosses = [_cross(party or 0, topics or []) for party, topics in zip(rows["party"], rows["topics"], strict=True)]
+    return {"age": ages, "party_topics": crosses}
+
+
+def _age(ts_ms: NDArray[Any], born: NDArray[np.float64]) -> list[float]:
+    ages: list[float] = np.round(np.log1p(np.maximum(0, _minutes(ts_ms) - born)) / 3, 4).tolist()
+    return ages
+
+
+def _minutes(ts_ms: NDArray[Any]) -> NDArray[np.float64]:
+    minutes: NDArray[np.float64] = (ts_ms - START_MS) / 60_000
+    return minutes
+
+
+def _cross(party: int, topics: Sequence[int]) -> list[int]:
+    return [100 * party + topic for topic in topics]
 
 
 def _erf(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,105 @@
+"""What a feature is: entities, views and the model's feature service, of the source MINUTEHAND_SOURCE.
+
+    MINUTEHAND_SOURCE=simulator MINUTEHAND_FEATURES=$PWD/var/local/features feast -c feature_repo apply
+
+Columns are read from the source's declaration and views; nothing is listed here twice. The feature folder holds the
+Parquet of each view, <view>/*.parquet.
+"""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    OnDemandFeatureView,
+    PushSource,
+    RequestSource,
+    ValueType,
+)
+from feast.data_format import ParquetFormat
+from feast.types import Array, Float64, Int64
+
+from streaming.views import EVENT_MS, GIVEN, TS, plan_of
+
+SOURCE = os.environ["MINUTEHAND_SOURCE"]
+FOLDER = os.environ["MINUTEHAND_FEATURES"]
+PLAN = plan_of(SOURCE)
+TYPES = {"int": Int64, "ints": Array(Int64), "number": Float64, "id": Int64, "ids": Array(Int64)}
+DESCRIPTIONS = {
+    "profile": "of a user, from the source's table",
+    "video": "of an item, from the source's table",
+    "activity": "recent activity of a user, pushed from Kafka",
+    "counters": "impressions and actions of an item over 1 h, 1 d, 7 d and in all, pushed from Kafka",
+}
+
+user = Entity(name="user", join_keys=[PLAN.user_key], value_type=ValueType.INT64)
+item = Entity(name="item", join_keys=[PLAN.item_key], value_type=ValueType.INT64)
+
+
+def view(name: str) -> FeatureView:
+    """A view on <folder>/<name>/*.parquet; a counted one is pushed."""
+    table = FileSource(
+        name=f"{name}_table",
+        path=f"{FOLDER}/offline/{name}/*.parquet",
+        file_format=ParquetFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="arrived",  # when it became readable: the offline join asks for it
+    )
+    key = PLAN.key(name)
+    return FeatureView(
+        name=name,
+        entities=[user if key == PLAN.user_key else item],
+        ttl=timedelta(0),  # checked by the on-demand view, online as offline: Feast does it offline only
+        schema=[Field(name=key, dtype=Int64), *(Field(name=c.name, dtype=TYPES[c.kind]) for c in PLAN.columns[name])],
+        source=PushSource(name=f"{name}_push", batch_source=table) if name in EVENT_MS else table,
+        description=DESCRIPTIONS[name],
+    )
+
+
+views = {name: view(name) for name in PLAN.columns}
+profile, video = views.get("profile"), views.get("video")
+activity, counters = views["activity"], views["counters"]
+
+request = RequestSource(
+    name="request",
+    schema=[
+        Field(name=TS, dtype=Int64),
+        *(Field(name=GIVEN + f.name, dtype=TYPES[f.kind]) for f in PLAN.features["request"]),
+    ],
+)
+
+
+# Feast keeps the text and runs it anew wherever it reads the registry: it must say all it needs.
+COMPUTE = f"""def compute(inputs):
+    from streaming.views import on_demand
+
+    return on_demand({SOURCE!r}, inputs)
+"""
+functions: dict[str, Any] = {}
+exec(COMPUTE, functions)
+
+derived = None
+if PLAN.on_demand:
+    derived = OnDemandFeatureView(
+        name="on_demand",
+        sources=[request, *views.values()],
+        schema=[Field(name=f.name, dtype=TYPES[f.kind]) for f in PLAN.on_demand],
+        mode="python",
+        udf=functions["compute"],
+        udf_string=COMPUTE,
+        description="ages, rates and crosses, and what comes with the request",
+    )
+
+ranker = FeatureService(
+    name="ranker",
+    features=[
+        *(views[name][[f.name for f in PLAN.features[name]]] for name in ("profile", "video") if PLAN.features[name]),
+        *([derived] if derived else []),
+    ],
+    description="The model's inputs; with the entities' keys they are the declaration's features",
+)
