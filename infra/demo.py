@@ -114,7 +114,7 @@ def shown(path: Path) -> str:
 def choose(console: Console) -> str:
     """KuaiRand where its data is at hand or can be fetched, else the simulator; says which."""
     from streaming.download import NoConnection
-    from streaming.kuairand import folder
+    from streaming.kuairand_files import folder
 
     try:
         console.print(f"source: kuairand (from {folder()})", highlight=False)

@@ -34,6 +34,7 @@ from streaming.views import DAY_MS, EVENT_MS, GIVEN, TS, Plan, plan_of
 
 REPO = Path(__file__).resolve().parents[1] / "feature_repo"
 ARROW = {"int": pa.int64(), "ints": pa.list_(pa.int64()), "number": pa.float64()}
+KINDS = {"id": ARROW["int"], "ids": ARROW["ints"], "number": ARROW["number"]}
 STAMP = pa.timestamp("us", "UTC")
 """Microseconds: DuckDB reads nanoseconds as a type that Feast cannot cast."""
 _COMPACT_FILES = 200
@@ -140,21 +141,18 @@ class Features:
         `asked` has user_id, item_id, ts_ms (of the request), read_ms (wall) and the request's features (absent:
         default).
         """
-        import pandas as pd
-
         n = asked.num_rows
-        frame = pd.DataFrame(
-            {
-                "place": np.arange(n),
-                self.plan.user_key: asked["user_id"].to_numpy(),
-                self.plan.item_key: asked["item_id"].to_numpy(),
-                TS: asked[TS].to_numpy(),
-                "event_timestamp": pd.to_datetime(asked["read_ms"].to_numpy(), unit="ms", utc=True),
-            }
-        )
+        columns = {
+            "place": pa.array(np.arange(n)),
+            self.plan.user_key: asked["user_id"],
+            self.plan.item_key: asked["item_id"],
+            TS: asked[TS],
+            "event_timestamp": pc.multiply(asked["read_ms"], 1000).cast(STAMP),
+        }
         for f in self.plan.features["request"]:
             values = asked[f.name].to_pylist() if f.name in asked.column_names else [None] * n
-            frame[GIVEN + f.name] = [_plain(f.default if v is None else v) for v in values]
+            columns[GIVEN + f.name] = pa.array([_plain(f.default if v is None else v) for v in values], KINDS[f.kind])
+        frame = pa.table(columns).to_pandas()
         for attempt in range(3):
             job = self._feast.get_historical_features(
                 entity_df=frame, features=self._service, filter_by_created_timestamp=True
@@ -168,8 +166,7 @@ class Features:
         if found.num_rows != n or found["place"].to_pylist() != list(range(n)):
             raise RuntimeError(f"feature store: {n} rows were asked for, {found.num_rows} came back")
         rows = self._declared(found.to_pydict(), asked["user_id"].to_pylist(), asked["item_id"].to_pylist())
-        kinds = {"id": pa.int64(), "ids": pa.list_(pa.int64()), "number": pa.float64()}
-        schema = pa.schema([(f.name, kinds[f.kind]) for f in self.plan.declaration.features])
+        schema = pa.schema([(f.name, KINDS[f.kind]) for f in self.plan.declaration.features])
         return pa.Table.from_pylist(rows, schema)
 
     def materialize(self, begin_ms: int, end_ms: int) -> dict[str, int]:

@@ -10,37 +10,21 @@ time_ms + play_time_ms, when the person leaves the video; the monthly statistics
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from streaming.declaration import Declaration, Feature
-from streaming.download import Archive, fetch
 from streaming.hashing import fnv1a64
+from streaming.kuairand_files import find, folder, integers, places, read_tables
 from streaming.source import Exposure
 from streaming.views import Column, Rows, Views
 
-ARCHIVE = Archive(
-    name="kuairand-pure",
-    url="https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz",
-    md5="0820331067a3784d9691136f772b35a7",
-    members=(
-        "log_standard_4_08_to_4_21_pure.csv",
-        "log_standard_4_22_to_5_08_pure.csv",
-        "user_features_pure.csv",
-        "video_features_basic_pure.csv",
-    ),
-    licence="CC BY-SA 4.0",
-    citation='Gao et al., "KuaiRand", CIKM 2022, https://kuairand.com',
-)
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 _CHINA_MS = 8 * _HOUR_MS
 LIVE_DAYS = 2
@@ -120,7 +104,7 @@ class KuaiRand:
     def _tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
         """The log, the users, the videos."""
         log, users, videos = (
-            _read(paths, names) for paths, names in zip(find(self.folder or folder()), _NEEDED, strict=True)
+            read_tables(paths, names) for paths, names in zip(find(self.folder or folder()), _NEEDED, strict=True)
         )
         return log, users, videos
 
@@ -132,50 +116,23 @@ def configure(days: int = 12) -> KuaiRand:
     return KuaiRand(days)
 
 
-def folder() -> Path:
-    """Where the files are: MINUTEHAND_DATA if it is set, else the cache, after a download if need be."""
-    given = os.environ.get("MINUTEHAND_DATA")
-    return Path(given) if given else fetch(ARCHIVE)
-
-
 _LOG = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab", *_TASKS.values())
 _USERS = ("user_id", "user_active_degree", *_PROFILE_COUNTS, *_PROFILE_CODES)
 _VIDEOS = ("video_id", "author_id", "upload_dt", "upload_type", "music_id", "tag")
 _NEEDED = (_LOG, _USERS, _VIDEOS)
-_NAMES = ("log_standard_*_pure", "user_features_pure", "video_features_basic_pure")
-
-
-def find(root: Path) -> list[list[Path]]:
-    """The files of the log, the users and the videos under a folder; the log may be in several parts.
-
-    Raises FileNotFoundError that names what is missing.
-    """
-    places = [root, root / "kuairand-pure", root / "KuaiRand-Pure" / "data", root / "data"]
-    for place in places:
-        found = []
-        for name in _NAMES:
-            # One form of a file only: the same rows would count twice.
-            forms = (sorted(place.glob(name + form)) for form in (".parquet", ".csv", ".csv.gz"))
-            found.append(next(filter(None, forms), []))
-        if all(found):
-            return found
-        if any(found):
-            missing = [name for name, paths in zip(_NAMES, found, strict=True) if not paths]
-            raise FileNotFoundError(f"{place}: missing is {', '.join(missing)} (.parquet, .csv or .csv.gz)")
-    raise FileNotFoundError(f"MINUTEHAND_DATA is {str(root)!r}: neither it nor its kuairand-pure/ holds {_NAMES[0]}")
 
 
 def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict[str, Any]:
     """One array (or list) a column, in event order, from `days` before the live part on."""
-    order = np.argsort(_int(log, "time_ms"), kind="stable")
-    ts_ms = _int(log, "time_ms")[order]
+    order = np.argsort(integers(log, "time_ms"), kind="stable")
+    ts_ms = integers(log, "time_ms")[order]
     live_ms = int((ts_ms[-1] + _CHINA_MS) // _DAY_MS - LIVE_DAYS + 1) * _DAY_MS - _CHINA_MS
     order = order[ts_ms >= live_ms - days * _DAY_MS]
     log = log.take(pa.array(order))
-    ts_ms, left_ms = _int(log, "time_ms"), _int(log, "time_ms") + np.maximum(0, _int(log, "play_time_ms"))
-    user, video, tab = _int(log, "user_id"), _int(log, "video_id"), _int(log, "tab")
-    clicked = _int(log, "is_click") > 0
-    user_row, video_row = _rows(user, users, "user_id"), _rows(video, videos, "video_id")
+    ts_ms, left_ms = integers(log, "time_ms"), integers(log, "time_ms") + np.maximum(0, integers(log, "play_time_ms"))
+    user, video, tab = integers(log, "user_id"), integers(log, "video_id"), integers(log, "tab")
+    clicked = integers(log, "is_click") > 0
+    user_row, video_row = places(user, users, "user_id"), places(video, videos, "video_id")
     profiled, told = _profiles(users), _attributes(videos)
     formulas = _formulas(
         ts_ms,
@@ -189,7 +146,7 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict
         "live_ms": live_ms,
         "ts_ms": ts_ms,
         "left_ms": left_ms,
-        "labels": np.stack([_int(log, column) > 0 for column in _TASKS.values()], 1),
+        "labels": np.stack([integers(log, column) > 0 for column in _TASKS.values()], 1),
         "user": user,
         "video": video,
         "author": told["author"][video_row],
@@ -198,7 +155,7 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict
         "profile": [profiled[k] for k in user_row],
         "tab": tab,
         "upload_type": told["upload_type"][video_row],
-        "duration": _duration(_int(log, "duration_ms")),
+        "duration": _duration(integers(log, "duration_ms")),
         **formulas,
     }
 
@@ -253,15 +210,15 @@ def _derive(rows: Rows) -> dict[str, list[Any]]:
 
 def profiles(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
     """The batch view of users; true since the log began."""
-    ids, lists = _int(users, "user_id"), pa.array(_profiles(users)[:-1], pa.list_(pa.int64()))
+    ids, lists = integers(users, "user_id"), pa.array(_profiles(users)[:-1], pa.list_(pa.int64()))
     return pa.table({"user": ids, "ts_ms": np.full(len(ids), _begin_ms(log)), "profile": lists})
 
 
 def attributes(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
     """The batch view of videos; true since the log began. How long one is only the log says, always the same."""
-    ids, told = _int(videos, "video_id"), _attributes(videos)
+    ids, told = integers(videos, "video_id"), _attributes(videos)
     duration_ms = np.zeros(len(ids) + 1, np.int64)
-    duration_ms[_rows(_int(log, "video_id"), videos, "video_id")] = _int(log, "duration_ms")
+    duration_ms[places(integers(log, "video_id"), videos, "video_id")] = integers(log, "duration_ms")
     columns = {name: column[:-1] for name, column in told.items() if name != "tags"}
     return pa.table(
         {
@@ -275,11 +232,12 @@ def attributes(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
 
 
 def _begin_ms(log: pa.Table) -> int:
-    return int(_int(log, "time_ms").min()) // _DAY_MS * _DAY_MS
+    return int(integers(log, "time_ms").min()) // _DAY_MS * _DAY_MS
 
 
 def _duration(ms: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.log1p(np.maximum(0, ms) / 1000) / 2 - 1.5
+    scaled: NDArray[np.float64] = np.log1p(np.maximum(0, ms) / 1000) / 2 - 1.5
+    return scaled
 
 
 def _attributes(videos: pa.Table) -> dict[str, Any]:
@@ -287,8 +245,8 @@ def _attributes(videos: pa.Table) -> dict[str, Any]:
     dates = pc.cast(videos["upload_dt"], pa.date32()).cast(pa.int32())
     types = fnv1a64(pc.fill_null(videos["upload_type"].cast(pa.string()), "")).view(np.int64)
     return {
-        "author": np.append(_int(videos, "author_id"), 0),
-        "music": np.append(_int(videos, "music_id"), 0),
+        "author": np.append(integers(videos, "author_id"), 0),
+        "music": np.append(integers(videos, "music_id"), 0),
         "tags": _tags(videos),
         "upload_type": np.append(types, 0),
         "uploaded": np.append(pc.fill_null(dates, 0).to_numpy().astype(np.int64), 0),
@@ -327,7 +285,8 @@ def _known(
 def _log_odds(counts: Counts) -> NDArray[np.float64]:
     """A click rate as smoothed log-odds."""
     shown, clicks = counts
-    return np.log((clicks + 1.0) / (np.maximum(0, shown - clicks) + 1.3))
+    odds: NDArray[np.float64] = (clicks + 1.0) / (np.maximum(0, shown - clicks) + 1.3)
+    return np.log(odds)
 
 
 def _before(
@@ -358,44 +317,12 @@ def _profiles(users: pa.Table) -> list[list[int]]:
     degree = fnv1a64(users["user_active_degree"].cast(pa.string()).fill_null("")) >> np.uint64(2)
     ids = [degree.astype(np.int64)]
     for place, name in enumerate(_PROFILE_COUNTS, 1):
-        ids.append(10_000 * place + np.log2(1 + np.maximum(0, _int(users, name))).astype(np.int64))
+        ids.append(10_000 * place + np.log2(1 + np.maximum(0, integers(users, name))).astype(np.int64))
     for place, name in enumerate(_PROFILE_CODES, 1 + len(_PROFILE_COUNTS)):
-        ids.append(10_000 * place + _int(users, name))
+        ids.append(10_000 * place + integers(users, name))
     return [*np.stack(ids, 1).tolist(), []]
 
 
 def _tags(videos: pa.Table) -> list[list[int]]:
     texts = videos["tag"].cast(pa.string()).fill_null("").to_pylist()
     return [*([int(tag) for tag in text.split(",") if tag.strip().isdigit()] for text in texts), []]
-
-
-def _rows(ids: NDArray[np.int64], table: pa.Table, key: str) -> NDArray[np.int64]:
-    """The place of each id in a table's key column; -1, the last place of what is looked up there, if it has none."""
-    keys = _int(table, key)
-    order = np.argsort(keys)
-    place = np.searchsorted(keys[order], ids)
-    found = order[np.minimum(place, len(keys) - 1)]
-    return np.where(keys[found] == ids, found, -1)
-
-
-def _int(table: pa.Table, name: str) -> NDArray[np.int64]:
-    column = table[name]
-    return np.asarray(pc.fill_null(column, 0).to_numpy()).astype(np.int64)
-
-
-def _read(paths: Sequence[Path], needed: Sequence[str]) -> pa.Table:
-    tables = []
-    for path in paths:
-        try:
-            read = pq.read_table if path.suffix == ".parquet" else pv.read_csv
-            table = read(path)
-        except (pa.ArrowException, OSError) as e:
-            raise ValueError(f"{path}: cannot be read ({e})") from e
-        missing = [name for name in needed if name not in table.column_names]
-        if missing:
-            raise ValueError(f"{path}: has no column {', '.join(missing)}")
-        tables.append(table.select(list(needed)))
-    table = pa.concat_tables(tables, promote_options="permissive")
-    if table.num_rows == 0:
-        raise ValueError(f"{paths[0]}: has no row")
-    return table

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from feast import FeatureView, RepoConfig
 from feast.infra.key_encoding_utils import serialize_entity_key
@@ -22,13 +22,13 @@ from streaming.views import EVENT_MS
 _AT_ONCE = 500
 
 
-class NewestSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]
+class NewestSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
     """Feast finds it by its name, and the class by `type`."""
 
-    type: Literal["streaming.online_store.NewestSqliteOnlineStore"] = "streaming.online_store.NewestSqliteOnlineStore"
+    type: Any = "streaming.online_store.NewestSqliteOnlineStore"
 
 
-class NewestSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]
+class NewestSqliteOnlineStore(SqliteOnlineStore):
     """Keeps, of each key, the row of the newest event; the same time again replaces it (a correction)."""
 
     def online_write_batch(

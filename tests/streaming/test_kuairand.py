@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.example import from_exposures
-from streaming.kuairand import KuaiRand, configure, declaration, find
+from streaming.kuairand import KuaiRand, configure, declaration
+from streaming.kuairand_files import find
 
 DAY = 86_400_000
 START = 1_650_816_000_000  # 2022-04-25 00:00 in China
