@@ -1,6 +1,6 @@
 """The services of the platform: what is run with which command, after what, and how one knows that it is ready.
 
-kafka-format -> kafka -> topics -> join, trainer        base -> trainer, sync-<i>, model-server-<i>        mlflow
+kafka-format -> kafka -> topics -> join, trainer, archive      base -> trainer, sync-<i>, model-server-<i>      mlflow
 airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer (infra.airflow)
 """
 
@@ -57,6 +57,8 @@ def declare(
     services += [_base(settings, at), _trainer(settings, ports, at, where)]
     for i in range(settings.replicas):
         services += [_sync(settings, ports, at, where, hidden, i), _model_server(settings, ports, at, where, i)]
+    if settings.archive:
+        services.append(_archive(settings, ports, at, where))
     if settings.airflow:
         services += airflow.services(settings, at.airflow, at.folder / "platform.json", where, hidden)
     return services
@@ -188,6 +190,18 @@ def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Ma
         after=("topics", "base"),  # not mlflow: its absence must not delay a delta
         ready=checks.http_ok(f"{where['trainer']}/healthz"),
         address=where["trainer"],
+    )
+
+
+def _archive(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
+    flags = {"source": settings.source, "kafka": where["kafka"], "to": at.archive, "port": ports["archive_port"]}
+    return Service(
+        "archive",
+        _python("streaming.archive", **flags),
+        after=("topics",),
+        ready=checks.http_ok(f"{where['archive']}/healthz"),
+        address=where["archive"],
+        nice=airflow.NICE,
     )
 
 

@@ -1,4 +1,4 @@
-"""Plain values as YAML for people: mappings as paragraphs, short lists on one line, texts of several lines as they are."""
+"""Plain values as YAML for people: mappings as paragraphs, short lists on a line, long texts as they are."""
 
 from __future__ import annotations
 
