@@ -1,0 +1,59 @@
+"""### A new lineage from samples: trained, compared with what serves, and promoted if it may be
+
+`choose` → `train` → `evaluate` → `promote`
+
+- **choose**: the newest samples (or those of the form's interval), and the interval after them to judge on.
+- **train**: one pass over them in a process of its own: a new lineage, whose base names where its data ends.
+- **evaluate**: on the interval after, against the scores as served: paired, with a bootstrap interval; all of it in
+  MLflow, with the data's hash.
+- **promote**: the gate. It learns on to the head while the old one serves, then trainer and replicas take it over.
+  What the gate refuses ends skipped, with the reason as the last line of the task's log.
+
+Begins by itself when `sample_examples` has written a sample.
+"""
+
+from typing import Any
+
+from airflow.sdk import Param, dag, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from dags.common import EXAMPLES, INTERVAL, arguments, flags, platform, run
+
+CHOICE = INTERVAL | {
+    "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest, and those before."),
+    "judge_end": Param(None, type=["null", "string"], format="date-time", description="Judge on what follows, up to."),
+}
+GATE = {
+    "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only.")
+}
+
+
+@dag(**arguments(__doc__, CHOICE | GATE, schedule=[EXAMPLES]))
+def batch_warm_start() -> None:
+    def warm_start(verb: str, **named: object) -> dict[str, Any]:
+        return run("training.warm_start", verb, *flags(**platform("source", "log", "mlflow"), **named))
+
+    @task
+    def choose(params: Any = None) -> dict[str, Any]:
+        return run("training.choice", *flags(**platform("samples", "archive"), **{n: params[n] for n in CHOICE}))
+
+    @task
+    def train(chosen: dict[str, Any]) -> dict[str, Any]:
+        return warm_start("train", **platform("archive"), **chosen["train"])
+
+    @task
+    def evaluate(chosen: dict[str, Any], lineage: str) -> dict[str, Any]:
+        return warm_start("evaluate", lineage=lineage, **platform("archive"), **chosen["judge"])
+
+    @task
+    def promote(lineage: str, params: Any = None) -> dict[str, Any]:
+        if not params["promote"]:
+            raise AirflowSkipException("promote is off: the candidate waits in MLflow")
+        return warm_start("promote", lineage=lineage, **platform("kafka"))
+
+    chosen = choose()
+    lineage = train(chosen)["lineage"]
+    evaluate(chosen, lineage) >> promote(lineage)
+
+
+batch_warm_start()

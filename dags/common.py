@@ -1,0 +1,155 @@
+"""What the DAGs share: where the platform is, a run's interval, and a child process whose log is the task's.
+
+Every task is a `python -m ...` of the library: it can be run without Airflow, and TensorFlow never enters Airflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Asset, CronDataIntervalTimetable, Param, get_current_context
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+log = logging.getLogger("airflow.task")
+
+EXAMPLES = Asset("examples", uri="minutehand://samples/examples")
+WRONG, REFUSED = 2, 3
+"""Exit codes of a child: the input is wrong, so that trying again is of no use; a gate said no."""
+
+INTERVAL = {
+    "day": Param(None, type=["null", "string"], format="date", description="A day of event time (UTC), 2022-05-07."),
+    "begin": Param(None, type=["null", "string"], format="date-time", description="Instead of a day: event time from."),
+    "end": Param(None, type=["null", "string"], format="date-time", description="Event time to (not included)."),
+}
+
+
+def arguments(doc: str, form: dict[str, Param] | None = None, cron: str = "0 0 * * *", schedule: Any = None) -> Any:
+    """What each @dag is made with. By the clock only where event time is the wall's: MINUTEHAND_DAILY=true."""
+    live = os.environ.get("MINUTEHAND_DAILY", "").lower() in ("1", "true", "on")
+    return {
+        "schedule": schedule or (CronDataIntervalTimetable(cron, timezone="UTC") if live else None),
+        "start_date": datetime(2022, 1, 1, tzinfo=UTC),
+        "catchup": False,
+        "max_active_runs": 1,
+        "doc_md": doc,
+        "params": form or {},
+        "tags": ["minutehand"],
+        "default_args": {
+            "owner": "minutehand",
+            "retries": 1,
+            "retry_delay": timedelta(seconds=10),
+            "execution_timeout": timedelta(hours=2),
+        },
+    }
+
+
+def where() -> str:
+    """The path of platform.json, which the platform gives to its Airflow."""
+    given = os.environ.get("MINUTEHAND_PLATFORM", "")
+    if not Path(given).is_file():
+        raise AirflowFailException(f"MINUTEHAND_PLATFORM is {given!r}; allowed is the path of a platform.json")
+    return given
+
+
+def facts() -> dict[str, Any]:
+    """settings, addresses and folders of the platform this Airflow belongs to."""
+    found: dict[str, Any] = json.loads(Path(where()).read_text())
+    return found
+
+
+def platform(*names: str, **renamed: str) -> dict[str, str]:
+    """The source, folders and addresses of these names, to be given as flags: `to="samples"` is --to <that folder>."""
+    known = facts()
+    known = {"source": known["settings"]["source"], "mlflow": "none"} | known["addresses"] | known["folders"]
+    return {name: known[name] for name in names} | {flag: known[name] for flag, name in renamed.items()}
+
+
+def replicas() -> list[str]:
+    """FOLDER=HOST:PORT of each model server."""
+    known = facts()
+    count, models = int(known["settings"]["replicas"]), known["folders"]["models"]
+    return [f"{models}/replica-{i}={known['addresses'][f'model-server-{i}']}" for i in range(count)]
+
+
+def flags(**given: Any) -> list[str]:
+    """--name value of each that is given; of a list, one a value."""
+    words = []
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [f"--{name.replace('_', '-')}", str(one)]
+    return words
+
+
+def interval() -> dict[str, int]:
+    """begin and end of this run, ms of event time: its params, its data interval, or what the archive offers."""
+    from streaming.archive import Archive
+    from streaming.interval import Interval
+
+    context = get_current_context()
+    given = {name: context["params"].get(name) or "" for name in INTERVAL}
+    start, stop = context.get("data_interval_start"), context.get("data_interval_end")
+    try:
+        if any(given.values()):
+            found, why = Interval.of(**given), "as given"
+        elif start and stop and start < stop:
+            found, why = Interval.of(begin=start.isoformat(), end=stop.isoformat()), "the run's data interval"
+        else:
+            archive = Archive(facts()["folders"]["archive"])
+            since, until = archive.since_ms("examples"), archive.until_ms("examples")
+            if until <= since:
+                raise ValueError("neither a day nor begin and end are given, and nothing is archived yet")
+            found, why = Interval.within(since, until + 1), "nothing was given: from what is archived"
+    except ValueError as e:
+        raise AirflowFailException(str(e)) from None
+    log.info("interval %s: %s", found, why)
+    return {"begin": found.begin_ms, "end": found.end_ms}
+
+
+def run(module: str, *args: str) -> dict[str, Any]:
+    """Runs `python -m module args` with its log streamed to the task's; the JSON object it printed.
+
+    Fails with the last line it logged; without another try where that is of no use. Skips where a gate refused.
+    """
+    from infra.processes import die_with_parent
+
+    command = [sys.executable, "-m", module, *args]
+    log.info("%s", " ".join(command[1:]))
+    last = ""
+    with tempfile.TemporaryFile("w+") as answer:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=answer,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+        try:
+            assert child.stderr is not None
+            for line in child.stderr:
+                log.info("%s", line.rstrip())
+                last = line.strip() or last
+            code = child.wait()
+        finally:
+            child.terminate()  # nothing, once it has ended
+            child.wait()
+        answer.seek(0)
+        said = answer.read().strip()
+    if code == REFUSED:
+        raise AirflowSkipException(last)
+    if code == WRONG:
+        raise AirflowFailException(last)
+    if code:
+        raise RuntimeError(f"{module} ended with exit code {code}: {last or 'it said nothing'}")
+    found: dict[str, Any] = json.loads(said) if said else {}
+    return found

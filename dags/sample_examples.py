@@ -1,0 +1,57 @@
+"""### An interval of the archive becomes a sample to train on
+
+`interval` → `validate` → `features` → `sample`
+
+- **validate**: impressions and examples of the interval keep their contracts (Great Expectations), or the run stops
+  here and the task's last line names the expectation, the column, what was seen and what is allowed.
+- **features**: what was logged is what Feast held when it was read (a point-in-time join on arrival time).
+- **sample**: fewer negatives, pi multiplied; Parquet, the same bytes each time; then `batch_warm_start` begins.
+
+Trigger it for a day with the form. An interval without examples ends skipped; one that is not archived fails.
+"""
+
+from typing import Any
+
+from airflow.sdk import Param, dag, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from dags import common
+from dags.common import EXAMPLES, INTERVAL, arguments, flags, platform, run
+
+SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+SAMPLING = {
+    "method": Param("pilot", enum=["pilot", "uniform"], description="Negatives by the score as served, or any alike."),
+    "keep": Param(0.5, **SHARE, description="Share of the negatives that stays."),
+    "floor": Param(0.05, **SHARE, description="A pilot keeps each negative with this probability at least."),
+}
+
+
+@dag(**arguments(__doc__, INTERVAL | SAMPLING))
+def sample_examples() -> None:
+    @task
+    def interval() -> dict[str, int]:
+        return common.interval()
+
+    @task
+    def validate(when: dict[str, int]) -> dict[str, Any]:
+        return run("training.validation", *flags(**platform("source", "archive", "samples", docs="data_docs"), **when))
+
+    @task
+    def features(when: dict[str, int]) -> dict[str, Any]:
+        at = platform("source", "archive", "features", docs="data_docs")
+        return run("training.feature_check", *flags(**at, **when))
+
+    @task(outlets=[EXAMPLES])
+    def sample(when: dict[str, int], params: Any = None, outlet_events: Any = None) -> dict[str, Any]:
+        chosen = {name: params[name] for name in SAMPLING}
+        facts = run("training.sampling", *flags(**platform("source", "archive", to="samples"), **when, **chosen))
+        if not facts["rows"]:
+            raise AirflowSkipException("the interval has no examples: nothing to train on")
+        outlet_events[EXAMPLES].extra = facts
+        return facts
+
+    when = interval()
+    validate(when) >> features(when) >> sample(when)
+
+
+sample_examples()

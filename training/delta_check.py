@@ -1,0 +1,47 @@
+"""Whether the deltas of the lineage that serves keep their contract, from their manifests' statistics.
+
+    python -m training.delta_check --log DIR --docs DIR
+
+Exit 2: the last line names the expectation, the column, what was seen and what is allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from training import contracts
+from training.delta import Log, LogError
+from training.validation import check, report
+
+log = logging.getLogger("delta_check")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("training.delta_check", description="Judge the serving lineage's deltas.")
+    parser.add_argument("--log", required=True, type=Path, metavar="DIR", help="the delta log's folder")
+    parser.add_argument("--docs", required=True, type=Path, metavar="DIR", help="where Data Docs go")
+    args = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        delta_log = Log(args.log)
+        lineage = delta_log.serving()
+        if lineage is None:
+            raise LogError(f"{args.log}: no lineage serves: there is nothing to publish")
+        base = delta_log.manifest(lineage, "base", max(delta_log.seqs(lineage, "base"), default=0))
+        deltas = delta_log.follow(base)
+    except LogError as e:
+        log.error("%s", e)
+        return 2
+    log.info("%s: %d deltas after its newest base", lineage, len(deltas))
+    facts = {"lineage": lineage, "deltas": len(deltas)}
+    if not deltas:
+        return report(None, lineage, facts, log)
+    return report(check([contracts.deltas(deltas)], args.docs / f"deltas-{lineage}"), lineage, facts, log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
