@@ -1,0 +1,161 @@
+"""An Airflow in a process of its own, for tests: runs DAGs in process as they are asked for, one JSON line each.
+
+    with Airflow(home) as airflow:
+        run = airflow.run("sample_examples", {"begin": ..., "end": ...}, platform)
+        assert run.tasks["validate"] == "failed" and "seen is" in run.log
+
+One process and one SQLite database for all runs: both cost seconds. Airflow's settings stay out of pytest's process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended: its state, its tasks' states, what they returned, and the log of them all."""
+
+    state: str
+    tasks: dict[str, str]
+    returned: dict[str, Any]
+    extra: dict[str, Any]
+    log: str
+
+
+class Airflow:
+    """`run` is `dag.test()` there; `ask` any other question that `main` below knows."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.log = home, home / "child.log"
+        self._lock = threading.Lock()
+        home.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "CORE__DAGS_FOLDER": PROJECT / "dags",
+            "CORE__LOAD_EXAMPLES": False,
+            "CORE__UNIT_TEST_MODE": False,
+            "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+            "LOGGING__COLORED_CONSOLE_LOG": False,
+            "USAGE_DATA_COLLECTION__ENABLED": False,
+        }
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "MINUTEHAND_"))}
+        env |= {f"AIRFLOW__{name}": str(value) for name, value in settings.items()}
+        env |= {"AIRFLOW_HOME": str(home), "PYTHONPATH": str(PROJECT)}
+        with self.log.open("wb") as out:
+            self._child = subprocess.Popen(
+                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, env=env, text=True
+            )
+
+    def ask(self, **question: Any) -> Any:
+        with self._lock:
+            assert self._child.stdin is not None and self._child.stdout is not None
+            self._child.stdin.write(json.dumps(question) + "\n")
+            self._child.stdin.flush()
+            answer = self._child.stdout.readline()
+        assert answer, f"Airflow ended:\n{self.log.read_text()[-5000:]}"
+        return json.loads(answer)
+
+    def run(
+        self, dag: str, conf: dict[str, Any], platform: Path, at: str = "", done: str = "", daily: bool = False
+    ) -> Run:
+        """`at`: the logical date. `done`: tasks that an earlier try of the same run had finished, as a pattern."""
+        start = self.log.stat().st_size
+        found = self.ask(verb="run", dag=dag, conf=conf, platform=str(platform), at=at, done=done, daily=daily)
+        with self.log.open() as f:
+            f.seek(start)
+            return Run(**found, log=f.read())
+
+    def __enter__(self) -> Airflow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        self._child.stdin.close()
+        self._child.wait(30)
+        self._child.stdout.close()
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what Airflow prints goes to the log
+    from airflow.utils import db
+
+    db.initdb()
+    bags: dict[bool, Any] = {}
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer = VERBS[question.pop("verb")](bags, **question)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _bag(bags: dict[bool, Any], daily: bool) -> Any:
+    from airflow.dag_processing.dagbag import DagBag
+
+    os.environ["MINUTEHAND_DAILY"] = str(daily).lower()
+    if daily not in bags:
+        bags[daily] = DagBag(PROJECT / "dags")
+    return bags[daily]
+
+
+def _look(bags: dict[bool, Any], daily: bool) -> dict[str, Any]:
+    """What a reader of the DAGs wants to know, by id; and the import errors."""
+    from airflow.sdk.definitions.dag import DAG
+
+    bag = _bag(bags, daily)
+    found = {}
+    for name, dag in bag.dags.items():
+        assert isinstance(dag, DAG)
+        dag.check_cycle()
+        assets = getattr(dag.timetable, "asset_condition", None)
+        found[name] = {
+            "doc": dag.doc_md,
+            "catchup": dag.catchup,
+            "at_once": dag.max_active_runs,
+            "schedule": type(dag.timetable).__name__,
+            "assets": [asset.name for asset in assets.objects] if assets else [],
+            "params": {n: dag.params.get_param(n).description for n in dag.params},
+            "tasks": {
+                t.task_id: {"owner": t.owner, "retries": t.retries, "after": sorted(t.upstream_task_ids)}
+                for t in dag.tasks
+            },
+        }
+    return {"errors": {str(k): str(v) for k, v in bag.import_errors.items()}, "dags": found}
+
+
+def _run(
+    bags: dict[bool, Any], dag: str, conf: dict[str, Any], platform: str, at: str, done: str, daily: bool
+) -> dict[str, Any]:
+    from airflow.models.xcom import XComModel
+    from airflow.sdk import timezone
+    from airflow.utils.session import create_session
+
+    os.environ["MINUTEHAND_PLATFORM"] = platform
+    chosen = _bag(bags, daily).dags[dag]
+    for task in chosen.tasks:
+        task.retry_delay = timezone.datetime(2022, 1, 1) - timezone.datetime(2022, 1, 1)
+    more: dict[str, Any] = {"mark_success_pattern": done} if done else {}
+    run = chosen.test(run_conf=conf, logical_date=timezone.parse(at) if at else timezone.utcnow(), **more)
+    with create_session() as session:
+        kept = session.query(XComModel).filter_by(run_id=run.run_id, dag_id=dag, key="return_value").all()
+        returned = {x.task_id: XComModel.deserialize_value(x) for x in kept}
+        extra = {}
+        for event in run.created_asset_events if hasattr(run, "created_asset_events") else []:
+            extra = event.extra
+    states = {t.task_id: str(t.state) for t in run.get_task_instances()}
+    return {"state": str(run.state), "tasks": states, "returned": returned, "extra": extra}
+
+
+VERBS = {"run": _run, "look": _look}
+
+if __name__ == "__main__":
+    main()
