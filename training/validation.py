@@ -46,6 +46,7 @@ def check(judged: Sequence[Contract], docs: Path) -> Verdict:
     """Judges each contract by one validation of its whole suite, and writes Data Docs of all of them to `docs`."""
     gx = _quiet_gx()
     context = gx.get_context(mode="ephemeral", project_config=_in_memory())
+    docs.parent.mkdir(parents=True, exist_ok=True)
     aside = docs.with_name(f".{docs.name}.{os.getpid()}")
     store = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(aside)}
     site = {"class_name": "SiteBuilder", "show_how_to_buttons": False, "store_backend": store}

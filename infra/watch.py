@@ -1,0 +1,195 @@
+"""Is a running platform well? Freshness, lag, drift and calibration, each beside what is allowed.
+
+    python -m infra.watch --platform var/local/platform.json
+
+Exit 0 and all figures as JSON; exit 2 and a last line that names each figure that is not allowed, with what was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra import checks
+from infra.live import read_lines
+from infra.report import freshness, weighted_percentiles
+from streaming.archive import Archive, NotArchived
+from streaming.declaration import Declaration
+from streaming.source import load
+
+log = logging.getLogger("watch")
+MOST_LAG = 10_000
+MOST_BEHIND = 3
+LEAST_POSITIVES, LEAST_ROWS, BINS = 100, 500, 10
+"""With less, a figure says more about chance than about the platform, and is not judged."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was seen, and whether that is allowed. `seen` is None where there is too little to say."""
+
+    name: str
+    seen: float | str | None
+    allowed: str
+    ok: bool
+
+    def __str__(self) -> str:
+        seen = f"{self.seen:.4g}" if isinstance(self.seen, float) else self.seen
+        return f"{self.name}: seen is {'nothing yet' if seen is None else seen}, allowed is {self.allowed}"
+
+
+def health(addresses: dict[str, str]) -> Iterator[Figure]:
+    """Each process' own word."""
+    for name, url in addresses.items():
+        if name.split("-")[0] in ("trainer", "sync", "archive", "features"):
+            said = checks.http_ok(f"{url}/healthz")()
+        elif name.endswith("-rest"):
+            said = checks.model_available(url, "ranker")()
+        else:
+            continue
+        yield Figure(f"health of {name}", said or "ready", "ready", not said)
+
+
+def metrics(addresses: dict[str, str]) -> Iterator[Figure]:
+    """What trainer, sync and archiver count: the records and deltas that wait, digests that differ."""
+    allowed = {
+        "minutehand_trainer_lag_records": MOST_LAG,
+        "minutehand_archive_lag_records": MOST_LAG,
+        "minutehand_sync_behind": MOST_BEHIND,
+        "minutehand_sync_digest_mismatches_total": 0,
+    }
+    for name, url in addresses.items():
+        if name.split("-")[0] in ("trainer", "sync", "archive"):
+            for sample, seen in _samples(f"{url}/metrics").items():
+                if sample in allowed:
+                    most = allowed[sample]
+                    yield Figure(f"{sample} of {name}", seen, f"at most {most}", seen <= most)
+
+
+def freshness_of(replica: Path, sync_every_s: float, minutes: float, now_ms: int) -> Figure:
+    """p99 over the actions that deltas of the last `minutes` (wall) confirmed: from Kafka to the served model."""
+    allowed, learned, confirmed = 2 * sync_every_s + 10, -1, []
+    for line in read_lines(replica / "sync.jsonl"):
+        # A lineage that takes over brings deltas of times that the one before had served already.
+        if line["learned_until_ms"] > learned and line["confirmed_ms"] >= now_ms - minutes * 60_000:
+            confirmed.append(line)
+        learned = max(learned, line["learned_until_ms"])
+    p99 = weighted_percentiles(freshness(confirmed, "positive"), (99,))["p99"]
+    name = f"freshness p99 of {replica.name}, seconds"
+    return Figure(name, p99, f"at most {allowed:g} (2 x sync_every + 10)", p99 is None or p99 <= allowed)
+
+
+def calibration(table: pa.Table, declaration: Declaration, room: float) -> Figure:
+    """Mean score as served / rate of the judged task; a negative kept with probability pi counts 1 / pi."""
+    task = declaration.judged
+    score = _floats(table[f"score_{task}"])
+    use = (_floats(table[f"weight_{task}"]) > 0) & np.isfinite(score)
+    label, pi = _floats(table[f"label_{task}"])[use], _floats(table["pi"])[use]
+    weight = np.where(label > 0, 1.0, 1 / pi)
+    name, positives = f"calibration of {task}, mean score / rate", int(label.sum())
+    if positives < LEAST_POSITIVES:
+        return Figure(name, None, f"judged from {LEAST_POSITIVES} positives on", True)
+    ratio = float((weight * score[use]).sum() / label.sum())
+    chance = 4 / positives**0.5
+    return Figure(name, ratio, f"1 +- {room + chance:.3g}", abs(ratio - 1) <= room + chance)
+
+
+def drift(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: float) -> Figure:
+    """Population stability index: sum (q - p) log (q / p) over the tenths of the values before."""
+    old, new = old[np.isfinite(old)], new[np.isfinite(new)]
+    name = f"drift of {name}, stability index"
+    if min(len(old), len(new)) < LEAST_ROWS:
+        return Figure(name, None, f"judged from {LEAST_ROWS} values on", True)
+    edges = np.unique(np.quantile(old, np.linspace(0, 1, BINS + 1)[1:-1]))
+    p, q = (np.bincount(np.searchsorted(edges, v, "right"), minlength=len(edges) + 1) + 0.5 for v in (old, new))
+    p, q = p / p.sum(), q / q.sum()
+    index = float(((q - p) * np.log(q / p)).sum())
+    return Figure(name, index, f"at most {most:g}", index <= most)
+
+
+def archived(
+    archive: Archive, declaration: Declaration, minutes: float, room: float, most_drift: float
+) -> Iterator[Figure]:
+    """Calibration and drift of the newest `minutes` of event time that are archived, drift against those before."""
+    until, length = archive.until_ms("examples") + 1, round(minutes * 60_000)
+    try:
+        new = archive.read("examples", until - length, until)
+        old = archive.read("examples", until - 2 * length, until - length)
+    except (NotArchived, ValueError) as e:
+        log.info("calibration and drift are not judged: %s", e)
+        return
+    yield calibration(new, declaration, room)
+    for column in (f"score_{declaration.judged}", *(f"feature_{f.name}" for f in declaration.features)):
+        if pa.types.is_floating(new.schema.field(column).type):
+            yield drift(_floats(old[column]), _floats(new[column]), column, most_drift)
+
+
+def look(facts: dict[str, Any], minutes: float, room: float, most_drift: float) -> list[Figure]:
+    """All figures of a platform, from its platform.json."""
+    settings, folders, where = facts["settings"], facts["folders"], facts["addresses"]
+    now_ms = round(time.time() * 1000)
+    replicas = [Path(folders["models"]) / f"replica-{i}" for i in range(int(settings["replicas"]))]
+    return [
+        *health(where),
+        *metrics(where),
+        *(freshness_of(replica, float(settings["sync_every"]), minutes, now_ms) for replica in replicas),
+        *archived(Archive(folders["archive"]), load(settings["source"]).declaration, minutes, room, most_drift),
+    ]
+
+
+def _samples(url: str) -> dict[str, float]:
+    """Name -> value, the largest of its labels; nothing of a process that does not answer: its health says so."""
+    found: dict[str, float] = {}
+    try:
+        with urllib.request.urlopen(url, timeout=checks.TIMEOUT_S) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return found
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = max(sample.value, found.get(sample.name, sample.value))
+    return found
+
+
+def _floats(column: Any) -> NDArray[np.float64]:
+    return np.asarray(column.to_numpy(), np.float64)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("infra.watch", description="Say whether a running platform is well.")
+    parser.add_argument("--platform", required=True, type=Path, metavar="FILE", help="its platform.json")
+    parser.add_argument("--minutes", type=float, default=60, help="look at the newest so many (default: %(default)s)")
+    parser.add_argument("--calibration", type=float, default=0.25, help="score / rate is 1 +- this (%(default)s)")
+    parser.add_argument("--drift", type=float, default=0.25, help="most stability index (default: %(default)s)")
+    args = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        figures = look(json.loads(args.platform.read_text()), args.minutes, args.calibration, args.drift)
+    except (OSError, ValueError, KeyError) as e:
+        log.error("--platform is %s, which cannot be read: %s", args.platform, e)
+        return 2
+    for figure in figures:
+        log.info("%s%s", "" if figure.ok else "NOT ALLOWED: ", figure)
+    print(json.dumps([asdict(figure) for figure in figures]))
+    if wrong := [str(figure) for figure in figures if not figure.ok]:
+        log.error("%s", "; ".join(wrong))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
