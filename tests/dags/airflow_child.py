@@ -52,7 +52,12 @@ class Airflow:
         env |= {"AIRFLOW_HOME": str(home), "PYTHONPATH": str(PROJECT)}
         with self.log.open("wb") as out:
             self._child = subprocess.Popen(
-                [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, env=env, text=True
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=out,
+                env=env,
+                text=True,
             )
 
     def ask(self, **question: Any) -> Any:
