@@ -101,6 +101,8 @@ def environment(
         **{name: hidden[name] for name in KEYS},
         "PYTHONWARNINGS": "ignore:Using `httpx`",  # Airflow's own use of Starlette
         "MINUTEHAND_PLATFORM": str(facts),
+        "MINUTEHAND_FEATURES": str(facts.parent / "features"),
+        "MINUTEHAND_SOURCE": settings.source,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
         **({"MLFLOW_TRACKING_URI": where["mlflow"]} if "mlflow" in where else {}),
     }

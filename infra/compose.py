@@ -71,11 +71,9 @@ def settings_of(flags: Sequence[str]) -> Settings:
     chosen = load(None, flags, {})
     own = {name: FIELDS[name].metadata["default"] for name in PORTS}
     database = f"postgresql://minutehand:{POSTGRES_PASSWORD}@postgres:5432/airflow"
-    binary = "/usr/bin/tensorflow_model_server"
-    return dataclasses.replace(
-        chosen, **own, name=HOME.name, var=str(HOME.parent), host="0.0.0.0", replicas=1, mlflow=True, airflow=True,
-        airflow_db=database, model_server=binary,
-    )  # fmt: skip
+    fixed = {"name": HOME.name, "var": str(HOME.parent), "host": "0.0.0.0", "replicas": 1, "airflow_db": database}
+    on = dict.fromkeys(("mlflow", "airflow", "archive", "feast"), True)
+    return dataclasses.replace(chosen, **own, **fixed, **on, model_server="/usr/bin/tensorflow_model_server")
 
 
 def ports_of(settings: Settings) -> dict[str, int]:
@@ -129,15 +127,16 @@ def compose(settings: Settings) -> dict[str, Any]:
     def ours(name: str, depends: dict[str, Any], **more: Any) -> dict[str, Any]:
         """A service of the local platform in our image: its very command and variables."""
         service = local[name]
+        more_env = (page if "AIRFLOW_HOME" in service.env else {}) | (
+            feast if "MINUTEHAND_FEATURES" in service.env else {}
+        )
         again: dict[str, Any] = {} if service.once else dict(restart)
         if service.nice:
             again["cpu_shares"] = 256  # a quarter of the others', where there is not enough for all
         return {
             "image": OURS,
             "command": ["python", *(_there(word) for word in service.command[1:])],
-            "environment": {k: _there(v) for k, v in service.env.items()}
-            | here
-            | (page if "AIRFLOW_HOME" in service.env else {}),
+            "environment": {k: _there(v) for k, v in service.env.items()} | here | more_env,
             "volumes": [f"state:{HOME}"],
             "depends_on": depends,
             **again,
@@ -149,6 +148,11 @@ def compose(settings: Settings) -> dict[str, Any]:
 
     # A person's browser is on the host, the tasks are in the network.
     page = {"AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port['airflow_port']}"}
+    feast = {
+        "FEAST_FS_YAML_FILE_PATH": f"{CODE}/feature_repo/feature_store.compose.yaml",
+        "MINUTEHAND_REDIS": "redis:6379",
+        "MINUTEHAND_REGISTRY": f"postgresql+psycopg2://minutehand:{POSTGRES_PASSWORD}@postgres:5432/feast",
+    }
     here = {"MINUTEHAND_HEALTH_HOST": "0.0.0.0", "PYTHONPATH": str(CODE)}
     prepared = after(prepare="done")
     broker = after(prepare="done", topics="done")
@@ -172,7 +176,10 @@ def compose(settings: Settings) -> dict[str, Any]:
                 "POSTGRES_PASSWORD": POSTGRES_PASSWORD,
                 "POSTGRES_DB": "airflow",
             },
-            "volumes": ["postgres:/var/lib/postgresql/data"],
+            "volumes": [
+                "postgres:/var/lib/postgresql/data",
+                "./infra/images/databases.sql:/docker-entrypoint-initdb.d/databases.sql:ro",
+            ],
             "healthcheck": health(["CMD", "pg_isready", "-U", "minutehand", "-d", "airflow"], 10),
             **restart,
         },
@@ -200,7 +207,8 @@ def compose(settings: Settings) -> dict[str, Any]:
         "model-server-0": _model_server(settings, local["model-server-0"]) | restart,
     }
     for name in sorted(set(local) & {"archive", "features"}):
-        found[name] = ours(name, broker, **healthz(f"{name}_port"))
+        stores = after(postgres="healthy", redis="healthy") if name == "features" else {}
+        found[name] = ours(name, broker | stores, **healthz(f"{name}_port"))
     database = after(postgres="healthy", prepare="done")
     found["airflow-migrate"] = ours("airflow-migrate", database)
     migrated = database | after(airflow_migrate="done")

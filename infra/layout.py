@@ -62,6 +62,8 @@ def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
         found["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
     if settings.archive:
         found["archive"] = f"http://127.0.0.1:{ports['archive_port']}"
+    if settings.feast:
+        found["features"] = f"http://127.0.0.1:{ports['features_port']}"
     if settings.airflow:
         found["airflow"] = f"http://{host}:{ports['airflow_port']}"
     for i in range(settings.replicas):

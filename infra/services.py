@@ -1,6 +1,7 @@
 """The services of the platform: what is run with which command, after what, and how one knows that it is ready.
 
-kafka-format -> kafka -> topics -> join, trainer, archive      base -> trainer, sync-<i>, model-server-<i>      mlflow
+kafka-format -> kafka -> topics -> join, trainer, archive, features
+base -> trainer, sync-<i>, model-server-<i>          mlflow
 airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer (infra.airflow)
 """
 
@@ -57,8 +58,8 @@ def declare(
     services += [_base(settings, at), _trainer(settings, ports, at, where)]
     for i in range(settings.replicas):
         services += [_sync(settings, ports, at, where, hidden, i), _model_server(settings, ports, at, where, i)]
-    if settings.archive:
-        services.append(_archive(settings, ports, at, where))
+    consumers = {"archive": settings.archive, "features": settings.feast}
+    services += [_consumer(settings, ports, at, where, name) for name, on in consumers.items() if on]
     if settings.airflow:
         services += airflow.services(settings, at.airflow, at.folder / "platform.json", where, hidden)
     return services
@@ -193,14 +194,17 @@ def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Ma
     )
 
 
-def _archive(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
-    flags = {"source": settings.source, "kafka": where["kafka"], "to": at.archive, "port": ports["archive_port"]}
+def _consumer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], name: str) -> Service:
+    """The archive and the feature push: each reads the topics and keeps its own folder."""
+    to = getattr(at, name)
+    flags = {"source": settings.source, "kafka": where["kafka"], "to": to, "port": ports[f"{name}_port"]}
     return Service(
-        "archive",
-        _python("streaming.archive", **flags),
+        name,
+        _python(f"streaming.{name}", **flags),
         after=("topics",),
-        ready=checks.http_ok(f"{where['archive']}/healthz"),
-        address=where["archive"],
+        env={"MINUTEHAND_FEATURES": str(at.features)} if name == "features" else {},
+        ready=checks.http_ok(f"{where[name]}/healthz"),
+        address=where[name],
         nice=airflow.NICE,
     )
 

@@ -136,6 +136,7 @@ class Settings:
     )
     mlflow: bool = setting(True, SWITCH, "start the MLflow server and keep the record there")
     archive: bool = setting(True, SWITCH, "keep what the topics held as Parquet, for the DAGs")
+    feast: bool = setting(True, SWITCH, "push features into Feast's stores, for recommend and the DAGs")
     airflow: bool = setting(True, SWITCH, "start Airflow with the DAGs of dags/")
     airflow_db: str = setting(
         "sqlite", AIRFLOW_DB, "Airflow's database: sqlite, or postgresql://..., which backfills need"
@@ -151,6 +152,7 @@ class Settings:
     trainer_port: int = setting(8600, PORT, "health and metrics of the trainer")
     sync_port: int = setting(8601, PORT, "health and metrics of the first replica's sync; replica i: + i")
     archive_port: int = setting(8590, PORT, "health and metrics of the archive")
+    features_port: int = setting(8591, PORT, "health and metrics of the feature push")
     partitions: int = setting(2, number(1, 256, whole=True), "partitions of each topic")
     kafka_memory: int = setting("512m", size("128m"), "heap of Kafka")
     kafka_retention: float = setting("7d", duration("1m"), "how long a topic keeps a record")

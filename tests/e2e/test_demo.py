@@ -27,7 +27,7 @@ KEYS = {
 
 
 def demo(var: Path, **more: object) -> subprocess.Popen[str]:
-    words = [f"{port}=0" for port in PORTS] + [f"var={var}", "sync_every=1s", "airflow=false"]
+    words = [f"{port}=0" for port in PORTS] + [f"var={var}", "sync_every=1s", "airflow=false", "feast=false"]
     words += [f"{k}={v}" for k, v in more.items()]
     flags = [part for word in words for part in ("--set", word)]
     command = [sys.executable, "-m", "infra.cli", "demo", "--source", SOURCE, "--wall", "20s", *flags]

@@ -52,6 +52,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
         digest=True,
         mlflow=True,
         airflow=False,
+        feast=False,
+        archive=False,
     )
     with Platform(settings) as running:
         base = prepare(running, 0, Console())

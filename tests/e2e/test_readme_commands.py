@@ -29,6 +29,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "MINUTEHAND_VAR": var,
         "MINUTEHAND_SYNC_EVERY": "1s",
         "MINUTEHAND_AIRFLOW": "false",
+        "MINUTEHAND_FEAST": "false",
     }
     yield {**os.environ, **mine}
     Platform(load(None, ["name=local"], mine)).stop()

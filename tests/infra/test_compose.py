@@ -51,7 +51,7 @@ def test_no_machine_is_named_and_nothing_listens_but_on_loopback() -> None:
 
 
 def test_addresses_in_commands_are_services_and_their_ports() -> None:
-    defaults = {FIELDS[name].metadata["default"] for name in PORTS}
+    defaults = {FIELDS[name].metadata["default"] for name in PORTS} | {5432, 6379}
     for name, service in SERVICES.items():
         for word in service.get("command", ()):
             for host, port in re.findall(r"(?:^|//|@)([a-z][a-z0-9-]*):(\d+)", word):
@@ -106,12 +106,13 @@ def test_airflow_has_the_local_variables_but_its_addresses(tmp_path: Path) -> No
     at = {"airflow": "http://127.0.0.1:8080", "mlflow": "http://127.0.0.1:5000"}
     local = airflow.environment(Settings(), tmp_path, tmp_path / "platform.json", at, hidden)
     there = SERVICES["airflow-api"]["environment"]
-    assert set(there) == set(local) | {"MINUTEHAND_HEALTH_HOST"}
+    ours = {"MINUTEHAND_HEALTH_HOST", "FEAST_FS_YAML_FILE_PATH", "MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY"}
+    assert set(there) == set(local) | ours
     differ = {k for k in local if local[k] != there[k]} - set(airflow.KEYS)
     assert differ == {
         "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "AIRFLOW__API__HOST",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
-        "MINUTEHAND_PLATFORM", "PYTHONPATH", "MLFLOW_TRACKING_URI",
+        "MINUTEHAND_PLATFORM", "MINUTEHAND_FEATURES", "PYTHONPATH", "MLFLOW_TRACKING_URI",
     }  # fmt: skip
 
 
@@ -123,6 +124,16 @@ def test_secrets_come_from_the_environment_and_a_missing_one_is_named() -> None:
     assert set(given) == named
     head = TEXT.split("\nx-airflow")[0]
     assert all(f"echo {name}=" in head for name in named), "the file's head says how to make each"
+
+
+def test_feast_is_on_redis_and_postgresql_by_the_repositorys_own_file() -> None:
+    environment = SERVICES["features"]["environment"]
+    file = PROJECT / Path(environment["FEAST_FS_YAML_FILE_PATH"]).relative_to("/opt/minutehand")
+    named = set(re.findall(r"\$\{(\w+)\}", file.read_text()))
+    assert named <= set(environment) and {"MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY"} <= named
+    assert SERVICES["airflow-api"]["environment"]["MINUTEHAND_REGISTRY"] == environment["MINUTEHAND_REGISTRY"]
+    databases = (PROJECT / "infra/images/databases.sql").read_text()
+    assert "CREATE DATABASE feast;" in databases and environment["MINUTEHAND_REGISTRY"].endswith(":5432/feast")
 
 
 def test_prepare_writes_what_the_others_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,2 @@
+-- Beside Airflow's, which the image makes: Feast's registry.
+CREATE DATABASE feast;
