@@ -18,7 +18,7 @@ from streaming.topics import EXAMPLES, IMPRESSIONS
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _YEAR_9999_MS = 253_402_300_800_000
-_ABSENT: dict[str, Any] = {"request_id": "", "position": 0, "lineage": "", "seq": -1, "arm": ""}
+_ABSENT: dict[str, Any] = {"request_id": "", "position": 0, "lineage": "", "seq": -1, "arm": "", "read_ms": 0}
 
 
 class Rows(NamedTuple):

@@ -39,8 +39,8 @@ def schemas(declaration: Declaration) -> dict[str, pa.Schema]:
         ),
         IMPRESSIONS: pa.schema(
             [("impression_id", text), ("request_id", text), ("user_id", whole), ("item_id", whole), ("ts_ms", whole)]
-            + [("position", pa.int32()), ("lineage", text), ("seq", whole), ("arm", text), ("written_ms", whole)]
-            + [*scores, *features, *PLACE]
+            + [("position", pa.int32()), ("lineage", text), ("seq", whole), ("arm", text), ("read_ms", whole)]
+            + [("written_ms", whole), *scores, *features, *PLACE]
         ),
         ACTIONS: pa.schema(
             [("impression_id", text), ("action", text), ("ts_ms", whole), ("value", pa.float64())]

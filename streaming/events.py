@@ -47,6 +47,7 @@ def schemas(declaration: Declaration) -> dict[str, dict[str, Any]]:
         "lineage": _TEXT,
         "seq": _INT64,
         "arm": _TEXT,
+        "read_ms": _TIME,
     }
     done = {
         "impression_id": _KEY,
@@ -110,8 +111,12 @@ def impression(
     lineage: str = "",
     seq: int = -1,
     arm: str = "",
+    read_ms: int = 0,
 ) -> dict[str, Any]:
-    """An impression: features and scores as served, and the state (lineage, seq) that scored it."""
+    """An impression: features and scores as served, and the state (lineage, seq) that scored it.
+
+    `read_ms`: when its features were read from the feature store, wall clock; 0 if they were not.
+    """
     return {
         "impression_id": impression_id,
         "request_id": request_id,
@@ -124,6 +129,7 @@ def impression(
         "lineage": lineage,
         "seq": seq,
         "arm": arm,
+        "read_ms": read_ms,
     }
 
 

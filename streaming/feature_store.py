@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from streaming.views import DAY_MS, EVENT_MS, GIVEN, TS, Plan, plan_of
 
@@ -87,15 +88,16 @@ class Features:
         return store
 
     def read(
-        self, user_id: int, item_ids: Sequence[int], ts_ms: int, given: Sequence[Mapping[str, Any]]
+        self, user_id: int, item_ids: Sequence[int], ts_ms: Sequence[int], given: Sequence[Mapping[str, Any]]
     ) -> tuple[list[dict[str, Any]], int]:
         """The declared features of a user and each of some items, and when they were read (wall clock, ms).
 
-        `given` holds each row's request features; one that is absent, and what no view knows, takes its default.
+        `ts_ms` and `given` are each row's time of request and request features; a feature that is absent, and what no
+        view knows, takes its default.
         """
         rows = []
-        for item_id, features in zip(item_ids, given, strict=True):
-            row = {self.plan.user_key: user_id, self.plan.item_key: item_id, TS: ts_ms}
+        for item_id, at_ms, features in zip(item_ids, ts_ms, given, strict=True):
+            row = {self.plan.user_key: user_id, self.plan.item_key: item_id, TS: at_ms}
             for f in self.plan.features["request"]:
                 value = features.get(f.name)
                 row[GIVEN + f.name] = _plain(f.default if value is None else value)
@@ -199,6 +201,17 @@ class Features:
                 [files, begin_ms, end_ms],
             ).to_arrow_table()
         return found.cast(self._schema(view))
+
+    def arrivals(self, view: str) -> dict[int, NDArray[np.int64]]:
+        """Key -> when its rows became readable (wall clock, ms), in order."""
+        key = self.plan.key(view)
+        parts = [pq.read_table(path, columns=[key, "arrived"]) for path in self._parts(view)]
+        found: dict[int, list[int]] = {}
+        for part in parts:
+            at = pc.divide(part["arrived"].cast(pa.int64()), 1000).to_pylist()
+            for value, ms in zip(part[key].to_pylist(), at, strict=True):
+                found.setdefault(value, []).append(ms)
+        return {value: np.sort(np.array(ms, np.int64)) for value, ms in found.items()}
 
     def popular(self, limit: int) -> tuple[list[int], int]:
         """The items most shown in the last hour of the counters' event time, and that time (-1: nothing is counted).

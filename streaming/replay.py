@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaming.client import DEADLINE_S, PredictionFailed, Scorer, light
 from streaming.declaration import Declaration
@@ -25,6 +25,9 @@ from streaming.events import Publisher, Stopped, action, impression
 from streaming.sendlog import SendLog
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS
+
+if TYPE_CHECKING:
+    from streaming.feature_store import Features
 
 TURN_S = 0.1
 """The pace of heartbeats, in wall time."""
@@ -127,7 +130,9 @@ class Replay:
         speed: float,
         sync_every_s: float,
         stage_file: Path | None = None,
+        features: Features | None = None,
     ) -> None:
+        self.features = features
         self.exposures, self.declaration = exposures, declaration
         self.publisher, self.sendlog, self.lag = publisher, sendlog, lag
         self.served, self.frozen = served, frozen
@@ -212,15 +217,16 @@ class Replay:
         while stop < len(self.exposures) and stop - first < _TURN_ROWS and self.exposures[stop].ts_ms <= target:
             stop += 1
         behind = stop < len(self.exposures) and self.exposures[stop].ts_ms <= target
-        shown = self.exposures[first:stop]
+        shown = list(self.exposures[first:stop])
         calls = requests(shown)
+        read_ms = self._read(shown, calls)
         asked = self._pool.map(lambda s: score(s, shown, calls) if s else None, (self.served, self.frozen))
         served_by, frozen_by = (answers or [_FAILED] * len(shown) for answers in asked)
         place = {k: (shown[call[0]].impression_id, position) for call in calls for position, k in enumerate(call)}
         lineage = self.lag.lineage(self.served.replica)
         for k, (exposure, served, frozen) in enumerate(zip(shown, served_by, frozen_by, strict=True)):
             self._act(exposure.ts_ms - 1)
-            self._show(exposure, served, frozen, lineage if served.scores else "", *place[k])
+            self._show(exposure, served, frozen, lineage if served.scores else "", *place[k], read_ms[k])
         self.sendlog.predict_ms += [served_by[call[0]].predict_ms for call in calls if served_by[call[0]].scores]
         self._next = stop
         # Exposures of the same millisecond may be left: only the one before is behind us for certain.
@@ -228,13 +234,33 @@ class Replay:
         self._act(self.clock_ms)
         return behind
 
+    def _read(self, shown: list[Exposure], calls: Sequence[Sequence[int]]) -> list[int]:
+        """Puts what the feature store says in place of the source's features; when it was read (0: it was not)."""
+        read_ms = [0] * len(shown)
+        if self.features is not None:
+            for places in calls:
+                asked = [shown[k] for k in places]
+                rows, at_ms = self.features.read(
+                    asked[0].user_id, [e.item_id for e in asked], [e.ts_ms for e in asked], [e.features for e in asked]
+                )
+                for k, row in zip(places, rows, strict=True):
+                    shown[k], read_ms[k] = shown[k]._replace(features=row), at_ms
+        return read_ms
+
     def _show(
-        self, exposure: Exposure, served: Scored, frozen: Scored, lineage: str, request_id: str, position: int
+        self,
+        exposure: Exposure,
+        served: Scored,
+        frozen: Scored,
+        lineage: str,
+        request_id: str,
+        position: int,
+        read_ms: int,
     ) -> None:
         e = exposure
         event = impression(
             e.impression_id, request_id, e.user_id, e.item_id, e.ts_ms, position, e.features, served.scores, lineage,
-            served.seq,
+            served.seq, read_ms=read_ms,
         )  # fmt: skip
         if self.publisher.send(IMPRESSIONS, event):
             self.sendlog.impression(e, served.scores, frozen.scores, served.seq, lineage, served.predict_ms)
@@ -290,6 +316,11 @@ def main() -> None:
     span_s = (exposures[-1].ts_ms - exposures[0].ts_ms + declaration.window_ms + declaration.max_disorder_ms) / 1000
     speed = args.speed or span_s / args.wall_s
     log.info("%d exposures over %.0f s of event time, at %.1f times their pace", len(exposures), span_s, speed)
+    features = None
+    if args.features == "feast":
+        from streaming.feature_store import Features
+
+        features = Features(args.feature_folder, args.source)
     addresses = args.serving.split(",")
     served = Scorer(addresses, "ranker", declaration)
     frozen = Scorer(addresses, args.frozen, declaration) if args.frozen != "none" else None
@@ -297,7 +328,7 @@ def main() -> None:
     with Publisher(args.kafka, declaration, "minutehand-replay") as publisher:
         replay = Replay(
             exposures, declaration, publisher, SendLog(args.out, declaration), served, frozen, lag,
-            speed=speed, sync_every_s=args.sync_every_ms / 1000, stage_file=args.stage_file,
+            speed=speed, sync_every_s=args.sync_every_ms / 1000, stage_file=args.stage_file, features=features,
         )  # fmt: skip
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: replay.stop.set())
@@ -314,6 +345,8 @@ def _arguments() -> argparse.Namespace:
     add("--serving", required=True, metavar="H:P[,H:P]", help="gRPC addresses of the model server's replicas")
     add("--out", required=True, type=Path, metavar="DIR", help="where the send log goes; a former one is replaced")
     add("--frozen", default="none", metavar="MODEL", help="a model to compare with, such as frozen (default: none)")
+    add("--features", choices=("source", "feast"), default="source", help="whose features are scored and logged")
+    add("--feature-folder", type=Path, metavar="DIR", help="with feast: the folder that streaming.features fills")
     add("--sync-every-ms", type=int, default=60_000, help="the loop's dial: more than one sync behind is a lag")
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--wall-s", type=float, default=420.0, help="how long the replay takes (default: %(default)s)")
@@ -322,6 +355,8 @@ def _arguments() -> argparse.Namespace:
     add("--until-ms", type=int, default=2**62, help="only exposures before this event time")
     add("--stage-file", type=Path, help="a file with the event time the clock may go to, or `end`; may be rewritten")
     args = parser.parse_args()
+    if args.features == "feast" and args.feature_folder is None:
+        parser.error("--feature-folder is not given; --features feast needs the folder that streaming.features fills")
     for name in ("wall_s", "speed", "sync_every_ms"):
         value = getattr(args, name)
         if value is not None and value <= 0:
