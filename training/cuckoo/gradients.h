@@ -1,4 +1,7 @@
 // What `apply` makes of a batch: a repeated id's gradients summed, numbers that are none found. No TensorFlow here.
+//
+//   batch --by hash--> part 0: its keys, each once | a gradient each: in the batch, or a sum of its own
+//                      part 1: ...                   (a part a thread: they meet in a shard at their borders only)
 #pragma once
 
 #include <bit>
@@ -23,65 +26,68 @@ CUCKOO_VERSIONS inline bool Finite(const float* x, size_t n) {
   return bad == 0;
 }
 
-// Each key once, with the sum of its gradients in the order of the batch. A batch without repeats is not copied.
+// One part of a batch: each of its keys once, with the sum of its gradients in the order of the batch.
 class Gradients {
  public:
-  Gradients(const int64_t* keys, size_t n, const float* values, size_t dim)
-      : keys_(keys), n_(n), values_(values), dim_(dim) {
-    thread_local std::vector<uint32_t> first;  // open addressing: place of the key among the unique ones, + 1
-    const size_t mask = std::bit_ceil(2 * n + 1) - 1;
+  Gradients(const int64_t* keys, size_t n, const float* values, size_t dim, size_t part = 0, size_t parts = 1)
+      : dim_(dim) {
+    keys_.reserve(n / parts + n / 16);
+    rows_.reserve(n / parts + n / 16);
+    thread_local std::vector<uint32_t> first;  // open addressing: place of the key among keys_, + 1
+    const size_t mask = std::bit_ceil(2 * n / parts + n / 8 + 1) - 1;
     first.assign(mask + 1, 0);
     for (size_t i = 0; i < n; ++i) {
-      size_t at = Hash(keys[i]) & mask;
+      const uint64_t hash = Hash(keys[i]);
+      if (parts > 1 && ((hash >> 32) * parts) >> 32 != part) continue;
+      size_t at = hash & mask;
       while (first[at] != 0 && keys_[first[at] - 1] != keys[i]) at = (at + 1) & mask;
-      if (first[at] != 0) {
-        if (keys_ == keys) Own(keys, i, n);
-        const float* from = values + i * dim;
-        float* to = &own_values_[(first[at] - 1) * dim];
-        for (size_t j = 0; j < dim; ++j) to[j] += from[j];
-      } else if (keys_ == keys) {
-        first[at] = i + 1;
-      } else {
-        own_keys_[n_] = keys[i];
-        std::memcpy(&own_values_[n_ * dim], values + i * dim, dim * sizeof(float));
-        first[at] = ++n_;
+      const float* row = values + i * dim;
+      if (first[at] == 0) {
+        keys_.push_back(keys[i]);
+        rows_.push_back(row);
+        first[at] = static_cast<uint32_t>(keys_.size());
+        continue;
       }
+      float* sum = Own(first[at] - 1, n);
+      for (size_t j = 0; j < dim; ++j) sum[j] += row[j];
     }
   }
-  Gradients(const Gradients&) = delete;
-  Gradients& operator=(const Gradients&) = delete;
 
-  const int64_t* keys() const { return keys_; }
-  size_t size() const { return n_; }
-  const float* values() const { return values_; }
+  const int64_t* keys() const { return keys_.data(); }
+  size_t size() const { return keys_.size(); }
+  const float* operator[](size_t i) const { return rows_[i]; }
 
-  bool finite() const { return Finite(values_, n_ * dim_); }
+  bool finite() const {
+    for (const float* row : rows_) {
+      if (!Finite(row, dim_)) return false;
+    }
+    return true;
+  }
 
   // Numbers that are not finite become 0.
   void ZeroNonfinite() {
-    if (own_values_.empty()) own_values_.assign(values_, values_ + n_ * dim_);
-    for (float& value : own_values_) value = Finite(&value, 1) ? value : 0;
-    values_ = own_values_.data();
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      if (Finite(rows_[i], dim_)) continue;
+      float* row = Own(i, rows_.size());
+      for (size_t j = 0; j < dim_; ++j) row[j] = Finite(row + j, 1) ? row[j] : 0;
+    }
   }
 
  private:
-  // The first repeat is key `i`: those before it are unique.
-  void Own(const int64_t* keys, size_t i, size_t n) {
-    own_keys_.resize(n);
-    own_values_.resize(n * dim_);
-    std::memcpy(own_keys_.data(), keys, i * sizeof(int64_t));
-    std::memcpy(own_values_.data(), values_, i * dim_ * sizeof(float));
-    keys_ = own_keys_.data();
-    values_ = own_values_.data();
-    n_ = i;
+  // A copy of row i that may be written. At most `most` rows are ever asked for: pointers stay.
+  float* Own(size_t i, size_t most) {
+    if (own_.capacity() == 0) own_.reserve(most * dim_);
+    if (own_.empty() || rows_[i] < own_.data() || rows_[i] >= own_.data() + own_.size()) {
+      own_.insert(own_.end(), rows_[i], rows_[i] + dim_);
+      rows_[i] = own_.data() + own_.size() - dim_;
+    }
+    return own_.data() + (rows_[i] - own_.data());
   }
 
-  const int64_t* keys_;
-  size_t n_;
-  const float* values_;
-  const size_t dim_;
-  std::vector<int64_t> own_keys_;
-  std::vector<float> own_values_;
+  size_t dim_;
+  std::vector<int64_t> keys_;
+  std::vector<const float*> rows_;
+  std::vector<float> own_;
 };
 
 }  // namespace cuckoo

@@ -1,4 +1,5 @@
 // The table's kernels: one a verb of table.h, thin. Their signatures are in signatures.cc.
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -33,11 +34,17 @@ class LookupOp : public Verb {
     OP_REQUIRES(c, table.layout().dim() == static_cast<size_t>(dim_),
                 InvalidArgument("dim is ", dim_, ", the table's is ", table.layout().dim()));
     OP_REQUIRES_OK(c, Output(c, 0, {n, table.layout().dim()}, &rows));
-    if (insert_) {
-      table.Lookup(keys, n, rows);
-    } else {
-      table.Find(keys, n, rows);
-    }
+    const size_t dim = table.layout().dim();
+    // With admission the order of sights speaks: one thread.
+    const size_t parts = insert_ && table.config().admission != AdmissionConfig{} ? 1 : Parts(c, n);
+    InParts(c, parts, [&](size_t part) {
+      const size_t begin = n * part / parts, count = n * (part + 1) / parts - begin;
+      if (insert_) {
+        table.Lookup(keys + begin, count, rows + begin * dim);
+      } else {
+        table.Find(keys + begin, count, rows + begin * dim);
+      }
+    });
   }
 
   int64_t dim_;
@@ -61,17 +68,28 @@ class ApplyOp : public Verb {
     OP_REQUIRES_OK(c, Matrix(c, "gradients", n, dim, &values));
     OP_REQUIRES_OK(c, Rates(c, resource, &rates));
     OP_REQUIRES_OK(c, Output(c, 0, {}, &applied));
-    Gradients gradients(keys, n, values, dim);
-    if (!gradients.finite()) {
-      OP_REQUIRES(c, resource->zero_nonfinite,
-                  InvalidArgument("table ", resource->name,
-                                  ": gradients hold NaN or Inf, allowed are finite numbers (nonfinite='zero' reads them"
-                                  " as 0)"));
-      gradients.ZeroNonfinite();
-    }
-    *applied = static_cast<int64_t>(table.Update(gradients.keys(), gradients.size(), [&](float* row, size_t i) {
-      layout.Step(row, gradients.values() + i * dim, rates);
-    }));
+    // All parts are read and found finite before the first row is changed.
+    std::vector<std::unique_ptr<Gradients>> batch(Parts(c, n));
+    std::atomic<bool> finite = true;
+    InParts(c, batch.size(), [&](size_t part) {
+      batch[part] = std::make_unique<Gradients>(keys, n, values, dim, part, batch.size());
+      if (resource->zero_nonfinite) {
+        batch[part]->ZeroNonfinite();
+      } else if (!batch[part]->finite()) {
+        finite = false;
+      }
+    });
+    OP_REQUIRES(c, finite,
+                InvalidArgument("table ", resource->name,
+                                ": gradients hold NaN or Inf, allowed are finite numbers (nonfinite='zero' reads them"
+                                " as 0)"));
+    std::atomic<size_t> updated = 0;
+    InParts(c, batch.size(), [&](size_t part) {
+      const Gradients& gradients = *batch[part];
+      updated += table.Update(gradients.keys(), gradients.size(),
+                              [&](float* row, size_t i) { layout.Step(row, gradients[i], rates); });
+    });
+    *applied = static_cast<int64_t>(updated);
   }
 
   static absl::Status Rates(OpKernelContext* c, TableResource* resource, const float** rates) {

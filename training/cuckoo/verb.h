@@ -5,6 +5,8 @@
 //   - Ticks are uint32 in the core and int64 in tensors, whose kernels are complete for it.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <limits>
 #include <new>
 #include <string>
@@ -12,6 +14,7 @@
 
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
+#include "tensorflow/core/util/work_sharder.h"
 #include "training/cuckoo/table.h"
 
 namespace cuckoo {
@@ -73,6 +76,29 @@ class Verb : public OpKernel {
     }
     *data = tensor->flat<float>().data();
     return absl::OkStatus();
+  }
+
+  // Into how many parts a batch of n is worth dividing: one a thread of this device, and work enough in each.
+  static size_t Parts(OpKernelContext* c, size_t n) {
+    constexpr size_t kLeast = 2048;  // keys: some 0.1 ms, ten times what waking a thread takes
+    return std::clamp<size_t>(n / kLeast, 1, c->device()->tensorflow_cpu_worker_threads()->num_threads);
+  }
+
+  // Calls f(part) for each part, on the device's threads and this one.
+  template <class F>
+  static void InParts(OpKernelContext* c, size_t parts, F f) {
+    if (parts == 1) return f(0);
+    std::atomic<bool> failed = false;  // an exception must not leave a thread of TensorFlow's
+    const auto run = [&](int64_t begin, int64_t end) {
+      try {
+        for (int64_t part = begin; part < end; ++part) f(part);
+      } catch (const std::bad_alloc&) {
+        failed = true;
+      }
+    };
+    constexpr int64_t kCost = 1'000'000;  // cycles of a part: more than the threshold at which Shard uses threads
+    tensorflow::Shard(parts, c->device()->tensorflow_cpu_worker_threads()->workers, parts, kCost, run);
+    if (failed) throw std::bad_alloc();
   }
 
   template <class T>

@@ -2,7 +2,7 @@
 #include "training/cuckoo/row.h"
 
 #include <cmath>
-#include <functional>
+#include <map>
 #include <random>
 #include <vector>
 
@@ -113,23 +113,62 @@ void TestStepsOfSegments() {
   }
 }
 
+std::vector<float> Values(const Gradients& gradients, size_t dim) {
+  std::vector<float> values;
+  for (size_t i = 0; i < gradients.size(); ++i) values.insert(values.end(), gradients[i], gradients[i] + dim);
+  return values;
+}
+
 void TestGradients() {
   const std::vector<int64_t> keys = {5, -1, 5, 7, -1, 5};
   const std::vector<float> values = {1, 2, 10, 20, 3, 4, 7, 7, 30, 40, 5, 6};
   const Gradients unique(keys.data() + 1, 3, values.data() + 2, 2);
-  CHECK(unique.keys() == keys.data() + 1 && unique.values() == values.data() + 2 && unique.size() == 3);
+  CHECK(unique[0] == values.data() + 2 && unique[2] == values.data() + 6 && unique.size() == 3);
   Gradients summed(keys.data(), keys.size(), values.data(), 2);
   CHECK_EQ(summed.size(), 3u);
   CHECK(std::vector<int64_t>(summed.keys(), summed.keys() + 3) == (std::vector<int64_t>{5, -1, 7}));
-  CHECK(std::vector<float>(summed.values(), summed.values() + 6) == (std::vector<float>{9, 12, 40, 60, 7, 7}));
+  CHECK(Values(summed, 2) == (std::vector<float>{9, 12, 40, 60, 7, 7}));
   CHECK(summed.finite());
-  const std::vector<float> odd = {1, NAN, -INFINITY, 4, INFINITY, -3e38f};
+  const std::vector<float> odd = {1, NAN, -INFINITY, 4, INFINITY, -3e38f, 3e38f, 0, 0, 3e38f, 0, 0};
   Gradients bad(keys.data(), 2, odd.data(), 3);
   CHECK(!bad.finite());
   bad.ZeroNonfinite();
   CHECK(bad.finite());
-  CHECK(std::vector<float>(bad.values(), bad.values() + 6) == (std::vector<float>{1, 0, 0, 4, 0, -3e38f}));
+  CHECK(Values(bad, 3) == (std::vector<float>{1, 0, 0, 4, 0, -3e38f}));
+  const int64_t same[] = {9, 9};
+  CHECK(!Gradients(same, 2, odd.data() + 6, 3).finite());  // finite numbers, and a sum that is not
   CHECK(Gradients(keys.data(), 0, values.data(), 2).size() == 0);
+}
+
+// However many parts there are: together they are the whole, to the bit, and each shard's keys are in one of them.
+void TestPartsOfGradients() {
+  std::mt19937_64 random(3);
+  const size_t n = 5000, dim = 3;
+  std::vector<int64_t> keys(n);
+  std::vector<float> values(n * dim);
+  for (auto& key : keys) key = static_cast<int64_t>(random() % 3000);
+  for (auto& value : values) value = static_cast<float>(random() % 1000) / 999;
+  std::map<int64_t, std::vector<float>> want;
+  const Gradients whole(keys.data(), n, values.data(), dim);
+  for (size_t i = 0; i < whole.size(); ++i) want[whole.keys()[i]] = {whole[i], whole[i] + dim};
+  CHECK_EQ(want.size(), whole.size());
+  for (const size_t parts : {2, 3, 16}) {
+    size_t total = 0;
+    uint64_t last = 0;
+    for (size_t part = 0; part < parts; ++part) {
+      const Gradients some(keys.data(), n, values.data(), dim, part, parts);
+      total += some.size();
+      uint64_t low = ~uint64_t{0}, high = 0;
+      for (size_t i = 0; i < some.size(); ++i) {
+        CHECK(want.at(some.keys()[i]) == std::vector<float>(some[i], some[i] + dim));
+        low = std::min(low, Hash(some.keys()[i]));
+        high = std::max(high, Hash(some.keys()[i]));
+      }
+      CHECK(low > last);  // ranges of the hash, as shards are
+      last = high;
+    }
+    CHECK_EQ(total, want.size());
+  }
 }
 
 }  // namespace
@@ -140,5 +179,6 @@ int main() {
   cuckoo::TestAdagradVersions();
   cuckoo::TestStepsOfSegments();
   cuckoo::TestGradients();
+  cuckoo::TestPartsOfGradients();
   std::cout << "row: all passed" << std::endl;
 }
