@@ -1,5 +1,6 @@
 """The collisionless embedding table: a C++ core (*.h), TensorFlow ops around it (*.cc), and `Table`."""
 
+from training.cuckoo.embedding import Embedding
 from training.cuckoo.optimizers import FTRL, SGD, Adagrad, Adam, Momentum
 from training.cuckoo.segments import Constant, Normal, Segment, Uniform, Zeros
 from training.cuckoo.table import Rows, Table
@@ -10,6 +11,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Constant",
+    "Embedding",
     "Momentum",
     "Normal",
     "Rows",

@@ -29,7 +29,7 @@ from training.cuckoo.segments import Initializer, Normal, Segment
 ROWS_PER_SHARD = 16_384
 """At a shard of this size growth rebuilds some 300 KB: below a millisecond."""
 
-
+_LAST_TICK = 2**32 - 1
 _numbers = itertools.count()
 
 
@@ -155,6 +155,17 @@ class Table(TrackableResource):  # type: ignore[misc]
 
     def _initialize(self) -> None:
         """A new table is empty: there is nothing to run."""
+
+    def _serialize_to_tensors(self) -> dict[str, Any]:
+        """What tf.train.Checkpoint and tf.saved_model.save write: all rows in one tensor, and the clock."""
+        return {**self.export_since(0)._asdict(), "tick": self.tick()}
+
+    def _restore_from_tensors(self, restored: dict[str, Any]) -> Any:
+        """The table becomes what was saved: rows that it has beside go."""
+        with tf.control_dependencies([self.evict(_LAST_TICK)]):
+            self.import_rows(*(restored[name] for name in Rows._fields))
+        with tf.control_dependencies([self.tick()]):
+            return self.set_tick(tf.maximum(self.tick(), restored["tick"]))
 
     def _destroy_resource(self) -> None:
         if self._own:
