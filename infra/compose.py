@@ -71,8 +71,14 @@ def settings_of(flags: Sequence[str]) -> Settings:
     chosen = load(None, flags, {})
     own = {name: FIELDS[name].metadata["default"] for name in PORTS}
     database = f"postgresql://minutehand:{POSTGRES_PASSWORD}@postgres:5432/airflow"
-    fixed = {"name": HOME.name, "var": str(HOME.parent), "host": "0.0.0.0", "replicas": 1, "airflow_db": database}
-    on = dict.fromkeys(("mlflow", "airflow", "archive", "feast"), True)
+    fixed: dict[str, Any] = {
+        "name": HOME.name,
+        "var": str(HOME.parent),
+        "host": "0.0.0.0",
+        "replicas": 1,
+        "airflow_db": database,
+    }
+    on: dict[str, Any] = dict.fromkeys(("mlflow", "airflow", "archive", "feast"), True)
     return dataclasses.replace(chosen, **own, **fixed, **on, model_server="/usr/bin/tensorflow_model_server")
 
 
