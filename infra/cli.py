@@ -17,8 +17,8 @@ from infra.settings import SettingError, Settings, load
 from infra.supervisor import tail
 
 # Modules of other parts that bring subcommands: each offers add_parser(subparsers) and sets `run` (args -> exit code).
-COMMANDS = ("infra.demo", "infra.deltas_cli")
-OWN = ("up", "down", "status", "restart", "logs")
+COMMANDS = ("infra.demo", "infra.deltas_cli", "infra.pipeline")
+OWN = ("up", "down", "status", "start", "restart", "logs")
 
 
 def settings_flags() -> argparse.ArgumentParser:
@@ -89,7 +89,16 @@ def status(args: argparse.Namespace) -> int:
         print(f"not running ({platform.folder}); start it with: minutehand up")
         return 3
     table(platform)
-    return 0 if all(platform.ready(name) for name in platform.state().get("services", {})) else 1
+    states = platform.state().get("services", {})
+    return 0 if all(s["state"] in ("ready", "done", "off") for s in states.values()) else 1
+
+
+def start(args: argparse.Namespace) -> int:
+    platform = Platform(settings_of(args))
+    began = time.monotonic()
+    platform.start_off(args.service, platform.settings.start_within * 3)
+    print(f"ready after {time.monotonic() - began:.1f} s: {', '.join(args.service)}")
+    return 0
 
 
 def restart(args: argparse.Namespace) -> int:
@@ -159,16 +168,24 @@ def parser(others: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     )
     p.add_argument("--detach", action="store_true", help="return when all is ready; end it with `minutehand down`")
     p.add_argument(
-        "--only", default="", metavar="A,B", help="these services and what they come after, such as kafka,mlflow"
+        "--only", default="", metavar="A,B", help="these services and what they come after; the others stay off"
     )
     add("down", down, "end the platform", "End the platform and every process it started.", "minutehand down")
     add(
         "status",
         status,
         "show the services",
-        "Show each service. Exit code: 0 all are ready, 1 one is not, 3 the platform is not running.",
+        "Show each service. Exit code: 0 all are ready (or off), 1 one is not, 3 the platform is not running.",
         "minutehand status",
     )
+    p = add(
+        "start",
+        start,
+        "start what `up --only` left out",
+        "Start services that are off, with what they come after, and wait until they are ready.",
+        "minutehand start airflow-api airflow-scheduler airflow-dag-processor airflow-triggerer",
+    )
+    p.add_argument("service", metavar="NAME", nargs="+", help="as `minutehand status` names it")
     p = add(
         "restart",
         restart,

@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from infra import airflow, services
 from infra.live import Screen, read_lines
 from infra.platform import Platform, PlatformError
 from infra.processes import die_with_parent
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         began = time.monotonic()
         base = prepare(platform, args.seed, console)
         with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
-            platform.start()
+            platform.start(only=services.minute_loop(settings))
         setup_s = time.monotonic() - began
         console.print(f"platform up after {setup_s:.0f} s; logs in {shown(platform.folder / 'logs')}")
         replay(platform, wall_s, console)
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(Markdown(text) if console.is_terminal else text, soft_wrap=not console.is_terminal)
         console.print("written: " + ", ".join(shown(f) for f in files), soft_wrap=True)
         if console.is_terminal and sys.stdin.isatty():
+            slow_half(platform, console)
             goodbye(platform, console)
     return 0 if report["pairs"]["lost"] == report["pairs"]["double"] == 0 and report["digests_equal"] else 1
 
@@ -274,6 +276,20 @@ def write(platform: Platform, replayed: Replayed, report: dict[str, Any]) -> lis
     scores = sent.served[ok, judged], sent.frozen[ok, judged]
     auc_picture(sent.wall_ms[ok], labels, *scores, task, folder / "auc.png")
     return [folder / name for name in ("report.md", "report.json", "freshness.png", "auc.png")]
+
+
+def slow_half(platform: Platform, console: Console) -> None:
+    """Airflow, once the replay has ended: its start takes a core for half a minute, which freshness would pay for."""
+    if not platform.settings.airflow:
+        return
+    with console.status("starting Airflow (Ctrl-C ends everything)"):
+        platform.start_off([name for name in platform.state()["services"] if name.startswith("airflow-")])
+    url = platform.address("airflow")
+    console.print(airflow.login(platform.layout.airflow, url), highlight=False, soft_wrap=True)
+    name = platform.settings.name
+    console.print(
+        f"  trigger sample_examples there, or all of it by: minutehand pipeline --name {name}", highlight=False
+    )
 
 
 def goodbye(platform: Platform, console: Console) -> None:

@@ -61,17 +61,17 @@ class Platform:
             where = layout.addresses(self.settings, resolved)
             hidden = layout.secrets_of(self.settings)
             declared = services.declare(self.settings, resolved, where, hidden, declaration_of(self.settings.source))
+            names = [s.name for s in declared]
             chosen = services.select(declared, tuple(only))
-            write_json(
-                self.folder / "platform.json", layout.facts(self.settings, resolved, where, [s.name for s in chosen])
-            )
+            write_json(self.folder / "platform.json", layout.facts(self.settings, resolved, where, names))
             for name, port in resolved.items():
                 first, _, i = name.partition(".")
                 if (wanted := getattr(self.settings, first)) and not i and wanted != port:
                     say(f"{first} {wanted} is taken: {port} instead")
             return Manager(
-                chosen,
+                declared,
                 self.folder,
+                off=set(names) - chosen,
                 stop_within=self.settings.stop_within,
                 start_within=self.settings.start_within,
                 log_bytes=self.settings.log_bytes,
@@ -206,6 +206,15 @@ class Platform:
         os.kill(pid, signum)
         return pid
 
+    def start_off(self, names: Sequence[str], timeout_s: float = 300.0) -> None:
+        """Starts services that were left out of `only`, with what they come after; returns when they are ready."""
+        for name in names:
+            self.service(name)
+            if not self.is_running():
+                raise PlatformError("the platform is not up")
+            (self.folder / "control" / f"start-{name}").touch()
+        self.wait(lambda: all(self.ready(name) for name in names), timeout_s, f"ready: {', '.join(names)}")
+
     def restart(self, name: str, timeout_s: float = 120.0) -> None:
         """Ends a service politely and returns when it is ready again."""
         self.service(name)
@@ -223,7 +232,7 @@ class Platform:
                 rest = [
                     f"{name} is {s['state']}{': ' if s['reason'] else ''}{s['reason']}"
                     for name, s in self.state().get("services", {}).items()
-                    if s["state"] not in ("ready", "done")
+                    if s["state"] not in ("ready", "done", "off")
                 ]
                 raise PlatformError(f"not {what} after {timeout_s:g} s; {'; '.join(rest) or 'all services are ready'}")
             time.sleep(0.05)

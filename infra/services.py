@@ -262,8 +262,15 @@ def _model_server(
     )
 
 
-def select(services: list[Service], only: tuple[str, ...]) -> list[Service]:
-    """`only` and what they come after; all if empty. Raises SettingError for a name that is none."""
+def minute_loop(settings: Settings) -> tuple[str, ...]:
+    """The services that events pass through: all but Airflow."""
+    on = {"mlflow": settings.mlflow, "archive": settings.archive, "features": settings.feast}
+    replicas = [f"{name}-{i}" for i in range(settings.replicas) for name in ("sync", "model-server")]
+    return ("join", "trainer", *replicas, *(name for name, wanted in on.items() if wanted))
+
+
+def select(services: list[Service], only: tuple[str, ...]) -> set[str]:
+    """The names of `only` and of what they come after; all if empty. Raises SettingError for a name that is none."""
     named = {s.name: s for s in services}
     if wrong := [name for name in only if name not in named]:
         raise SettingError(f"there is no service {wrong[0]!r}; allowed are {', '.join(named)}")
@@ -273,4 +280,4 @@ def select(services: list[Service], only: tuple[str, ...]) -> list[Service]:
         if (name := queue.pop()) not in wanted:
             wanted.add(name)
             queue += named[name].after
-    return [s for s in services if s.name in wanted]
+    return wanted

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ class Service:
 
 @dataclass
 class Run:
-    """A service's life so far. `state`: waiting, starting, ready, done, dead (will be started again), stopped."""
+    """A service's life so far. `state`: off (until it is asked for), waiting, starting, ready, done, dead (will be
+    started again), stopped."""
 
     service: Service
     state: str = "waiting"
@@ -117,13 +118,14 @@ def say(text: str) -> None:
 
 
 class Manager:
-    """Starts, watches and stops; see the module. `run` returns the exit code."""
+    """Starts, watches and stops; see the module. `run` returns the exit code. `off`: what waits for an order."""
 
     def __init__(
         self,
         services: Sequence[Service],
         folder: Path,
         *,
+        off: Collection[str] = (),
         stop_within: float = 15.0,
         start_within: float = 180.0,
         log_bytes: int = 8 << 20,
@@ -133,7 +135,7 @@ class Manager:
         for s in services:
             if missing := [a for a in s.after if a not in names]:
                 raise ValueError(f"service {s.name} comes after {missing[0]!r}; there are {', '.join(names)}")
-        self.runs = {s.name: Run(s) for s in services}
+        self.runs = {s.name: Run(s, "off" if s.name in off else "waiting") for s in services}
         self.folder, self.logs, self.control = folder, folder / "logs", folder / "control"
         self.stop_within, self.start_within, self.log_bytes = stop_within, start_within, log_bytes
         self.when_ready = when_ready
@@ -156,7 +158,7 @@ class Manager:
                 self._obey()
                 for run in self.runs.values():
                     self._step(run)
-                if not self.ready and all(r.state in ("ready", "done") for r in self.runs.values()):
+                if not self.ready and all(r.state in ("ready", "done", "off") for r in self.runs.values()):
                     self.ready = True
                     self._write()
                     self.when_ready()
@@ -290,14 +292,24 @@ class Manager:
 
     def _obey(self) -> None:
         for order in self.control.iterdir():
-            run = self.runs.get(order.name.removeprefix("restart-"))
+            verb, _, name = order.name.partition("-")
+            run = self.runs.get(name)
             order.unlink(missing_ok=True)
-            if run and run.process:
+            if run and verb == "start":
+                self._turn_on(run)
+            elif run and run.process:
                 run.asked = True
                 run.deaths = 0
                 self._ask(run)
             elif run and run.state == "dead":
                 run.deaths, run.next_start = 0, 0.0
+
+    def _turn_on(self, run: Run) -> None:
+        """It, and what it comes after."""
+        if run.state == "off":
+            run.state = "waiting"
+            for name in run.service.after:
+                self._turn_on(self.runs[name])
 
     def _stop(self) -> None:
         """TERM to those nobody needs any more, and so on down the order; KILL to all that is left at the end."""

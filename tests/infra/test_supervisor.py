@@ -60,7 +60,8 @@ def has(path):
     return lambda: "" if Path(path).exists() else f"no {path}"
 def prepare():
     services = [SERVICES]
-    return Manager(services, folder, stop_within=0.5, log_bytes=100_000, when_ready=lambda: print("up", flush=True)).run
+    said = lambda: print("up", flush=True)
+    return Manager(services, folder, off=OFF, stop_within=0.5, log_bytes=100_000, when_ready=said).run
 try:
     sys.exit(supervise(folder, prepare))
 except AlreadyRunning as e:
@@ -77,6 +78,7 @@ class Rig:
             (tmp / name).write_text(text)
         self.journal = tmp / "journal"
         self.out = tmp / "out"
+        self.off: tuple[str, ...] = ()
         self.manager = ""  # a line of the supervisor's process
 
     def stubborn(self, name: str, more: str = "") -> str:
@@ -91,7 +93,11 @@ class Rig:
 
     def up(self, *services: str) -> subprocess.Popen[bytes]:
         main = self.tmp / "main.py"
-        main.write_text(MAIN.replace("SERVICES", ", ".join(services)).replace("PATIENCE", self.manager))
+        main.write_text(
+            MAIN.replace("SERVICES", ", ".join(services))
+            .replace("PATIENCE", self.manager)
+            .replace("OFF", repr(self.off))
+        )
         with self.out.open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, str(main), str(self.folder), self.mark],
@@ -313,6 +319,19 @@ def test_a_log_is_cut(rig: Rig) -> None:
     assert (logs / "talker.log.1").stat().st_size > 100_000
     up.terminate()
     up.wait(30)
+
+
+def test_what_is_off_starts_when_asked_for_with_what_it_comes_after(rig: Rig) -> None:
+    rig.off = ("b", "c")
+    up = rig.up(rig.polite("a"), rig.polite("b"), rig.polite("c", "after=('b',)"))
+    rig.wait_up()
+    assert [rig.service(name)["state"] for name in "abc"] == ["ready", "off", "off"]
+    (rig.folder / "control" / "start-c").touch()
+    rig.wait(lambda: rig.service("c")["state"] == "ready", "c, after b")
+    rig.wait(lambda: rig.journal.read_text().split() == ["+", "a", "+", "b", "+", "c"], "all three, in order")
+    assert rig.said().count("up\n") == 1
+    up.terminate()
+    assert up.wait(30) == 0
 
 
 def test_a_second_supervisor_is_refused(rig: Rig) -> None:
