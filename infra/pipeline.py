@@ -42,8 +42,9 @@ def add_parser(commands: Any) -> None:
         help="the slow half once: sample, validate, warm start, promote",
         description=(
             "On a running platform with Airflow: triggers sample_examples, waits for batch_warm_start, which its\n"
-            "sample begins, and until trainer and model server have taken the promoted lineage up. Prints each step with its\n"
-            "outcome and the scores of one request before and after. Exit code 1 with the reason if a step fails."
+            "sample begins, and until trainer and model server have taken the promoted lineage up. Prints each\n"
+            "step with its outcome, and the scores of one request before and after. Exit code 1 with the reason\n"
+            "if a step fails."
         ),
         epilog="example: minutehand pipeline --name demo --day 2022-05-07",
         formatter_class=argparse.RawDescriptionHelpFormatter,
