@@ -1,43 +1,44 @@
-// Memory of the table: blocks, and slabs of rows that never move. No TensorFlow here.
+// Memory of the table: an arena of huge pages, arrays that grow piece by piece, slabs of rows. No TensorFlow here.
 //
-//   Slab (one a shard)                              row r, `stride` floats
-//   chunk 0: rows 0..3     |r0|r1|r2|r3|            | weights: dim | slot 0: dim | slot 1: dim | pad |
-//   chunk 1: rows 4..7     |r4|r5|r6|r7|
-//   chunk 2: rows 8..15    |r8 ......... r15|       a freed row: its first 4 bytes hold the next free row
-//   chunk k: as many rows as all before it
+//   Arena (one a table)      2 MB    2 MB    2 MB ...   pieces of all shards, indexes and rows, one after the other:
+//                          |.......|.......|..   |      only the last huge page of all is touched in part
+//   Pieces (one an array)    directory -> piece 0 | piece 1 | ...   64 KB each; piece 0 begins with one element
+//   Slab (one a shard)       row r, `stride` floats: | weights | slots | pad |
+//                            a freed row: its first 4 bytes hold the next free row
 //
 // Invariants
-//   - A row's address is fixed from New() to Free(): index growth never touches rows.
-//   - A small slab is some hundred bytes. A doubled chunk is address space until touched: memory follows the rows.
-//   - New() either returns a row or throws std::bad_alloc and has changed nothing.
+//   - Memory once given to the table is the table's until it ends, so that a glance (lock.h) can follow what is stale.
+//     What a growing piece 0 or directory leaves behind is less than the piece.
+//   - Reserve() and New() do what they say or throw std::bad_alloc and have changed nothing.
+//   - Untouched memory is address space only: memory follows the elements.
 #pragma once
 
 #include <sys/mman.h>
 
-#include <array>
+#include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace cuckoo {
 
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kPiece = size_t{64} << 10;
 
-// `bytes` of uninitialised memory, on a cache line; in huge pages where it is big enough for one.
+// `bytes` of memory of its own on a cache line, not set.
 class Block {
  public:
   Block() = default;
-  explicit Block(size_t bytes) {
-    const size_t align = bytes >= kHugePage ? kHugePage : kLine;
-    bytes = (bytes + align - 1) / align * align;
-    data_ = std::aligned_alloc(align, bytes);
+  explicit Block(size_t bytes) : data_(std::aligned_alloc(kLine, (bytes + kLine - 1) / kLine * kLine)) {
     if (data_ == nullptr) throw std::bad_alloc();
-    if (align == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: refused, it is as correct
   }
   Block(Block&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   Block& operator=(Block&& other) noexcept {
@@ -52,6 +53,122 @@ class Block {
   void* data_ = nullptr;
 };
 
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (void* block : blocks_) std::free(block);
+    for (const auto& [data, bytes] : maps_) munmap(data, bytes);
+  }
+
+  // `bytes` of memory on a cache line, not set; up to half a piece from the heap, else from huge pages.
+  void* Take(size_t bytes) {
+    bytes = (bytes + kLine - 1) / kLine * kLine;
+    const std::lock_guard hold(mutex_);
+    if (bytes <= kPiece / 2) {
+      blocks_.reserve(std::max(blocks_.capacity(), std::bit_ceil(blocks_.size() + 1)));
+      void* block = std::aligned_alloc(kLine, bytes);
+      if (block == nullptr) throw std::bad_alloc();
+      blocks_.push_back(block);
+      return block;
+    }
+    if (bytes > left_) Map(std::max(bytes, std::clamp(mapped_ / 2, kHugePage, kMost)));
+    void* piece = next_;
+    next_ += bytes;
+    left_ -= bytes;
+    return piece;
+  }
+
+ private:
+  static constexpr size_t kMost = size_t{256} << 20;  // of one mapping; what is not touched costs nothing
+
+  void Map(size_t bytes) {
+    bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    maps_.reserve(std::max(maps_.capacity(), std::bit_ceil(maps_.size() + 1)));
+    const size_t around = bytes + kHugePage;
+    void* mapped = mmap(nullptr, around, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) throw std::bad_alloc();
+    char* begin = static_cast<char*>(mapped);
+    char* data = begin + (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+    if (data > begin) munmap(begin, data - begin);
+    if (const size_t after = begin + around - (data + bytes); after > 0) munmap(data + bytes, after);
+    madvise(data, bytes, MADV_HUGEPAGE);  // a wish: refused, it is as correct
+    maps_.push_back({data, bytes});
+    mapped_ += bytes;
+    next_ = data;
+    left_ = bytes;
+  }
+
+  struct Mapping {
+    void* data;
+    size_t bytes;
+  };
+
+  std::mutex mutex_;
+  std::vector<void*> blocks_;
+  std::vector<Mapping> maps_;
+  size_t mapped_ = 0;
+  char* next_ = nullptr;
+  size_t left_ = 0;
+};
+
+// An array of elements of `bytes` each, 2^shift of them a piece. One writer; At() and prefetching from any thread.
+class Pieces {
+ public:
+  Pieces(Arena* arena, size_t bytes, int shift) : arena_(arena), bytes_(bytes), shift_(shift) {}
+
+  // Where piece `piece` begins; element i is number i % 2^shift of piece i / 2^shift.
+  char* Piece(size_t piece) const {
+    return directory_.load(std::memory_order_acquire)[piece].load(std::memory_order_relaxed);
+  }
+
+  void Reserve(size_t elements) {
+    if (elements <= reserved_) return;
+    const size_t piece = size_t{1} << shift_;
+    if (elements > piece) {
+      const size_t need = (elements + piece - 1) >> shift_;
+      while (reserved_ < need << shift_) AddPiece();
+      return;
+    }
+    size_t first = reserved_ == 0 ? 1 : reserved_ * 4;
+    while (first < elements) first *= 4;
+    first = std::min(first, piece);
+    if (places_ == 0) GrowDirectory(1);
+    char* data = static_cast<char*>(arena_->Take(first * bytes_));
+    if (reserved_ > 0) std::memcpy(data, Piece(0), reserved_ * bytes_);
+    directory_.load()[0].store(data, std::memory_order_release);
+    reserved_ = first;
+  }
+
+ private:
+  using Place = std::atomic<char*>;
+
+  void AddPiece() {
+    const size_t piece = size_t{1} << shift_;
+    if (reserved_ < piece) return Reserve(piece);
+    const size_t n = reserved_ >> shift_;
+    if (n == places_) GrowDirectory(n * 2);
+    directory_.load()[n].store(static_cast<char*>(arena_->Take(bytes_ << shift_)), std::memory_order_release);
+    reserved_ += piece;
+  }
+
+  void GrowDirectory(size_t places) {
+    auto* grown = static_cast<Place*>(arena_->Take(places * sizeof(Place)));
+    for (size_t i = 0; i < places; ++i) new (grown + i) Place(i < places_ ? Piece(i) : nullptr);
+    directory_.store(grown, std::memory_order_release);
+    places_ = places;
+  }
+
+  Arena* const arena_;
+  const size_t bytes_;
+  const int shift_;
+  std::atomic<Place*> directory_{nullptr};
+  size_t places_ = 0;    // of the directory
+  size_t reserved_ = 0;  // elements
+};
+
 class Slab {
  public:
   static constexpr uint32_t kNoRow = 0xffffffff;  // never a row: also the index's mark of an empty slot
@@ -62,11 +179,13 @@ class Slab {
     return (lines - floats) * 8 <= lines ? lines : (floats + 3) / 4 * 4;
   }
 
-  explicit Slab(size_t row_floats) : stride_(Stride(row_floats)) {}
+  Slab(Arena* arena, size_t row_floats)
+      : stride_(Stride(row_floats)),
+        shift_(std::bit_width(std::max<size_t>(kPiece / (stride_ * sizeof(float)), 1)) - 1),
+        rows_(arena, stride_ * sizeof(float), shift_) {}
 
   float* At(uint32_t row) const {
-    const int chunk = std::bit_width(row / kFirst);
-    return static_cast<float*>(chunks_[chunk].data()) + (row - Begin(chunk)) * stride_;
+    return reinterpret_cast<float*>(rows_.Piece(row >> shift_)) + (row & ((uint32_t{1} << shift_) - 1)) * stride_;
   }
 
   uint32_t New() {
@@ -76,10 +195,7 @@ class Slab {
       return row;
     }
     if (end_ == kNoRow) throw std::bad_alloc();
-    const int chunk = std::bit_width(end_ / kFirst);
-    if (chunks_[chunk].data() == nullptr) {
-      chunks_[chunk] = Block((chunk == 0 ? kFirst : Begin(chunk)) * stride_ * sizeof(float));
-    }
+    rows_.Reserve(end_ + size_t{1});
     return end_++;
   }
 
@@ -92,13 +208,11 @@ class Slab {
   size_t bytes() const { return end_ * stride_ * sizeof(float); }
 
  private:
-  static constexpr uint32_t kFirst = 4;  // rows of the first chunk: a table of ten ids costs kilobytes
-  static size_t Begin(int chunk) { return chunk == 0 ? 0 : size_t{kFirst} << (chunk - 1); }
-
-  size_t stride_;
+  const size_t stride_;
+  const int shift_;
+  Pieces rows_;
   uint32_t end_ = 0;
   uint32_t free_ = kNoRow;
-  std::array<Block, 32> chunks_;
 };
 
 }  // namespace cuckoo

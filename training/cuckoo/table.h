@@ -1,16 +1,20 @@
 // The collisionless embedding table: int64 key -> row of weights and optimizer slots. No TensorFlow here.
 //
-//   batch of keys --counting sort by shard--> runs of <= 256 keys --one lock a run--> groups of 16, prefetched
-//
-//   Table ── Shard 0 ── Lock | Index (buckets of key, row, tick) | Slab (rows: weights, slots)
+//   Table ── Shard 0 ── Lock | Index (buckets of key, row, tick) | Slab (rows: weights, slots) | Admission
 //         ── Shard 1 ── ...         `---- row number ----------------^
+//         ── Arena: the memory of all indexes and slabs
+//
+//   Find, and Lookup of keys that are there: in the batch's order, without a lock (lock.h, glance)
+//   all others, and what a glance could not prove: dealt to shards, a lock for at most 256 keys (shard.h)
 //
 // Invariants
 //   - Every call may be made from any number of threads. A row is read and written whole; a batch is not one step.
-//   - A lock is held for at most 256 keys (growth and the scans of KeysSince and Evict: for one shard's index).
+//   - A lock is held for at most 256 keys, or for a piece of a scan (KeysSince, Evict).
 //   - tick of a row <= tick of the table, which never falls. A row is stamped when it is inserted or applied to.
 //   - SetTick(t + 1), then KeysSince(s <= t): a change is either seen by this scan or stamped t + 1, never lost between
 //     two deltas. (The stamp is read under the shard's lock, the scan takes the lock after the clock has moved.)
+//   - A scan sees each key that is there from its beginning to its end, once: one that changes its bucket between two
+//     pieces is written down by the index, and looked up by itself at the end.
 //   - On std::bad_alloc the keys before it are done, the others not; the table is whole.
 #pragma once
 
@@ -22,11 +26,8 @@
 #include <shared_mutex>
 #include <vector>
 
-#include "training/cuckoo/admission.h"
-#include "training/cuckoo/index.h"
-#include "training/cuckoo/lock.h"
 #include "training/cuckoo/row.h"
-#include "training/cuckoo/storage.h"
+#include "training/cuckoo/shard.h"
 
 namespace cuckoo {
 
@@ -42,21 +43,12 @@ struct Stats {
   size_t size, capacity, bytes;
 };
 
-// One of `count` parts of a batch, by shard: the calls for all parts, made at once by as many threads, are the batch's,
-// with the same result whatever the timing (a key given twice is one part's), and never wait for each other's locks.
-struct Part {
-  size_t index = 0, count = 1;
-};
-
 class Table {
  public:
   static constexpr size_t kMaxShards = 256;
 
-  explicit Table(const Config& config) : config_(config), shift_(64 - std::bit_width(config.shards - 1)) {
-    for (size_t s = 0; s < config.shards; ++s) {
-      shards_.push_back(std::make_unique<Shard>(config, static_cast<double>(s) / config.shards, layout().floats()));
-    }
-  }
+  explicit Table(const Config& config)
+      : config_(config), shards_(&arena_, config.layout.floats(), config.admission, config.shards) {}
 
   const Config& config() const { return config_; }
   const Layout& layout() const { return config_.layout; }
@@ -73,42 +65,45 @@ class Table {
 
   // Weights of each key; zeros where there is none.
   void Find(const int64_t* keys, size_t n, float* weights) const {
-    ForEachRun(keys, n, [&](const Shard& shard, const Item* items, size_t count) {
-      std::shared_lock hold(shard.lock);
-      ForEachPlace(shard, keys, items, count, layout().dim(), [&](size_t i, Place place) {
-        CopyOrZero(place ? shard.slab.At(place.row()) : nullptr, weights + i * layout().dim(), layout().dim());
-      });
-    });
+    std::vector<uint32_t>& rest = Rest();
+    for (size_t begin = 0; begin < n; begin += kGlance) {
+      const int64_t* these = keys + begin;
+      float* out = weights + begin * dim();
+      Glance(shards_, these, std::min(kGlance, n - begin), dim(), out, false, &rest);
+      ForEachRun(shards_, these, rest.data(), rest.size(), WeightBytes(), {},
+                 [&](const Shard& shard, const Item* items, size_t count, auto ahead) {
+                   std::shared_lock hold(shard.lock);
+                   for (size_t m = 0; m < count; ++m) {
+                     ahead(m);
+                     const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+                     CopyOrZero(place ? shard.slab.At(place.row()) : nullptr, out + items[m].i * dim());
+                   }
+                 });
+    }
   }
 
   // Weights of each key; a new one that is admitted is inserted, initialised by its key and stamped; zeros of one that
   // is not. Key i is seen `sights[i]` times, once where there are no sights.
   void Lookup(const int64_t* keys, size_t n, float* weights, const int64_t* sights = nullptr) {
-    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
-      Item missing[kRun];
-      size_t misses = 0;
-      {
-        std::shared_lock hold(shard.lock);
-        size_t at = 0;
-        ForEachPlace(shard, keys, items, count, layout().dim(), [&](size_t i, Place place) {
-          if (place) {
-            std::memcpy(weights + i * layout().dim(), shard.slab.At(place.row()), layout().dim() * sizeof(float));
-          } else {
-            missing[misses++] = items[at];
-          }
-          ++at;
-        });
-      }
-      if (misses == 0) return;
-      std::unique_lock hold(shard.lock);
-      for (size_t m = 0; m < misses; ++m) {
-        const auto [hash, i] = missing[m];
-        const Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice, another thread was faster
-        const float* row =
-            place ? shard.slab.At(place.row()) : Admit(shard, keys[i], hash, sights == nullptr ? 1 : sights[i]);
-        CopyOrZero(row, weights + i * layout().dim(), layout().dim());
-      }
-    });
+    std::vector<uint32_t>& rest = Rest();
+    for (size_t begin = 0; begin < n; begin += kGlance) {
+      const int64_t* these = keys + begin;
+      float* out = weights + begin * dim();
+      Glance(shards_, these, std::min(kGlance, n - begin), dim(), out, true, &rest);
+      ForEachRun(shards_, these, rest.data(), rest.size(), WeightBytes(), {},
+                 [&](Shard& shard, const Item* items, size_t count, auto ahead) {
+                   std::unique_lock hold(shard.lock);
+                   for (size_t m = 0; m < count; ++m) {
+                     ahead(m);
+                     const auto [key, i] = items[m];
+                     const uint64_t hash = Hash(key);
+                     const Place place = shard.index.Find(key, hash);  // the batch may hold it twice
+                     CopyOrZero(place ? shard.slab.At(place.row())
+                                      : Admit(shard, key, hash, sights == nullptr ? 1 : sights[begin + i]),
+                                out + i * dim());
+                   }
+                 });
+    }
   }
 
   // Calls f(float* row, size_t i) for each key i that has a row (weights, then slots), and stamps it; the row is f's
@@ -117,252 +112,174 @@ class Table {
   template <class F>
   size_t Update(const int64_t* keys, size_t n, F f, Part part = {}) {
     size_t updated = 0;
-    ForEachRun(
-        keys, n,
-        [&](Shard& shard, const Item* items, size_t count) {
-          std::unique_lock hold(shard.lock);
-          const uint32_t now = tick();
-          ForEachPlace(shard, keys, items, count, layout().floats(), [&](size_t i, Place place) {
-            if (!place) return;
-            f(shard.slab.At(place.row()), i);
-            place.tick() = now;
-            ++updated;
-          });
-        },
-        part);
+    ForEachRun(shards_, keys, nullptr, n, RowBytes(), part,
+               [&](Shard& shard, const Item* items, size_t count, auto ahead) {
+                 std::unique_lock hold(shard.lock);
+                 const uint32_t now = tick();
+                 for (size_t m = 0; m < count; ++m) {
+                   ahead(m);
+                   const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+                   if (!place) continue;
+                   f(shard.slab.At(place.row()), size_t{items[m].i});
+                   place.tick() = now;
+                   ++updated;
+                 }
+               });
     return updated;
   }
 
   // Sets whole rows, inserting where needed; of a key given twice the last one stands. The clock follows the ticks.
-  void Import(const int64_t* keys, size_t n, const float* weights, const float* slots, const uint32_t* ticks) {
-    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
-      std::unique_lock hold(shard.lock);
-      const auto set = [&](float* row, size_t i) {
-        std::memcpy(row, weights + i * layout().dim(), layout().dim() * sizeof(float));
-        std::memcpy(row + layout().dim(), slots + i * layout().slot_floats(), layout().slot_floats() * sizeof(float));
-      };
-      Item missing[kRun];
-      size_t misses = 0, at = 0;
-      ForEachPlace(shard, keys, items, count, layout().floats(), [&](size_t i, Place place) {
-        SetTick(ticks[i]);
-        if (place) {
-          place.tick() = ticks[i];
-          set(shard.slab.At(place.row()), i);
-        } else {
-          missing[misses++] = items[at];
-        }
-        ++at;
-      });
-      for (size_t m = 0; m < misses; ++m) {
-        const auto [hash, i] = missing[m];
-        const Place place = shard.index.Find(keys[i], hash);  // the batch may hold it twice
-        if (place) place.tick() = ticks[i];
-        set(place ? shard.slab.At(place.row()) : Insert(shard, keys[i], hash, ticks[i]), i);
-      }
-    });
+  void Import(const int64_t* keys, size_t n, const float* weights, const float* slots, const uint32_t* ticks,
+              Part part = {}) {
+    ForEachRun(shards_, keys, nullptr, n, RowBytes(), part,
+               [&](Shard& shard, const Item* items, size_t count, auto ahead) {
+                 std::unique_lock hold(shard.lock);
+                 for (size_t m = 0; m < count; ++m) {
+                   ahead(m);
+                   const auto [key, i] = items[m];
+                   const uint64_t hash = Hash(key);
+                   SetTick(ticks[i]);
+                   const Place place = shard.index.Find(key, hash);
+                   if (place) place.tick() = ticks[i];
+                   float* row = place ? shard.slab.At(place.row()) : shard.Insert(key, hash, ticks[i]);
+                   std::memcpy(row, weights + i * dim(), WeightBytes());
+                   std::memcpy(row + dim(), slots + i * layout().slot_floats(), SlotBytes());
+                 }
+               });
   }
 
   // Keys of rows with a tick after `tick`; of all rows if it is 0.
   std::vector<int64_t> KeysSince(uint32_t tick) const {
-    std::vector<int64_t> keys;
-    for (const auto& shard : shards_) {
-      std::shared_lock hold(shard->lock);
-      shard->index.ForEach([&](Place place) {
-        if (tick == 0 || place.tick() > tick) keys.push_back(place.bucket->key[place.slot]);
-        return true;
-      });
+    std::vector<int64_t> keys, found, moved;
+    const auto add = [&](Place place) {
+      if (tick == 0 || place.tick() > tick) found.push_back(place.key());
+    };
+    for (size_t s = 0; s < shards_.size(); ++s) {
+      const Shard& shard = shards_[s];
+      const size_t begin = keys.size();
+      const auto collect = [&] {
+        keys.insert(keys.end(), found.begin(), found.end());
+        found.clear();
+      };
+      shard.Scan<std::shared_lock<Lock>>(&moved, add, collect);
+      if (moved.empty()) continue;
+      const auto is_moved = [&](int64_t key) { return std::binary_search(moved.begin(), moved.end(), key); };
+      keys.erase(std::remove_if(keys.begin() + begin, keys.end(), is_moved), keys.end());
+      shard.Visit<std::shared_lock<Lock>>(moved, add, collect);
     }
     return keys;
+  }
+
+  // Takes out the rows with a stamp <= `tick` and appends their keys. A row stamped meanwhile stays or goes whole.
+  size_t Evict(uint32_t tick, std::vector<int64_t>* keys) {
+    const size_t before = keys->size();
+    std::vector<int64_t> moved;
+    for (size_t s = 0; s < shards_.size(); ++s) {
+      Shard& shard = shards_[s];
+      const auto evict = [&](Place place) {
+        if (place.tick() > tick) return;
+        keys->push_back(place.key());  // first: it may throw
+        shard.Erase(place);
+      };
+      shard.Scan<std::unique_lock<Lock>>(&moved, evict, [] {});
+      shard.Visit<std::unique_lock<Lock>>(moved, evict, [] {});
+    }
+    return keys->size() - before;
   }
 
   // Whole rows. `found[i]` says whether key i has one; where not, the others are left as they are. Returns how many.
   size_t Read(const int64_t* keys, size_t n, float* weights, float* slots, uint32_t* ticks, bool* found) const {
     size_t total = 0;
-    ForEachRun(keys, n, [&](const Shard& shard, const Item* items, size_t count) {
-      std::shared_lock hold(shard.lock);
-      ForEachPlace(shard, keys, items, count, layout().floats(), [&](size_t i, Place place) {
-        found[i] = static_cast<bool>(place);
-        if (!place) return;
-        const float* row = shard.slab.At(place.row());
-        std::memcpy(weights + i * layout().dim(), row, layout().dim() * sizeof(float));
-        std::memcpy(slots + i * layout().slot_floats(), row + layout().dim(), layout().slot_floats() * sizeof(float));
-        ticks[i] = place.tick();
-        ++total;
-      });
-    });
+    ForEachRun(shards_, keys, nullptr, n, RowBytes(), {},
+               [&](const Shard& shard, const Item* items, size_t count, auto ahead) {
+                 std::shared_lock hold(shard.lock);
+                 for (size_t m = 0; m < count; ++m) {
+                   ahead(m);
+                   const size_t i = items[m].i;
+                   const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+                   found[i] = static_cast<bool>(place);
+                   if (!place) continue;
+                   const float* row = shard.slab.At(place.row());
+                   std::memcpy(weights + i * dim(), row, WeightBytes());
+                   std::memcpy(slots + i * layout().slot_floats(), row + dim(), SlotBytes());
+                   ticks[i] = place.tick();
+                   ++total;
+                 }
+               });
     return total;
   }
 
   // Takes rows out; their memory is used again. `removed[i]` says whether key i had one.
   size_t Remove(const int64_t* keys, size_t n, bool* removed) {
     size_t total = 0;
-    ForEachRun(keys, n, [&](Shard& shard, const Item* items, size_t count) {
+    ForEachRun(shards_, keys, nullptr, n, kLine, {}, [&](Shard& shard, const Item* items, size_t count, auto ahead) {
       std::unique_lock hold(shard.lock);
       for (size_t m = 0; m < count; ++m) {
-        const auto [hash, i] = items[m];
-        const Place place = shard.index.Find(keys[i], hash);
-        removed[i] = static_cast<bool>(place);
+        ahead(m);
+        const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+        removed[items[m].i] = static_cast<bool>(place);
         if (!place) continue;
-        shard.slab.Free(place.row());
-        shard.index.Erase(place);
+        shard.Erase(place);
         ++total;
       }
     });
     return total;
   }
 
-  // Takes out the rows with a stamp <= `tick` and appends their keys. A row stamped meanwhile stays or goes whole.
-  size_t Evict(uint32_t tick, std::vector<int64_t>* keys) {
-    const size_t before = keys->size();
-    for (auto& shard : shards_) {
-      std::unique_lock hold(shard->lock);
-      shard->index.ForEach([&](Place place) {
-        if (place.tick() > tick) return true;
-        keys->push_back(place.bucket->key[place.slot]);  // first: it may throw
-        shard->slab.Free(place.row());
-        shard->index.Erase(place);
-        return true;
-      });
-    }
-    return keys->size() - before;
-  }
-
   // Calls f(admission, number of the shard) for each shard, which is held.
   template <class F>
   void ForEachAdmission(F f) {
     for (size_t s = 0; s < shards_.size(); ++s) {
-      std::unique_lock hold(shards_[s]->lock);
-      f(shards_[s]->admission, s);
+      std::unique_lock hold(shards_[s].lock);
+      f(shards_[s].admission, s);
     }
   }
 
   Stats stats() const {
     Stats stats{0, 0, sizeof(Table) + shards_.size() * sizeof(Shard)};
-    for (const auto& shard : shards_) {
-      std::shared_lock hold(shard->lock);
-      stats.size += shard->index.size();
-      stats.capacity += shard->index.capacity();
-      stats.bytes += shard->index.bytes() + shard->slab.bytes() + shard->admission.bytes();
+    for (size_t s = 0; s < shards_.size(); ++s) {
+      const Shard& shard = shards_[s];
+      std::shared_lock hold(shard.lock);
+      stats.size += shard.index.size();
+      stats.capacity += shard.index.capacity();
+      stats.bytes += shard.index.bytes() + shard.slab.bytes() + shard.admission.bytes();
     }
     return stats;
   }
 
  private:
-  static constexpr size_t kRun = 256;        // keys a lock is held for: the readers' tail
-  static constexpr size_t kGroup = 16;       // lines in flight: about what a core's miss buffers hold
-  static constexpr size_t kBatch = 1 << 16;  // bounds the scratch of a call
+  static constexpr size_t kGlance = 1 << 14;  // bounds what is left to the locked way at a time
 
-  struct Shard {
-    Shard(const Config& config, double stagger, size_t row_floats)
-        : index(stagger), slab(row_floats), admission(config.admission, config.shards) {}
-    mutable Lock lock;
-    Index index;
-    Slab slab;
-    Admission admission;
-  };
+  size_t dim() const { return layout().dim(); }
+  size_t WeightBytes() const { return dim() * sizeof(float); }
+  size_t SlotBytes() const { return layout().slot_floats() * sizeof(float); }
+  size_t RowBytes() const { return WeightBytes() + SlotBytes(); }
 
-  struct Item {
-    uint64_t hash;
-    size_t i;  // place in the batch
-  };
+  static std::vector<uint32_t>& Rest() {
+    thread_local std::vector<uint32_t> rest;
+    return rest;
+  }
 
-  size_t ShardOf(uint64_t hash) const { return shift_ == 64 ? 0 : hash >> shift_; }
-
-  static void CopyOrZero(const float* from, float* to, size_t n) {
+  void CopyOrZero(const float* from, float* to) const {
     if (from != nullptr) {
-      std::memcpy(to, from, n * sizeof(float));
+      std::memcpy(to, from, WeightBytes());
     } else {
-      std::memset(to, 0, n * sizeof(float));
+      std::memset(to, 0, WeightBytes());
     }
-  }
-
-  // Calls f(shard, items, count) for runs of keys of one shard, in the batch's order within a shard.
-  template <class F>
-  void ForEachRun(const int64_t* keys, size_t n, F f, Part part = {}) const {
-    const size_t first = shards_.size() * part.index / part.count;
-    const size_t last = shards_.size() * (part.index + 1) / part.count;
-    thread_local std::vector<Item> items;
-    for (size_t begin = 0; begin < n; begin += kBatch) {
-      const size_t end = std::min(n, begin + kBatch);
-      size_t ends[kMaxShards + 1] = {};
-      for (size_t i = begin; i < end; ++i) ++ends[ShardOf(Hash(keys[i])) + 1];
-      for (size_t s = 0; s < shards_.size(); ++s) ends[s + 1] += ends[s];
-      items.resize(end - begin);
-      for (size_t i = begin; i < end; ++i) {
-        const uint64_t hash = Hash(keys[i]);
-        items[ends[ShardOf(hash)]++] = {hash, i};  // leaves in ends[s] where shard s ends
-      }
-      for (size_t s = first, at = first == 0 ? 0 : ends[first - 1]; s < last; ++s) {
-        for (; at < ends[s]; at += std::min(kRun, ends[s] - at))
-          f(*shards_[s], &items[at], std::min(kRun, ends[s] - at));
-      }
-    }
-  }
-
-  // Calls f(i, place) for each item in order. Bucket a, bucket b and the row are each fetched a group ahead of use.
-  // f must not insert: it would move places.
-  template <class F>
-  void ForEachPlace(const Shard& shard, const int64_t* keys, const Item* items, size_t count, size_t row_floats,
-                    F f) const {
-    Index::Choice choices[kGroup];
-    Place places[kGroup];
-    for (size_t begin = 0; begin < count; begin += kGroup) {
-      const size_t m = std::min(kGroup, count - begin);
-      for (size_t j = 0; j < m; ++j) {
-        choices[j] = shard.index.Choose(items[begin + j].hash);
-        __builtin_prefetch(&shard.index.At(choices[j].a));
-      }
-      for (size_t j = 0; j < m; ++j) {
-        Bucket& bucket = shard.index.At(choices[j].a);
-        const int slot = bucket.Find(keys[items[begin + j].i]);
-        places[j] = slot >= 0 ? Place{&bucket, slot} : Place{};
-        if (slot >= 0) {
-          PrefetchRow(shard, places[j].row(), row_floats);
-        } else {
-          __builtin_prefetch(&shard.index.At(choices[j].b));
-        }
-      }
-      for (size_t j = 0; j < m; ++j) {
-        if (places[j]) continue;
-        Bucket& bucket = shard.index.At(choices[j].b);
-        const int slot = bucket.Find(keys[items[begin + j].i]);
-        if (slot < 0) continue;
-        places[j] = {&bucket, slot};
-        PrefetchRow(shard, places[j].row(), row_floats);
-      }
-      for (size_t j = 0; j < m; ++j) f(items[begin + j].i, places[j]);
-    }
-  }
-
-  static void PrefetchRow(const Shard& shard, uint32_t row, size_t floats) {
-    const char* at = reinterpret_cast<const char*>(shard.slab.At(row));
-    for (size_t byte = 0; byte < floats * sizeof(float); byte += kLine) __builtin_prefetch(at + byte);
   }
 
   // A new row that begins as its key says, nullptr if the key is not admitted; the shard is held.
   float* Admit(Shard& shard, int64_t key, uint64_t hash, uint64_t sights) {
     if (!shard.admission.Admit(hash, sights, tick())) return nullptr;
-    float* row = Insert(shard, key, hash, tick());
+    float* row = shard.Insert(key, hash, tick());
     layout().Begin(key, row);
     return row;
   }
 
-  // A new row, for the caller to fill; the shard is held. Throws std::bad_alloc and has changed nothing.
-  float* Insert(Shard& shard, int64_t key, uint64_t hash, uint32_t tick) {
-    const uint32_t row = shard.slab.New();
-    try {
-      while (!shard.index.Insert(key, hash, row, tick)) shard.index.Grow();
-    } catch (...) {
-      shard.slab.Free(row);
-      throw;
-    }
-    return shard.slab.At(row);
-  }
-
   const Config config_;
-  const int shift_;
   std::atomic<uint32_t> tick_{1};
-  std::vector<std::unique_ptr<Shard>> shards_;
+  Arena arena_;  // outlives the shards
+  Shards shards_;
 };
 
 }  // namespace cuckoo
