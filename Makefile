@@ -18,7 +18,8 @@ demo: setup ## replay real traffic through the whole platform, then a report (SO
 test: setup ## run all tests: the join's cases, the fast ones, then those that start the real processes
 	@echo 'the cases of the join (Maven)'
 	@mvn -q -B -ntp -f streaming/join/pom.xml test
-	@$(PYTHON_IN) -m pytest tests -m 'not e2e'
+	@# two at a time, a file to one worker: most of them wait for a process
+	@$(PYTHON_IN) -m pytest tests -m 'not e2e' -n 2 --dist loadfile
 	@$(PYTHON_IN) -m pytest tests -m e2e
 
 check: setup ## lint: ruff, mypy, clang-format, docker-compose.yml, and the lock
