@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from streaming.declaration import Feature
 from streaming.views import DAY_MS, EVENT_MS, GIVEN, TS, Plan, plan_of
 
 REPO = Path(__file__).resolve().parents[1] / "feature_repo"
@@ -99,8 +100,7 @@ class Features:
         for item_id, at_ms, features in zip(item_ids, ts_ms, given, strict=True):
             row = {self.plan.user_key: user_id, self.plan.item_key: item_id, TS: at_ms}
             for f in self.plan.features["request"]:
-                value = features.get(f.name)
-                row[GIVEN + f.name] = _plain(f.default if value is None else value)
+                row[GIVEN + f.name] = _given(f, features.get(f.name))
             rows.append(row)
         with self._locked(fcntl.LOCK_SH):
             read_ms = now_ms()
@@ -153,7 +153,7 @@ class Features:
         }
         for f in self.plan.features["request"]:
             values = asked[f.name].to_pylist() if f.name in asked.column_names else [None] * n
-            columns[GIVEN + f.name] = pa.array([_plain(f.default if v is None else v) for v in values], KINDS[f.kind])
+            columns[GIVEN + f.name] = pa.array([_given(f, v) for v in values], KINDS[f.kind])
         frame = pa.table(columns).to_pandas()
         for attempt in range(3):
             job = self._feast.get_historical_features(
@@ -316,6 +316,12 @@ def _fingerprint(plan: Plan) -> str:
 
 def _arrived(path: Path) -> int:
     return int(path.stem.split("-")[0])
+
+
+def _given(feature: Feature, value: Any) -> Any:
+    """A request feature on its way in. Feast cannot tell the type of an empty list: it goes as none."""
+    value = feature.default if value is None else value
+    return list(value) or None if feature.kind == "ids" else float(value) if feature.kind == "number" else int(value)
 
 
 def _plain(value: Any) -> Any:

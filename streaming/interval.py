@@ -1,7 +1,7 @@
 """An interval [begin, end) of event time: the slow half's unit of work, a day more often than not.
 
-    Interval.of(day="2022-05-07")                                       # that day, UTC
-    Interval.of(begin="2022-05-07T00:00", end="2022-05-07T06:00")
+Interval.of(day="2022-05-07")                                       # that day, UTC
+Interval.of(begin="2022-05-07T00:00", end="2022-05-07T06:00")
 """
 
 from __future__ import annotations

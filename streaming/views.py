@@ -154,5 +154,6 @@ def on_demand(source: str, inputs: Rows) -> dict[str, list[Any]]:
                 values = rows[column.name]
                 rows[column.name] = [None if gone else v for v, gone in zip(values, old, strict=True)]
     given = {f.name: rows.pop(GIVEN + f.name) for f in found.features["request"]}
+    given |= {f.name: [v or [] for v in given[f.name]] for f in found.features["request"] if f.kind == "ids"}
     derived = found.views.derive({**rows, **given})
     return {f.name: list(derived[f.name] if f.view == "derived" else given[f.name]) for f in found.on_demand}

@@ -70,11 +70,12 @@ def interleaved(told: list[Event], seed: int) -> list[Event]:
     return found
 
 
-def by_sql(exposures: list[Exposure], now_ms: int) -> dict[int, tuple[int, ...]]:
+def by_sql(
+    exposures: list[Exposure], now_ms: int, window_ms: int = WINDOW_MS, judged: str = "click"
+) -> dict[int, tuple[int, ...]]:
     """item -> shown, positives, and both over 1 h, 1 d, 7 d, at now_ms."""
-    judged = [(e.item_id, e.outcomes["click"]) for e in exposures if "click" in e.outcomes]
-    within = [e.outcomes["click"] <= e.ts_ms + WINDOW_MS for e in exposures if "click" in e.outcomes]
-    kept = [pair for pair, good in zip(judged, within, strict=True) if good]
+    done = [(e, e.outcomes[judged]) for e in exposures if judged in e.outcomes]
+    kept = [(e.item_id, at) for e, at in done if at <= e.ts_ms + window_ms]
     log = pa.table(
         {
             "item": [e.item_id for e in exposures] + [item for item, _ in kept],
