@@ -17,7 +17,7 @@ from infra.settings import SettingError, Settings, load
 from infra.supervisor import tail
 
 # Modules of other parts that bring subcommands: each offers add_parser(subparsers) and sets `run` (args -> exit code).
-COMMANDS = ("infra.demo", "infra.deltas_cli", "infra.pipeline")
+COMMANDS = ("infra.demo", "infra.deltas_cli", "infra.pipeline", "infra.recommend_cli")
 OWN = ("up", "down", "status", "start", "restart", "logs")
 
 

@@ -11,7 +11,7 @@ from infra import cli
 
 PROJECT = Path(__file__).resolve().parents[2]
 README = (PROJECT / "README.md").read_text()
-COMMANDS = ("up", "down", "status", "start", "restart", "logs", "demo", "pipeline", "deltas")
+COMMANDS = ("up", "down", "status", "start", "restart", "logs", "demo", "pipeline", "deltas", "recommend")
 
 
 def test_every_make_target_it_names_exists() -> None:

@@ -8,8 +8,8 @@ from streaming.source import Exposure
 declaration = Declaration(
     name="shop",
     features=(
-        Feature("user", "id"),
-        Feature("item", "id"),
+        Feature("user", "id", view="user"),
+        Feature("item", "id", view="item"),
         Feature("tags", "ids"),
         Feature("seen", "ids", table="item"),
         Feature("price", "number"),

@@ -1,0 +1,74 @@
+"""Recommend, from a real feature store and a real model server: the best first, and scored as by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Rig
+from world import SOURCE, D, until
+
+from infra import cli
+from serving.recommend import NothingToRecommend, recommend
+from streaming.client import Scorer
+from streaming.counters import Counters
+from streaming.feature_store import Features
+from streaming.features import push
+
+NOW_MS = 1_700_000_000_000
+
+
+def test_the_best_of_the_popular_first_scored_as_by_hand(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.start_server()
+    items, users = sorted(rig.lineage.tables["item"])[:30], sorted(rig.lineage.tables["user"])
+    store = Features(rig.folder / "features", SOURCE)
+    scorer = Scorer([f"127.0.0.1:{rig.port}"], "ranker", D)
+    with pytest.raises(NothingToRecommend):
+        recommend(store, scorer, users[0])
+
+    counters = Counters("click", D.window_ms, D.max_disorder_ms)
+    for k, item in enumerate(items):
+        for n in range(30 - k):  # the first is the most popular
+            counters.shown(f"{k}-{n}", users[1], item, NOW_MS + k, None)
+    push(store, *counters.take())
+    assert store.popular(5) == (items[:5], NOW_MS + 29)
+    until(lambda: scorer.score([{}]), "the server is up", 90)
+
+    given = {"hour": 0.5, "tags": [1, 2]}
+    found = recommend(store, scorer, users[0], top=7, candidates=20, given=given)
+    by_hand = [
+        {"user": users[0], "item": item, "tags": [1, 2], "seen": [], "price": 0.0, "hour": 0.5} for item in items
+    ]
+    scores, seq = scorer.score(by_hand[:20])
+    expected = sorted(zip(items, scores["click"], scores["like"], strict=False), key=lambda row: -row[1])[:7]
+    assert [(r.item_id, r.score, r.scores["like"]) for r in found] == expected
+    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    assert all(r.features in by_hand and r.seq == seq for r in found)
+    liked = recommend(store, scorer, users[0], top=3, candidates=20, given=given, task="like")
+    assert [r.score for r in liked] == sorted(scores["like"], reverse=True)[:3]
+    for wrong, said in (
+        ({"task": "buy"}, "task is 'buy', allowed are click, like"),
+        ({"top": 0}, "top is 0"),
+        ({"given": {"city": 1}}, "given is 'city', allowed are the request's features: tags, seen, price, hour"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            recommend(store, scorer, users[0], **wrong)
+
+    # The command, on what a platform leaves in its folder.
+    (rig.folder / "features" / "state.pickle").touch()
+    facts = {"settings": {"source": SOURCE, "replicas": 1}, "addresses": {"model-server-0": f"127.0.0.1:{rig.port}"}}
+    (rig.folder / "platform.json").write_text(json.dumps(facts))
+    there = ["--name", rig.folder.name, "--set", f"var={rig.folder.parent}"]
+    words = ["recommend", *there, "--user", str(users[0]), "--top", "30", "--given", "hour=0.5", "--json"]
+    assert cli.main(words) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {r["item_id"] for r in said} == set(items) and said[0]["features"]["hour"] == 0.5
+    assert [r["score"] for r in said] == sorted((r["score"] for r in said), reverse=True)
+    assert cli.main(["recommend", *there, "--user", "5"]) == 0  # somebody new, as a table
+    assert str(said[0]["item_id"]) in capsys.readouterr().out
+
+
+def test_without_a_platform_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recommend", "--user", "1", "--name", "none", "--set", f"var={tmp_path}"]) == 2
+    assert "no platform 'none' has run here: minutehand up" in capsys.readouterr().err
