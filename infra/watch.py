@@ -47,7 +47,7 @@ class Figure:
     ok: bool
 
     def __str__(self) -> str:
-        seen = f"{self.seen:.4g}" if isinstance(self.seen, float) else self.seen
+        seen = f"{self.seen:.6g}" if isinstance(self.seen, float) else self.seen
         return f"{self.name}: seen is {'nothing yet' if seen is None else seen}, allowed is {self.allowed}"
 
 

@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     for s in chosen:
         log.info("learn from %s (%s): %d examples", _of(s), s["sampling"], s["rows"])
     log.info("judge on %s", judge)
-    train = {"examples": [s["file"] for s in chosen], "end": chosen[-1]["end_ms"]}
+    train = {"examples": [s["file"] for s in chosen], "begin": chosen[0]["begin_ms"], "end": chosen[-1]["end_ms"]}
     print(json.dumps({"train": train, "judge": {"begin": judge.begin_ms, "end": judge.end_ms}}))
     return 0
 

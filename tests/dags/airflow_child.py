@@ -95,28 +95,26 @@ def main() -> None:
     from airflow.utils import db
 
     db.initdb()
-    bags: dict[bool, Any] = {}
     for line in sys.stdin:
         question = json.loads(line)
-        answer = VERBS[question.pop("verb")](bags, **question)
+        answer = VERBS[question.pop("verb")](**question)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-def _bag(bags: dict[bool, Any], daily: bool) -> Any:
+def _bag(daily: bool) -> Any:
+    """All DAGs, read anew: a DAG's `test` leaves the run's params in it."""
     from airflow.dag_processing.dagbag import DagBag
 
     os.environ["MINUTEHAND_DAILY"] = str(daily).lower()
-    if daily not in bags:
-        bags[daily] = DagBag(PROJECT / "dags")
-    return bags[daily]
+    return DagBag(PROJECT / "dags")
 
 
-def _look(bags: dict[bool, Any], daily: bool) -> dict[str, Any]:
+def _look(daily: bool) -> dict[str, Any]:
     """What a reader of the DAGs wants to know, by id; and the import errors."""
     from airflow.sdk.definitions.dag import DAG
 
-    bag = _bag(bags, daily)
+    bag = _bag(daily)
     found = {}
     for name, dag in bag.dags.items():
         assert isinstance(dag, DAG)
@@ -137,15 +135,14 @@ def _look(bags: dict[bool, Any], daily: bool) -> dict[str, Any]:
     return {"errors": {str(k): str(v) for k, v in bag.import_errors.items()}, "dags": found}
 
 
-def _run(
-    bags: dict[bool, Any], dag: str, conf: dict[str, Any], platform: str, at: str, done: str, daily: bool
-) -> dict[str, Any]:
+def _run(dag: str, conf: dict[str, Any], platform: str, at: str, done: str, daily: bool) -> dict[str, Any]:
+    from airflow.models.asset import AssetEvent
     from airflow.models.xcom import XComModel
     from airflow.sdk import timezone
     from airflow.utils.session import create_session
 
     os.environ["MINUTEHAND_PLATFORM"] = platform
-    chosen = _bag(bags, daily).dags[dag]
+    chosen = _bag(daily).dags[dag]
     for task in chosen.tasks:
         task.retry_delay = timezone.datetime(2022, 1, 1) - timezone.datetime(2022, 1, 1)
     more: dict[str, Any] = {"mark_success_pattern": done} if done else {}
@@ -153,9 +150,8 @@ def _run(
     with create_session() as session:
         kept = session.query(XComModel).filter_by(run_id=run.run_id, dag_id=dag, key="return_value").all()
         returned = {x.task_id: XComModel.deserialize_value(x) for x in kept}
-        extra = {}
-        for event in run.created_asset_events if hasattr(run, "created_asset_events") else []:
-            extra = event.extra
+        events = session.query(AssetEvent).filter_by(source_run_id=run.run_id, source_dag_id=dag)
+        extra = {k: v for event in events for k, v in event.extra.items() if k != "from_dag_test"}
     states = {t.task_id: str(t.state) for t in run.get_task_instances()}
     return {"state": str(run.state), "tasks": states, "returned": returned, "extra": extra}
 

@@ -97,12 +97,12 @@ def write(folder: Path, source: Simulator, parts: Iterable[dict[str, pa.Table]],
     return folder
 
 
-def archive(folder: Path, minutes: int, change: Change = lambda day: day, pi: float = 1.0) -> Path:
-    """`minutes` of the simulator from BEGIN_MS, in one commit after `change`; complete to their end."""
+def archive(folder: Path, minutes: int, change: Change = lambda day: day, until_ms: int | None = None) -> Path:
+    """`minutes` of the simulator from BEGIN_MS, in one commit after `change`; complete to their end, or `until_ms`."""
     source = simulator()
     end_ms = BEGIN_MS + minutes * MINUTE_MS
     shown = exposures(source, BEGIN_MS - source.declaration.window_ms, end_ms)
-    return write(folder, source, [change(tables(source, shown, pi))], end_ms - 1)
+    return write(folder, source, [change(tables(source, shown))], until_ms or end_ms - 1)
 
 
 def simulator() -> Simulator:

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import archived
+import pytest
+from airflow_child import Airflow
+
+FOLDERS = ("archive", "samples", "data_docs", "features", "log", "models")
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    with Airflow(tmp_path_factory.mktemp("airflow")) as child:
+        yield child
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Path:
+    """platform.json of a platform that has folders and nothing else."""
+    return write_platform(tmp_path)
+
+
+def write_platform(folder: Path, addresses: dict[str, str] | None = None, **settings: Any) -> Path:
+    facts = {
+        "settings": {"source": archived.SOURCE, "replicas": 1, "sync_every": 60.0} | settings,
+        "addresses": addresses or {},
+        "folders": {name: str(folder / name) for name in FOLDERS},
+    }
+    (folder / "platform.json").write_text(json.dumps(facts))
+    return folder / "platform.json"

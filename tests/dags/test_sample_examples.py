@@ -1,0 +1,105 @@
+"""sample_examples end to end: a day becomes a sample, a poisoned one stops before it, a missing one says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import archived
+import pyarrow.parquet as pq
+
+from streaming.archive import Archive
+from streaming.interval import Interval, text
+from training.sampling import Sampling, take
+
+INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 3 * archived.MINUTE_MS)
+GIVEN = {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)}
+DAY = Interval.of(day="2023-11-14")
+
+
+def test_a_day_by_its_data_interval_a_failed_step_resumes_and_the_bytes_are_the_same(airflow, platform):
+    folder = platform.parent
+    source = archived.simulator()
+    shown = archived.exposures(source, 0, DAY.end_ms - 100 * archived.MINUTE_MS)
+    archived.write(folder / "archive", source, [archived.tables(source, shown)], DAY.end_ms + 60_000)
+    target = folder / "samples" / DAY.name / Sampling().name
+    target.parent.mkdir(parents=True)
+    target.write_text("in the way")
+
+    failed = airflow.run("sample_examples", {}, platform, at="2023-11-15T00:00:00Z", daily=True)
+    assert failed.tasks == {"interval": "success", "validate": "success", "features": "success", "sample": "failed"}
+    assert f"interval {DAY}: the run's data interval" in failed.log
+    assert f"{DAY} keeps " in failed.log and "Data Docs: file://" in failed.log
+    assert Path(failed.returned["validate"]["docs"].removeprefix("file://")).is_file()
+
+    target.unlink()
+    done = "validate|features"
+    run = airflow.run("sample_examples", {}, platform, at="2023-11-15T00:00:00Z", done=done, daily=True)
+    assert run.state == "success", run.log
+    assert "training.validation" not in run.log and "training.feature_check" not in run.log
+    facts = run.returned["sample"]
+    assert facts == json.loads((target / "sample.json").read_text()) == run.extra
+    assert hashlib.sha256(Path(facts["file"]).read_bytes()).hexdigest() == facts["sha256"]
+    assert 0 < facts["rows"] < facts["of"]
+
+    again = take(Archive(folder / "archive"), source.declaration, DAY, Sampling(), folder / "again")
+    assert Path(again["file"]).read_bytes() == Path(facts["file"]).read_bytes()
+
+
+def test_a_poisoned_day_stops_before_anything_is_sampled(airflow, platform):
+    def poison(day):
+        table = day["examples"]
+        place = table.schema.get_field_index("kind")
+        kinds = ["unheard" if k % 7 == 0 else kind for k, kind in enumerate(table["kind"].to_pylist())]
+        return {**day, "examples": table.set_column(place, "kind", [kinds])}
+
+    archived.archive(platform.parent / "archive", 3, poison)
+    run = airflow.run("sample_examples", GIVEN, platform)
+    assert run.state == "failed"
+    assert run.tasks == {
+        "interval": "success",
+        "validate": "failed",
+        "features": "upstream_failed",
+        "sample": "upstream_failed",
+    }
+    (error,) = {line.split("AirflowFailException: ")[1] for line in run.log.splitlines() if "FailException: " in line}
+    assert "is refused: examples: expect_column_values_to_be_in_set of kind: seen are " in error
+    assert "(unheard); allowed are negative, positive" in error
+    assert not (platform.parent / "samples").exists()
+
+
+def test_an_empty_day_is_no_error(airflow, platform):
+    archived.archive(platform.parent / "archive", 3, until_ms=DAY.end_ms + 2 * 24 * 3600 * 1000)
+    run = airflow.run("sample_examples", {"day": "2023-11-16"}, platform)
+    assert run.state == "success", run.log[-3000:]
+    assert run.tasks == {"interval": "success", "validate": "success", "features": "success", "sample": "skipped"}
+    assert "the interval has no examples: nothing to train on" in run.log
+    assert run.extra == {}
+
+
+def test_a_day_that_is_not_archived_says_so(airflow, platform):
+    archived.archive(platform.parent / "archive", 3)
+    run = airflow.run("sample_examples", {"day": "2023-11-14"}, platform)
+    assert run.tasks["validate"] == "failed", run.log[-3000:]
+    assert run.tasks["sample"] == "upstream_failed"
+    assert "2023-11-14 00:00:00" in run.log and "not complete, archived until 2023-11-14 22:17:59" in run.log
+    run = airflow.run("sample_examples", {"begin": GIVEN["begin"]}, platform)
+    assert run.tasks["interval"] == "failed"
+    assert "allowed is a day, or both begin and end" in run.log
+
+
+def test_two_samplers_at_once_leave_one_whole_sample(tmp_path):
+    archived.archive(tmp_path / "archive", 3)
+    flags = ["--source", archived.SOURCE, "--archive", tmp_path / "archive", "--to", tmp_path / "samples"]
+    times = ["--begin", GIVEN["begin"], "--end", GIVEN["end"]]
+    command = [sys.executable, "-m", "training.sampling", *map(str, flags), *times]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    one, two = (json.loads(child.communicate(timeout=120)[0]) for child in both)
+    assert [child.returncode for child in both] == [0, 0]
+    assert one == two
+    assert pq.read_table(one["file"]).num_rows == one["rows"]
+    assert hashlib.sha256(Path(one["file"]).read_bytes()).hexdigest() == one["sha256"]
+    assert sorted(p.name for p in Path(one["file"]).parent.iterdir()) == ["examples.parquet", "sample.json"]

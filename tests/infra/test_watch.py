@@ -1,0 +1,93 @@
+"""Each figure of watch_platform: what is seen, what is allowed, and what is not judged."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import archived
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from infra import watch
+from streaming.health import Health
+
+NOW = 1_800_000_000_000
+
+
+def lines(folder, *entries):
+    """sync.jsonl of deltas (confirmed s ago, event time learned until, seconds from Kafka to here)."""
+    folder.mkdir()
+    with (folder / "sync.jsonl").open("w") as f:
+        for ago_s, learned_until_ms, age_s in entries:
+            at = NOW - 1000 * ago_s
+            written = {"positive": {str(at - 1000 * age_s): 7}, "negative": {}}
+            line = {"confirmed_ms": at, "learned_until_ms": learned_until_ms, "written_ms": written}
+            f.write(json.dumps(line) + "\n")
+    return folder
+
+
+def test_freshness_is_of_the_last_minutes_and_of_new_events(tmp_path):
+    replica = lines(tmp_path / "replica-0", (3600, 10, 500), (60, 20, 30), (50, 15, 900), (40, 30, 50))
+    figure = watch.freshness_of(replica, 60, 10, NOW)
+    assert str(figure).startswith("freshness p99 of replica-0, seconds: seen is 50, allowed is at most 130 (2 x sync")
+    assert figure.ok
+    assert not watch.freshness_of(replica, 15, 10, NOW).ok
+    assert watch.freshness_of(tmp_path / "replica-1", 60, 10, NOW).seen is None
+
+
+def scored(factor: float) -> pa.Table:
+    """Examples of a day whose scores are the truth times a factor, sampled with pi 0.5."""
+    source = archived.simulator()
+    shown = archived.exposures(source, archived.BEGIN_MS, archived.BEGIN_MS + 6 * archived.MINUTE_MS)
+    table = archived.tables(source, shown, pi=0.5)["examples"]
+    place = table.schema.get_field_index("score_watch")
+    return table.set_column(place, "score_watch", pc.multiply(table["score_watch"], pa.scalar(factor, pa.float32())))
+
+
+def test_calibration_counts_a_sampled_negative_as_often_as_it_stands_for():
+    figure = watch.calibration(scored(1.0), archived.declared(), 0.02)
+    assert figure.seen == pytest.approx(1, abs=0.1) and figure.ok
+    off = watch.calibration(scored(1.5), archived.declared(), 0.05)
+    assert not off.ok
+    assert str(off).startswith("calibration of watch, mean score / rate: seen is 1.5")
+    assert watch.calibration(scored(1.5).slice(0, 50), archived.declared(), 0.05).seen is None
+
+
+def test_drift_is_seen_and_chance_is_not():
+    rng = np.random.default_rng(0)
+    old, same, moved = rng.normal(size=3000), rng.normal(size=3000), rng.normal(1, 1, 3000)
+    assert watch.drift(old, same, "score_watch", 0.1).ok
+    figure = watch.drift(old, np.append(moved, np.nan), "score_watch", 0.25)
+    assert not figure.ok and "drift of score_watch, stability index: seen is 1.00" in str(figure)
+    assert watch.drift(old[:100], moved, "score_watch", 0.25).seen is None
+
+
+def test_what_a_process_says_of_itself():
+    registry = CollectorRegistry()
+    lag = Gauge("minutehand_trainer_lag_records", "records", registry=registry)
+    lag.set(20_000)
+    health = Health(port := _free(), registry)
+    try:
+        where = {"trainer": f"http://127.0.0.1:{port}", "kafka": "127.0.0.1:1", "sync-0": "http://127.0.0.1:1"}
+        starting, gone = watch.health(where)
+        assert not starting.ok and "starting" in str(starting)
+        assert not gone.ok and "health of sync-0: seen is" in str(gone)
+        health.reason = ""
+        assert next(iter(watch.health(where))).ok
+        (figure,) = watch.metrics(where)
+        assert str(figure) == "minutehand_trainer_lag_records of trainer: seen is 20000, allowed is at most 10000"
+        assert not figure.ok
+        lag.set(3)
+        assert [f.ok for f in watch.metrics(where)] == [True]
+    finally:
+        health.close()
+
+
+def _free() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
