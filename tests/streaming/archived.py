@@ -63,6 +63,7 @@ def tables(source: Simulator, shown: list[Exposure], pi: float = 1.0) -> dict[st
         "request_id": pa.array([e.impression_id for e in shown]),
         "position": pa.array(np.zeros(n, np.int32)),
         "arm": pa.array([""] * n, pa.string()),
+        "read_ms": pa.array(np.zeros(n, np.int64)),
     }
     impressions = {name: features[name] for name in schema[IMPRESSIONS].names if name in features.schema.names} | more
     done = [(e.impression_id, task, at) for e in shown for task, at in e.outcomes.items()]
