@@ -6,7 +6,8 @@ import numpy as np
 
 from training.delta import Log, LogBroken, Manifest
 from training.log_writer import Cut, Writer
-from training.row_files import TableRows, read_dense, read_tables
+from training.expiry import thinned
+from training.row_files import Filter, TableRows, read_dense, read_tables
 
 
 def overlay(parts: list[TableRows]) -> TableRows:
@@ -29,7 +30,19 @@ def overlay(parts: list[TableRows]) -> TableRows:
         np.concatenate([p.slots for p in parts])[chosen],
         np.concatenate([p.ticks for p in parts])[chosen],
         np.empty(0, np.int64),
+        overlay_lines([p.admission for p in parts]),
     )
+
+
+def overlay_lines(parts: list[Filter]) -> Filter:
+    """The same of an admission filter's lines, by place; one of another shape than the one before began empty."""
+    shape, since = parts[-1].shape, 0
+    for i, part in enumerate(parts):
+        if part.shape != shape:
+            since = i + 1
+    places = np.concatenate([p.places for p in parts[since:]])
+    chosen, last = np.unique(places[::-1], return_index=True)
+    return Filter(shape, chosen, np.concatenate([p.lines for p in parts[since:]])[len(places) - 1 - last])
 
 
 def merged(base: Manifest, deltas: list[Manifest]) -> dict[str, TableRows]:
@@ -45,13 +58,18 @@ def merged(base: Manifest, deltas: list[Manifest]) -> dict[str, TableRows]:
     return tables
 
 
+def tick_times(manifests: list[Manifest]) -> dict[int, int]:
+    """Tick -> newest event time when it ended, of all that a chain says."""
+    return {int(tick): ms for m in manifests for tick, ms in m.tick_times.items()}
+
+
 def compact(log: Log, writer: Writer) -> Manifest | None:
     """Write the base of the newest delta; None if the newest base is already that."""
     base, deltas = log.chain(writer.lineage)
     if not deltas:
         return None
     last, tables = deltas[-1], merged(base, deltas)
-    ticks = {int(t): ms for m in (base, *deltas) for t, ms in m.tick_times.items()}
+    oldest = min((int(t.ticks.min()) for t in tables.values() if len(t.ticks)), default=last.tick)
     cut = Cut(
         source=last.source,
         declaration=last.declaration,
@@ -59,7 +77,7 @@ def compact(log: Log, writer: Writer) -> Manifest | None:
         dense=read_dense(last),
         totals={name: info.total for name, info in last.tables.items()},
         tick=last.tick,
-        tick_times=ticks,
+        tick_times=thinned(tick_times([base, *deltas]), oldest),
         positions=last.positions,
         learned=(int(last.learned["count"]), int(last.learned["sum"])),
         learned_until_ms=last.learned_until_ms,

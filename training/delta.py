@@ -21,7 +21,7 @@ from typing import Any
 
 from streaming.disk import flush_folder, flushed
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.new"
 """A manifest before it is linked to its name; a writer killed right after the link leaves both names."""
@@ -44,13 +44,18 @@ class LogBusy(LogError):
 
 @dataclass(frozen=True)
 class TableInfo:
-    """Of one table: floats and optimizer slots a row; rows and removed keys in these files; rows in the whole table."""
+    """Of one table: floats and optimizer slots a row; rows and removed keys in these files; rows in the whole table.
+
+    `admission` is the shape of the filter that says which ids get a row, "" where there is none; `lines` of it are here.
+    """
 
     dim: int
     slots: int
     rows: int
     removed: int
     total: int
+    admission: str = ""
+    lines: int = 0
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ def explain(log: Log, lineage: str, seq: int) -> dict[str, Any]:
                 "rows": info.rows,
                 "removed": info.removed,
                 "total": info.total,
+                "admission": info.admission,
+                "lines": info.lines,
                 "keys": tables[name].keys[:5].tolist(),
             }
             for name, info in m.tables.items()

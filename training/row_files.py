@@ -17,6 +17,7 @@ from training.delta import LogBroken, Manifest, TableInfo, file_bytes
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 UInt32s = npt.NDArray[np.uint32]
+Bytes = npt.NDArray[np.uint8]
 
 _BATCH = 1 << 20
 """Rows a record batch: the 32-bit offsets of a list column end at 2^31 floats, so dims up to 2048 fit."""
@@ -25,7 +26,20 @@ _FLOATS = pa.list_(pa.float32())
 ROWS = pa.schema([("table", pa.uint16()), ("key", pa.int64()), ("row", _FLOATS)])
 SLOTS = pa.schema([("table", pa.uint16()), ("tick", pa.uint32()), ("slots", _FLOATS)])
 REMOVED = pa.schema([("table", pa.uint16()), ("key", pa.int64())])
+LINE_BYTES = 64
+ADMISSION = pa.schema([("table", pa.uint16()), ("line", pa.uint32()), ("bytes", pa.binary(LINE_BYTES))])
 DENSE = pa.schema([("name", pa.string()), ("shape", pa.list_(pa.int64())), ("values", _FLOATS), ("slots", _FLOATS)])
+
+
+class Filter(NamedTuple):
+    """Lines of an admission filter: its shape ("": no filter), their places uint32[n], their bytes uint8[n, 64]."""
+
+    shape: str
+    places: UInt32s
+    lines: Bytes
+
+
+NO_FILTER = Filter("", np.empty(0, np.uint32), np.empty((0, LINE_BYTES), np.uint8))
 
 
 class TableRows(NamedTuple):
@@ -36,6 +50,7 @@ class TableRows(NamedTuple):
     slots: Float32s
     ticks: UInt32s
     removed: Int64s
+    admission: Filter = NO_FILTER
 
 
 class Weight(NamedTuple):
@@ -47,7 +62,7 @@ class Weight(NamedTuple):
 
 def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, removed: bool) -> dict[str, bytes]:
     """File name -> bytes. `removed`: with removed.arrow (a delta) or without (a base)."""
-    rows, slots, gone = [], [], []
+    rows, slots, gone, lines = [], [], [], []
     for place, t in enumerate(tables.values()):
         for at in range(0, len(t.keys), _BATCH):
             part = slice(at, at + _BATCH)
@@ -56,6 +71,10 @@ def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, remo
             slots.append([pa.array(table), pa.array(t.ticks[part]), _lists(t.slots[part])])
         if len(t.removed):
             gone.append([pa.array(np.full(len(t.removed), place, np.uint16)), pa.array(t.removed)])
+        if n := len(t.admission.places):
+            data = pa.py_buffer(np.ascontiguousarray(t.admission.lines))
+            column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LINE_BYTES), n, [None, data])
+            lines.append([pa.array(np.full(n, place, np.uint16)), pa.array(t.admission.places), column])
     weights = [
         pa.array(list(dense), pa.string()),
         pa.array([list(w.value.shape) for w in dense.values()], pa.list_(pa.int64())),
@@ -65,7 +84,7 @@ def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, remo
     files = {"rows-0.arrow": _file(ROWS, rows), "slots-0.arrow": _file(SLOTS, slots)}
     if removed:
         files["removed.arrow"] = _file(REMOVED, gone)
-    return {**files, "dense.arrow": _file(DENSE, [weights])}
+    return {**files, "admission.arrow": _file(ADMISSION, lines), "dense.arrow": _file(DENSE, [weights])}
 
 
 def read_rows(manifest: Manifest) -> dict[str, tuple[Int64s, Float32s]]:
@@ -91,15 +110,30 @@ def read_removed(manifest: Manifest) -> dict[str, Int64s]:
     return removed
 
 
+def read_admission(manifest: Manifest) -> dict[str, Filter]:
+    """Table -> the lines of its admission filter that are here."""
+    file, found = "admission.arrow", {n: NO_FILTER._replace(shape=i.admission) for n, i in manifest.tables.items()}
+    for name, batch in _batches(manifest, file, ADMISSION):
+        places, column = batch.column(1).to_numpy(), batch.column(2)
+        lines = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * LINE_BYTES :][: len(places) * LINE_BYTES]
+        if len(found[name].places) or len(np.unique(places)) != len(places):
+            raise LogBroken(f"{manifest.folder / file}: table {name}: a line is there twice")
+        found[name] = Filter(found[name].shape, places, lines.reshape(-1, LINE_BYTES))
+    for name, info in manifest.tables.items():
+        _count(manifest, file, name, len(found[name].places), info.lines)
+    return found
+
+
 def read_tables(manifest: Manifest) -> dict[str, TableRows]:
     """All of every table: what the trainer restores from. No key is in both rows and removed."""
     rows, slots, removed = read_rows(manifest), read_slots(manifest), read_removed(manifest)
+    admission = read_admission(manifest)
     for name, gone in removed.items():
         both = np.intersect1d(gone, rows[name][0])
         if len(both):
             raise LogBroken(f"{manifest.folder}: table {name}: key {both[0]} is in rows and in removed")
     return {
-        name: TableRows(keys, values, slots[name][1], slots[name][0], removed[name])
+        name: TableRows(keys, values, slots[name][1], slots[name][0], removed[name], admission[name])
         for name, (keys, values) in rows.items()
     }
 
@@ -188,6 +222,14 @@ def _count(manifest: Manifest, file: str, table: str, found: int, expected: int)
 def infos(tables: Mapping[str, TableRows], totals: Mapping[str, int]) -> dict[str, TableInfo]:
     """What a manifest says of tables that are written."""
     return {
-        name: TableInfo(t.rows.shape[1], t.slots.shape[1], len(t.keys), len(t.removed), totals[name])
+        name: TableInfo(
+            dim=t.rows.shape[1],
+            slots=t.slots.shape[1],
+            rows=len(t.keys),
+            removed=len(t.removed),
+            total=totals[name],
+            admission=t.admission.shape,
+            lines=len(t.admission.places),
+        )
         for name, t in tables.items()
     }

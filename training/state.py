@@ -10,6 +10,7 @@ state.committed(cut)                    # only now its rows are clean; state.fai
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -20,14 +21,17 @@ import tensorflow as tf
 
 from streaming.example import Batch
 from streaming.hashing import fnv1a64, learned_sum
-from training.compaction import merged
+from training.compaction import merged, tick_times
 from training.delta import Log, LogError, Manifest
+from training.expiry import Expiry, thinned
 from training.log_writer import Cut
 from training.metrics import Tested
-from training.row_files import TableRows, Weight, read_dense
+from training.row_files import Filter, TableRows, Weight, read_dense
 from training.step import Learner
 
 _MASK = 2**64 - 1
+
+log = logging.getLogger("training.state")
 
 
 class State:
@@ -42,6 +46,9 @@ class State:
         self.positions: dict[str, Any] = {}
         self.learned = (0, 0)
         self.learned_until_ms = -1
+        self.newest_event_ms = -1
+        expire_ms = {p.table: p.expire_ms for p in self.declaration.policies if p.expire_ms is not None}
+        self.expiry = Expiry(learner.tables, expire_ms)
         self._clean_tick = 0  # rows stamped later are in no manifest yet
         self._pending: Cut | None = None
         self._begin()
@@ -54,6 +61,7 @@ class State:
 
     def learn(self, batch: Batch) -> None:
         """Steps over a batch of any size, in its order."""
+        self.newest_event_ms = max(self.newest_event_ms, int(batch.event_ms.max(initial=-1)))
         for start in range(0, batch.size, self.learner.settings.batch):
             part = batch.slice(start, start + self.learner.settings.batch)
             self.tested.add(part, self.learner.train(part).logits)
@@ -73,13 +81,17 @@ class State:
         if self._pending is not None:
             raise RuntimeError("a cut while the one before is neither committed nor failed")
         started = time.monotonic()
+        self.expiry.end()
         self.positions = dict(positions)
         tables, totals = {}, {}
-        tick = self.tick()
+        tick, since = self.tick(), 0 if whole else self._clean_tick
+        self.expiry.ended(tick, max(self.learned_until_ms, self.newest_event_ms))
         for name, table in self.learner.tables.items():
-            found = table.export_since(0 if whole else self._clean_tick)
-            keys, rows, slots, ticks = (x.numpy() for x in found)
-            tables[name] = TableRows(keys, rows, slots, ticks.astype(np.uint32), np.empty(0, np.int64))
+            keys, rows, slots, ticks = (x.numpy() for x in table.export_since(since))
+            removed = keys[:0] if whole else self.expiry.removed(name, keys)
+            places, lines = (x.numpy() for x in table.export_admission(since))
+            admission = Filter(table.admission_shape, places.astype(np.uint32), lines)
+            tables[name] = TableRows(keys, rows, slots, ticks.astype(np.uint32), removed, admission)
             totals[name] = int(table.stats()["size"])
             table.set_tick(tick + 1)
         export_ms = round((time.monotonic() - started) * 1000, 3)
@@ -93,7 +105,7 @@ class State:
             },
             totals=totals,
             tick=tick,
-            tick_times={tick: self.learned_until_ms},
+            tick_times={t: ms for t, ms in self.expiry.tick_times.items() if t > since},
             positions=self.positions,
             learned=self.learned,
             learned_until_ms=self.learned_until_ms,
@@ -102,6 +114,7 @@ class State:
             metrics={"examples": self.examples, **self.tested.figures(), "export_ms": export_ms},
         )
         self._counted = self.examples, self._written
+        self._removed = dict(self.expiry.tombstones)
         self._begin()
         return self._pending
 
@@ -109,6 +122,7 @@ class State:
         """The manifest of `cut` exists: its rows are clean."""
         self._settle(cut)
         self._clean_tick = cut.tick
+        self.expiry.committed(self._removed)
 
     def failed(self, cut: Cut) -> None:
         """It does not: its rows stay dirty and what it counted is counted in the next one."""
@@ -154,6 +168,11 @@ class State:
                     f"{last.folder}: table {name}: rows of {rows.rows.shape[1]}, expected {table.dim} floats"
                 )
             table.import_rows(rows.keys, rows.rows, rows.slots, rows.ticks.astype(np.int64))
+            if rows.admission.shape == table.admission_shape:
+                table.import_admission(rows.admission.places.astype(np.int64), rows.admission.lines)
+            else:
+                given, now = rows.admission.shape or "none", table.admission_shape or "none"
+                log.info("table %s: admission was %s in %s, is %s: it begins anew", name, given, last.name, now)
             table.set_tick(last.tick + 1)
         for name, weight in dense.items():
             self.learner.weights[name].assign(weight.value)
@@ -161,6 +180,8 @@ class State:
         self.positions = last.positions
         self.learned = int(last.learned["count"]), int(last.learned["sum"])
         self.learned_until_ms, self._clean_tick = last.learned_until_ms, last.tick
+        self.expiry.tick_times = thinned(tick_times([base, *deltas]))
+        self.newest_event_ms = max(self.expiry.tick_times.values(), default=-1)
         return last
 
 
