@@ -52,7 +52,6 @@ class Expiry:
         self._tables, self._expire_ms = tables, expire_ms
         self.tick_times: dict[int, int] = {}
         self.tombstones: dict[str, Int64s] = {name: np.empty(0, np.int64) for name in tables}
-        self.expired = 0  # rows that left since this began
         self._thread = ThreadPoolExecutor(1, "expiry")
         self._running: Future[dict[str, Int64s]] | None = None
 
@@ -74,14 +73,19 @@ class Expiry:
     def _evict(self, due: Mapping[str, int]) -> dict[str, Int64s]:
         return {name: np.asarray(self._tables[name].evict(tick), np.int64) for name, tick in due.items()}
 
-    def end(self) -> None:
-        """Wait until nothing is on its way out."""
+    def end(self) -> int:
+        """Wait until nothing is on its way out; the number of rows that left."""
         if self._running is None:
-            return
+            return 0
         running, self._running = self._running, None
-        for name, keys in running.result().items():
-            self.expired += len(keys)
+        gone = running.result()
+        for name, keys in gone.items():
             self.tombstones[name] = np.union1d(self.tombstones[name], keys)
+        return sum(len(keys) for keys in gone.values())
+
+    def waiting(self) -> bool:
+        """Whether there are tombstones that no manifest has."""
+        return any(len(keys) for keys in self.tombstones.values())
 
     def removed(self, table: str, present: Int64s) -> Int64s:
         """The table's tombstones but for the keys that have a row again."""

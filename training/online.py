@@ -65,6 +65,9 @@ class Gauges:
         self.seq = Gauge("minutehand_trainer_seq", "Newest delta of the lineage", registry=r)
         self.rows = Gauge("minutehand_trainer_delta_rows", "Rows of the newest delta", registry=r)
         self.auc = Gauge("minutehand_trainer_auc", "Test-then-train AUC of the newest delta", registry=r)
+        self.table_rows = Gauge("minutehand_trainer_table_rows", "Rows of a table", ["table"], registry=r)
+        self.table_bytes = Gauge("minutehand_trainer_table_bytes", "Memory of a table", ["table"], registry=r)
+        self.expired = Counter("minutehand_trainer_expired_rows", "Rows that expired in this process", registry=r)
         self.rate = Gauge("minutehand_trainer_examples_per_second", "Examples learned, last sync", registry=r)
 
 
@@ -138,6 +141,10 @@ class Trainer:
         self.gauges.uncommitted.set(self.state.examples + self._buffered + being_written)
         self.gauges.dead.set(self.feed.dead)
         self.gauges.lag.set(self.feed.lag() + self._buffered)
+        for name, table in self.state.learner.tables.items():
+            stats = table.stats()
+            self.gauges.table_rows.labels(name).set(stats["size"])
+            self.gauges.table_bytes.labels(name).set(stats["bytes"])
 
     def _cut(self) -> None:
         """Learn the rest, so that positions and what is learned are of one moment; then hand the cut to its thread."""
@@ -147,13 +154,16 @@ class Trainer:
         head = self.writer.head
         # Without events no delta, but one that closes: it says that learned_until has passed all that was learned.
         closing = head is not None and head.learned_until_ms < self._learned_to_ms <= self.state.learned_until_ms
-        if not self.state.examples and not closing:
+        self.gauges.expired.inc(self.state.expiry.end())
+        if not self.state.examples and not closing and not self.state.expiry.waiting():
+            self.state.expire()  # event time goes on without examples
             return
         now = time.monotonic()
         self.gauges.rate.set(self.state.examples / max(now - self._cut_at, 1e-3))
         self._cut_at = now
         cut = self.state.cut(self.feed.positions(), digest=self.pace.digest)
         self._writing = cut, self._writes.submit(self.writer.delta, cut)
+        self.state.expire()
 
     def _settle(self, wait: bool = False) -> None:
         """What the threads have done since the last look."""

@@ -5,6 +5,7 @@ state.restore(log, lineage)             # the newest whole chain
 state.learn(batch)                      # steps; counts what was learned
 cut = state.cut(positions)              # between two steps: copied, the tables' clock moves on
 manifest = writer.delta(cut)            # any thread
+state.expire()                          # in the background; the next cut has the keys that left
 state.committed(cut)                    # only now its rows are clean; state.failed(cut) otherwise
 """
 
@@ -131,6 +132,10 @@ class State:
         self.examples += examples
         for kind, bins in written.items():
             self._written[kind].update(bins)
+
+    def expire(self) -> None:
+        """Rows that are due leave in the background; the next cut has their keys."""
+        self.expiry.begin(self.learned_until_ms)
 
     def _settle(self, cut: Cut) -> None:
         if cut is not self._pending:

@@ -226,12 +226,17 @@ class Table {
     return total;
   }
 
-  // Calls f(admission, number of the shard) for each shard, which is held.
+  // Calls f(AdmissionLine&, place) for each line of the admission filters, in one order; the shard is held.
   template <class F>
-  void ForEachAdmission(F f) {
+  void ForEachAdmissionLine(F f) {
+    size_t place = 0;
     for (size_t s = 0; s < shards_.size(); ++s) {
-      std::unique_lock hold(shards_[s].lock);
-      f(shards_[s].admission, s);
+      Shard& shard = shards_[s];
+      for (size_t i = 0; i < shard.admission.lines();) {
+        std::unique_lock hold(shard.lock);
+        const size_t end = std::min(i + kLinesHeld, shard.admission.lines());
+        for (; i < end; ++i) f(shard.admission.At(i), place++);
+      }
     }
   }
 
@@ -249,6 +254,7 @@ class Table {
 
  private:
   static constexpr size_t kGlance = 1 << 14;  // bounds what is left to the locked way at a time
+  static constexpr size_t kLinesHeld = 1024;  // 64 KB
 
   size_t dim() const { return layout().dim(); }
   size_t WeightBytes() const { return dim() * sizeof(float); }

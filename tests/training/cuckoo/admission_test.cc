@@ -205,11 +205,10 @@ void TestTable(size_t shards) {
   strict.Lookup(keys.data(), n, rows.data());
   CHECK_EQ(strict.stats().size, n);
   size_t lines = 0, changed = 0;
-  strict.ForEachAdmission([&](Admission& admission, size_t) {
-    for (size_t i = 0; i < admission.lines(); ++i, ++lines) {
-      changed += admission.At(i).tick != 0;
-      CHECK_EQ(admission.At(i).used(), 0u);  // who is admitted leaves the filter
-    }
+  strict.ForEachAdmissionLine([&](const AdmissionLine& line, size_t place) {
+    CHECK_EQ(place, lines++);
+    changed += line.tick != 0;
+    CHECK_EQ(line.used(), 0u);  // who is admitted leaves the filter
   });
   CHECK_EQ(lines, shards * ((10'000 + 8 * shards - 1) / (8 * shards)));
   CHECK(changed > 0);
