@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from training.delta import Log, LogBroken, Manifest
-from training.log_writer import Cut, Writer
 from training.expiry import thinned
+from training.log_writer import Cut, Writer
 from training.row_files import Filter, TableRows, read_dense, read_tables
 
 

@@ -46,7 +46,8 @@ class LogBusy(LogError):
 class TableInfo:
     """Of one table: floats and optimizer slots a row; rows and removed keys in these files; rows in the whole table.
 
-    `admission` is the shape of the filter that says which ids get a row, "" where there is none; `lines` of it are here.
+    `admission` is the shape of the filter that says which ids get a row ("": no filter); `lines` of it are in these
+    files.
     """
 
     dim: int

@@ -14,17 +14,29 @@ from training.compaction import compact
 from training.delta import Log, LogBroken, LogBusy, LogError, Manifest
 from training.log_check import explain, listing, verify
 from training.log_writer import Cut, Writer
-from training.row_files import TableRows, Weight, read_dense, read_removed, read_rows, read_slots, read_tables
+from training.row_files import (
+    Filter,
+    TableRows,
+    Weight,
+    read_admission,
+    read_dense,
+    read_removed,
+    read_rows,
+    read_slots,
+    read_tables,
+)
 
 DIMS = {"user": (3, 3), "item": (5, 10)}
+State = dict[str, dict[int, tuple[list[float], list[float], int]]]
 
 
 class Oracle:
-    """Two tables as plain dicts, changed at random: what the log must say of them."""
+    """Two tables as plain dicts, changed at random: what the log must say of them. Of `item` the admission filter's
+    lines, too, under "lines"; at the fifth tick its shape changes, and it begins empty."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.tables: dict[str, dict[int, tuple[list[float], list[float], int]]] = {name: {} for name in DIMS}
+        self.tables: State = {name: {} for name in [*DIMS, "lines"]}
         self.dense = {"w": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)}
         self.tick = 0
 
@@ -43,9 +55,10 @@ class Oracle:
             for key in gone.tolist():
                 del table[key]
             tables[name] = TableRows(keys, values, state, np.full(len(keys), self.tick, np.uint32), gone)
+        tables["item"] = tables["item"]._replace(admission=self._see())
         self.dense = {n: self.rng.normal(size=w.shape).astype(np.float32) for n, w in self.dense.items()}
         dense = {n: Weight(w, np.repeat(w.ravel(), 2)) for n, w in self.dense.items()}
-        totals = {name: len(table) for name, table in self.tables.items()}
+        totals = {name: len(self.tables[name]) for name in DIMS}
         return Cut(
             source="simulator",
             declaration="d" * 64,
@@ -61,6 +74,15 @@ class Oracle:
             metrics={"auc": 0.5 + self.tick / 100},
         )
 
+    def _see(self) -> Filter:
+        """Some lines change."""
+        if self.tick == 5:
+            self.tables["lines"] = {}
+        places = np.sort(self.rng.choice(64, 9, replace=False)).astype(np.uint32)
+        lines = self.rng.integers(0, 256, (9, 64)).astype(np.uint8)
+        self.tables["lines"].update(as_lines(places, lines))
+        return Filter("count 1x512" if self.tick < 5 else "count 2x512", places, lines)
+
     def whole(self) -> Cut:
         """A base: everything."""
         cut = self.change()
@@ -73,16 +95,28 @@ class Oracle:
                 np.array([s for _, s, _ in table.values()], np.float32).reshape(-1, slots),
                 np.array([t for _, _, t in table.values()], np.uint32),
                 np.empty(0, np.int64),
+                cut.tables[name].admission,
             )
         return replace(cut, tables=tables, written_ms={})
 
 
-def replayed(manifests: list[Manifest]) -> dict[str, dict[int, tuple[list[float], list[float], int]]]:
-    """What a reader holds after a base and its deltas: first the removed keys, then the rows."""
-    state: dict[str, dict[int, tuple[list[float], list[float], int]]] = {name: {} for name in DIMS}
+def as_lines(places: np.ndarray, lines: np.ndarray) -> dict[int, tuple[list[float], list[float], int]]:
+    return {place: (line, [], 0) for place, line in zip(places.tolist(), lines.tolist(), strict=True)}
+
+
+def replayed(manifests: list[Manifest]) -> State:
+    """What a reader holds after a base and its deltas: first the removed keys, then the rows; the filter's lines."""
+    state: State = {name: {} for name in [*DIMS, "lines"]}
+    shape = ""
     for manifest in manifests:
         rows, slots, removed = read_rows(manifest), read_slots(manifest), read_removed(manifest)
-        for name, table in state.items():
+        seen = read_admission(manifest)
+        assert seen["user"].shape == "" and not len(seen["user"].places)
+        if seen["item"].shape != shape:
+            state["lines"], shape = {}, seen["item"].shape
+        state["lines"].update(as_lines(seen["item"].places, seen["item"].lines))
+        for name in DIMS:
+            table = state[name]
             for key in removed[name].tolist():
                 del table[key]
             (keys, values), (ticks, state_of) = rows[name], slots[name]
@@ -188,7 +222,10 @@ def test_a_second_writer_says_so(tmp_path: Path) -> None:
     Writer(log, lineage).close()
 
 
-@pytest.mark.parametrize("file", ["rows-0.arrow", "slots-0.arrow", "removed.arrow", "dense.arrow", "manifest.json"])
+FILES = ["rows-0.arrow", "slots-0.arrow", "removed.arrow", "admission.arrow", "dense.arrow", "manifest.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_one_flipped_bit_is_seen_in_each_file(tmp_path: Path, file: str) -> None:
     log, lineage, _ = begun(tmp_path, 3)
     path = tmp_path / lineage / "delta-000000002" / file
@@ -261,7 +298,7 @@ def test_a_broken_manifest_says_what_was_found(tmp_path: Path) -> None:
     for wrong, said in (
         ({**good, "seq": "1"}, "field seq is '1', expected int"),
         ({k: v for k, v in good.items() if k != "tick"}, "field tick is None"),
-        ({**good, "format": 2}, "another format than 1"),
+        ({**good, "format": 1}, "another format than 2"),
         ([], "a list, expected an object"),
     ):
         path.write_text(json.dumps(wrong))
@@ -282,6 +319,18 @@ def test_a_key_in_rows_and_removed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogBroken, match=f"table user: key {user.keys[0]} is in rows and in removed"):
         read_tables(delta)
     assert any("in rows and in removed" in p for p in verify(log, lineage))
+
+
+def test_an_admission_line_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    log, lineage, oracle = begun(tmp_path, 0)
+    cut = oracle.change()
+    item = cut.tables["item"]
+    twice = item.admission._replace(places=np.full_like(item.admission.places, 7))
+    with Writer(log, lineage) as writer:
+        delta = writer.delta(replace(cut, tables={**cut.tables, "item": item._replace(admission=twice)}))
+    with pytest.raises(LogBroken, match="admission.arrow: table item: a line is there twice"):
+        read_tables(delta)
+    assert any("a line is there twice" in p for p in verify(log, lineage))
 
 
 def test_lineages_and_the_serving_pointer(tmp_path: Path) -> None:
@@ -313,6 +362,8 @@ def test_explaining_and_listing(tmp_path: Path) -> None:
     assert said["examples"] == {"positive": 3, "negative": 0}
     assert said["dense"] == {"w": [2, 3], "b": []}
     assert said["tables"]["user"]["total"] == len(oracle.tables["user"])
+    item = said["tables"]["item"]
+    assert (item["admission"], item["lines"], said["tables"]["user"]["admission"]) == ("count 1x512", 9, "")
     assert said["previous"] == log.manifest(lineage, "delta", 1).sha256
     assert json.loads(json.dumps(said)) == said
     with pytest.raises(LogError, match="no delta 3"):
