@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 
-PRECISION = 64
-"""A row of age a may stay a / PRECISION longer: some thousand ticks are kept, however many there were."""
+PRECISION = 128
+"""A row of age a may stay a / PRECISION longer: some thousand ticks are kept for a year of them."""
 
 
 class Evicts(Protocol):
@@ -32,17 +32,15 @@ class Evicts(Protocol):
 def thinned(tick_times: Mapping[int, int], oldest: int = 0) -> dict[int, int]:
     """What rows with ticks >= `oldest` need to know. A tick that is left out ends with the next one that is kept.
 
-    Kept are ticks that end at least age / (4 PRECISION) before the next one: thinned again and again, as they grow
-    older, such gaps add up to a few times the last one.
+    Kept is the last tick of each interval of event time, of a length by its age: the greatest power of two within
+    age / PRECISION. The intervals nest, so thinned again and again as they grow older they are exact to that.
     """
     newest = max(tick_times.values(), default=-1)
-    kept: dict[int, int] = {}
-    following = None
-    for tick in sorted((t for t, ms in tick_times.items() if t >= oldest and ms >= 0), reverse=True):
-        ms = tick_times[tick]
-        if following is None or (following - ms) * 4 * PRECISION > newest - ms:
-            kept[tick] = following = ms
-    return dict(sorted(kept.items()))
+    last: dict[tuple[int, int], int] = {}
+    for tick in sorted(t for t, ms in tick_times.items() if t >= oldest and ms >= 0):
+        length = max((newest - tick_times[tick]) // PRECISION, 1).bit_length() - 1
+        last[length, tick_times[tick] >> length] = tick
+    return {tick: tick_times[tick] for tick in sorted(last.values())}
 
 
 class Expiry:

@@ -32,7 +32,7 @@ from training.step import Learner
 
 _MASK = 2**64 - 1
 
-log = logging.getLogger("training.state")
+logger = logging.getLogger("training.state")
 
 
 class State:
@@ -177,7 +177,7 @@ class State:
                 table.import_admission(rows.admission.places.astype(np.int64), rows.admission.lines)
             else:
                 given, now = rows.admission.shape or "none", table.admission_shape or "none"
-                log.info("table %s: admission was %s in %s, is %s: it begins anew", name, given, last.name, now)
+                logger.info("table %s: admission was %s in %s, is %s: it begins anew", name, given, last.name, now)
             table.set_tick(last.tick + 1)
         for name, weight in dense.items():
             self.learner.weights[name].assign(weight.value)

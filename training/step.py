@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from streaming.declaration import Declaration
+from streaming.declaration import Declaration, Policy
 from streaming.example import Batch, Ragged
-from training.cuckoo import Adagrad, Normal, Segment, Table, Zeros
+from training.cuckoo import Adagrad, Admission, Normal, Segment, Table, Zeros
 from training.model import Ranker, loss
 
 
@@ -55,7 +55,10 @@ class Learner:
         self.settings = s = settings or Settings()
         adagrad = Adagrad(s.row_rate, start=s.row_start)
         segments = [Segment(1, adagrad, Zeros()), Segment(declaration.row_dim - 1, adagrad, Normal(s.row_scale))]
-        self.tables = {name: Table(segments, name, seed=s.seed) for name in declaration.tables}
+        self.tables = {
+            name: Table(segments, name, admission=_admission(declaration.policy(name)), seed=s.seed)
+            for name in declaration.tables
+        }
         self.ranker = Ranker(declaration, seed=s.seed)
         self.weights = self.ranker.dense_weights()
         self.accumulators = {
@@ -97,16 +100,17 @@ class Learner:
         numbers = [batch.features[n] for n in self.ranker.numbers]
         return columns, np.stack(numbers, axis=1) if numbers else np.zeros((batch.size, 0), np.float32)
 
-    def _unique(self, features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Table -> its unique ids; feature -> where each of its ids is among them."""
-        ids, places = {}, {}
+    def _unique(self, features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Table -> its unique ids; feature -> where each of its ids is among them; table -> how often each is there."""
+        ids, places, sights = {}, {}, {}
         for table in self.tables:
             mine = [f for f in self.declaration.features if f.table == table]
             flat = [features[f.name][0] if f.kind == "ids" else features[f.name] for f in mine]
-            ids[table], where = tf.unique(tf.concat(flat, 0))
+            ids[table], where, counts = tf.unique_with_counts(tf.concat(flat, 0))
+            sights[table] = tf.cast(counts, tf.int64)
             for f, part in zip(mine, tf.split(where, [tf.size(x) for x in flat], num=len(flat)), strict=True):
                 places[f.name] = part
-        return ids, places
+        return ids, places, sights
 
     def _gather(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:
         """Feature -> float32[n, row_dim]: its row, or the mean of its rows (no rows: zeros)."""
@@ -124,16 +128,16 @@ class Learner:
         return gathered
 
     def _find(self, features: dict[str, Any], numbers: Any) -> Any:
-        ids, places = self._unique(features)
+        ids, places, _ = self._unique(features)
         rows = {name: table.find(ids[name]) for name, table in self.tables.items()}
         return self.ranker.logits(self._gather(rows, places, features), numbers)
 
     def _step(self, features: dict[str, Any], numbers: Any, labels: Any, weights: Any, pi: Any) -> tuple[Any, Any]:
         """The logits are of the state before the step (test, then train): unknown ids read zeros, as in serving."""
-        ids, places = self._unique(features)
+        ids, places, sights = self._unique(features)
         known = {name: table.find(ids[name]) for name, table in self.tables.items()}
         tested = self.ranker.logits(self._gather(known, places, features), numbers)
-        rows = {name: table.lookup(ids[name]) for name, table in self.tables.items()}
+        rows = {name: table.lookup(ids[name], sights[name]) for name, table in self.tables.items()}
         dense = list(self.weights.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*rows.values(), *dense])
@@ -147,3 +151,7 @@ class Learner:
             total = self.accumulators[name].assign_add(gradient * gradient)
             weight.assign_sub(self.settings.dense_rate * gradient * tf.math.rsqrt(total))
         return tested, value
+
+
+def _admission(policy: Policy) -> Admission:
+    return Admission(policy.admit_after, policy.admit_probability, policy.pending_ids)

@@ -1,5 +1,6 @@
 """The collisionless embedding table: a C++ core (*.h), TensorFlow ops around it (*.cc), and `Table`."""
 
+from training.cuckoo.admission import Admission
 from training.cuckoo.embedding import Embedding
 from training.cuckoo.optimizers import FTRL, SGD, Adagrad, Adam, Momentum
 from training.cuckoo.segments import Constant, Normal, Segment, Uniform, Zeros
@@ -10,6 +11,7 @@ __all__ = [
     "SGD",
     "Adagrad",
     "Adam",
+    "Admission",
     "Constant",
     "Embedding",
     "Momentum",

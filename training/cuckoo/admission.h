@@ -42,6 +42,8 @@ struct AdmissionConfig {
 
   static constexpr uint32_t kMaxAfter = 255;
 
+  bool all() const { return after == 1 && probability >= 1; }  // no id is refused
+
   bool operator==(const AdmissionConfig&) const = default;
 };
 

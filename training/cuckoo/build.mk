@@ -20,7 +20,7 @@ $(CUCKOO_BUILD)/tensorflow.version: $(if $(filter $(CUCKOO_TF_VERSION),$(CUCKOO_
 	@test -d "$(CUCKOO_TF)/include" || { echo "the table op: no TensorFlow in $(VENV): run make setup" >&2; exit 1; }
 	@echo $(CUCKOO_TF_VERSION) > $@
 
-CUCKOO_OBJECTS := $(CUCKOO_BUILD)/ops.o $(CUCKOO_BUILD)/signatures.o
+CUCKOO_OBJECTS := $(patsubst %,$(CUCKOO_BUILD)/%.o,ops signatures admission_ops)
 $(CUCKOO_OBJECTS): $(CUCKOO_BUILD)/%.o: $(CUCKOO)/%.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
 	@# -w: TensorFlow's own headers and macros warn by the hundred; the core is held to -Wall by its tests
 	@echo "compiling the table op's $(<F) against TensorFlow $$(cat $(CUCKOO_BUILD)/tensorflow.version) (about half a minute)"

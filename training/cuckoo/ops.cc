@@ -29,18 +29,26 @@ class LookupOp : public Verb {
     Table& table = resource->table;
     const int64_t* keys;
     size_t n;
+    const Tensor* sights;
     float* rows;
     OP_REQUIRES_OK(c, Keys(c, &keys, &n));
+    OP_REQUIRES_OK(c, c->input("sights", &sights));
+    const int64_t* sights_of = sights->NumElements() == 0 ? nullptr : sights->flat<int64_t>().data();
+    OP_REQUIRES(c, sights_of == nullptr || sights->shape() == c->input(1).shape(),
+                InvalidArgument("sights has shape ", sights->shape().DebugString(), ", allowed is [", n, "] or [0]"));
+    for (size_t i = 0; sights_of != nullptr && i < n; ++i) {
+      OP_REQUIRES(c, sights_of[i] >= 1, InvalidArgument("sights holds ", sights_of[i], ", allowed is 1 or more"));
+    }
     OP_REQUIRES(c, table.layout().dim() == static_cast<size_t>(dim_),
                 InvalidArgument("dim is ", dim_, ", the table's is ", table.layout().dim()));
     OP_REQUIRES_OK(c, Output(c, 0, {n, table.layout().dim()}, &rows));
     const size_t dim = table.layout().dim();
     // With admission the order of sights speaks: one thread.
-    const size_t parts = insert_ && table.config().admission != AdmissionConfig{} ? 1 : Parts(c, n);
+    const size_t parts = insert_ && !table.config().admission.all() ? 1 : Parts(c, n);
     InParts(c, parts, [&](size_t part) {
       const size_t begin = n * part / parts, count = n * (part + 1) / parts - begin;
       if (insert_) {
-        table.Lookup(keys + begin, count, rows + begin * dim);
+        table.Lookup(keys + begin, count, rows + begin * dim, sights_of == nullptr ? nullptr : sights_of + begin);
       } else {
         table.Find(keys + begin, count, rows + begin * dim);
       }

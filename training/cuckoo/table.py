@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import tensorflow as tf
 from tensorflow.python.trackable.resource import TrackableResource
 
+from training.cuckoo.admission import Admission
 from training.cuckoo.library import ops
 from training.cuckoo.optimizers import Adagrad, Optimizer
 from training.cuckoo.segments import Initializer, Normal, Segment
@@ -50,6 +51,7 @@ class Table(TrackableResource):  # type: ignore[misc]
     beside a vector with Adagrad. A new row is a function of (seed, name, key): neither order nor number of threads
     shows.
 
+    `admission`: which unknown ids `lookup` gives a row; without it all.
     `nonfinite`: gradients with NaN or Inf are refused with nothing changed, or "zero": such numbers read 0.
     `expected_rows` sets the number of shards (1 to 256), not a limit. Tables of one `shared_name` in a process are one
     table, which outlives its Python objects; without it the table is the object's own.
@@ -62,6 +64,7 @@ class Table(TrackableResource):  # type: ignore[misc]
         *,
         optimizer: Optimizer | None = None,
         initializer: Initializer | None = None,
+        admission: Admission | None = None,
         nonfinite: Literal["refuse", "zero"] = "refuse",
         seed: int = 0,
         expected_rows: int = 1 << 20,
@@ -84,6 +87,8 @@ class Table(TrackableResource):  # type: ignore[misc]
         shards = 1
         while shards < 256 and shards * ROWS_PER_SHARD < expected_rows:
             shards *= 2
+        admission = admission or Admission()
+        self.admission_shape = admission.shape(shards)
         self._settings = {
             "dims": [s.dim for s in segments],
             "optimizers": [s.optimizer.rule for s in segments],
@@ -92,6 +97,9 @@ class Table(TrackableResource):  # type: ignore[misc]
             "scales": [s.scale for s in segments],
             "seed": seed ^ zlib.crc32(name.encode()),  # one key in two tables: two vectors
             "shards": shards,
+            "admit_after": admission.after,
+            "admit_probability": admission.probability,
+            "pending_ids": admission.pending,
             "zero_nonfinite": nonfinite == "zero",
             "label": name,
         }
@@ -101,13 +109,20 @@ class Table(TrackableResource):  # type: ignore[misc]
         with tf.init_scope():  # made here, or the first tf.function to use it would make its own
             self._handle = self.resource_handle
 
-    def lookup(self, ids: Any) -> Any:
-        """Rows of ids int64[n], float32[n, dim]; a new one is inserted and stamped with the present tick."""
-        return ops().cuckoo_lookup(self.resource_handle, _keys(ids), dim=self.dim, insert=True)
+    def lookup(self, ids: Any, sights: Any = None) -> Any:
+        """Rows of ids int64[n], float32[n, dim]; a new one is inserted and stamped with the present tick.
+
+        One that is not admitted yet reads zeros. `sights` int64[n]: how often each id was seen, without it once.
+        """
+        return self._lookup(ids, sights, insert=True)
+
+    def _lookup(self, ids: Any, sights: Any, insert: bool) -> Any:
+        sights = _keys([] if sights is None else sights)
+        return ops().cuckoo_lookup(self.resource_handle, _keys(ids), sights, dim=self.dim, insert=insert)
 
     def find(self, ids: Any) -> Any:
         """Rows of ids int64[n], float32[n, dim]; zeros where there is none. Changes nothing."""
-        return ops().cuckoo_lookup(self.resource_handle, _keys(ids), dim=self.dim, insert=False)
+        return self._lookup(ids, None, insert=False)
 
     def apply(self, ids: Any, gradients: Any, learning_rate: Any = None) -> Any:
         """One step of each segment's optimizer on the rows of ids int64[n] with gradients float32[n, dim].
@@ -136,6 +151,14 @@ class Table(TrackableResource):  # type: ignore[misc]
     def evict(self, tick: Any) -> Any:
         """Takes out the rows whose tick is `tick` or before: their keys, int64[n]. Their memory is used again."""
         return ops().cuckoo_evict(self.resource_handle, tick)
+
+    def export_admission(self, tick: Any) -> tuple[Any, Any]:
+        """Lines of the admission filter that changed after `tick`: their places int64[m], their bytes uint8[m, 64]."""
+        return ops().cuckoo_export_admission(self.resource_handle, tick)  # type: ignore[no-any-return]
+
+    def import_admission(self, places: Any, lines: Any) -> Any:
+        """Sets lines of the admission filter of a table of the same `admission_shape`."""
+        return ops().cuckoo_import_admission(self.resource_handle, _keys(places), lines)
 
     def tick(self) -> Any:
         """The clock that stamps rows, int64; it begins at 1."""

@@ -16,7 +16,8 @@ class TableOp : public tensorflow::ResourceOpKernel<TableResource> {
     std::vector<int64_t> dims;
     std::vector<std::string> optimizers, initializers;
     std::vector<float> settings, scales;
-    int64_t shards, seed;
+    int64_t shards, seed, after, pending;
+    float probability;
     OP_REQUIRES_OK(c, c->GetAttr("dims", &dims));
     OP_REQUIRES_OK(c, c->GetAttr("optimizers", &optimizers));
     OP_REQUIRES_OK(c, c->GetAttr("settings", &settings));
@@ -24,10 +25,18 @@ class TableOp : public tensorflow::ResourceOpKernel<TableResource> {
     OP_REQUIRES_OK(c, c->GetAttr("scales", &scales));
     OP_REQUIRES_OK(c, c->GetAttr("shards", &shards));
     OP_REQUIRES_OK(c, c->GetAttr("seed", &seed));
+    OP_REQUIRES_OK(c, c->GetAttr("admit_after", &after));
+    OP_REQUIRES_OK(c, c->GetAttr("admit_probability", &probability));
+    OP_REQUIRES_OK(c, c->GetAttr("pending_ids", &pending));
     OP_REQUIRES_OK(c, c->GetAttr("zero_nonfinite", &zero_nonfinite_));
     OP_REQUIRES_OK(c, c->GetAttr("label", &label_));
     OP_REQUIRES(c, shards <= static_cast<int64_t>(Table::kMaxShards) && (shards & (shards - 1)) == 0,
                 InvalidArgument("shards is ", shards, ", allowed is a power of two from 1 to ", Table::kMaxShards));
+    OP_REQUIRES(c, after >= 1 && after <= AdmissionConfig::kMaxAfter,
+                InvalidArgument("admit_after is ", after, ", allowed is 1 to ", AdmissionConfig::kMaxAfter));
+    OP_REQUIRES(c, probability > 0 && probability <= 1 && (probability == 1 || after == 1),
+                InvalidArgument("admit_probability is ", probability,
+                                ", allowed is > 0 to 1, and only 1 beside an admit_after > 1"));
     const size_t n = dims.size();
     OP_REQUIRES(
         c, optimizers.size() == n && settings.size() == n * kSettings && initializers.size() == n && scales.size() == n,
@@ -43,6 +52,8 @@ class TableOp : public tensorflow::ResourceOpKernel<TableResource> {
     }
     config_.layout = Layout(std::move(segments), static_cast<uint64_t>(seed));
     config_.shards = shards;
+    config_.admission = {static_cast<uint32_t>(after), probability, static_cast<size_t>(pending),
+                         static_cast<uint64_t>(seed)};
   }
 
  private:
@@ -72,7 +83,7 @@ class TableOp : public tensorflow::ResourceOpKernel<TableResource> {
   absl::Status VerifyResource(TableResource* resource) override {
     if (resource->table.config() == config_ && resource->zero_nonfinite == zero_nonfinite_) return absl::OkStatus();
     return InvalidArgument("table ", cinfo_.name(),
-                           " is there already with other segments, shards, seed or setting of nonfinite");
+                           " is there already with other segments, shards, seed, admission or setting of nonfinite");
   }
 
   Config config_;
