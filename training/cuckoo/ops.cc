@@ -149,32 +149,40 @@ class ExportSinceOp : public Verb {
 
  private:
   void Do(OpKernelContext* c, TableResource* resource) override {
-    Table& table = resource->table;
+    const Table& table = resource->table;
     uint32_t tick;
     OP_REQUIRES_OK(c, TickInput(c, &tick));
     const size_t dim = table.layout().dim(), slot_floats = table.layout().slot_floats();
-    std::vector<int64_t> keys = table.KeysSince(tick);
-    // A row that another thread removes meanwhile is left out, and what is left is read again.
-    while (true) {
-      const size_t n = keys.size();
-      int64_t *out_keys, *out_ticks;
-      float *rows, *slots;
-      OP_REQUIRES_OK(c, Output(c, 0, {n}, &out_keys));
-      OP_REQUIRES_OK(c, Output(c, 1, {n, dim}, &rows));
-      OP_REQUIRES_OK(c, Output(c, 2, {n, slot_floats}, &slots));
-      OP_REQUIRES_OK(c, Output(c, 3, {n}, &out_ticks));
-      std::vector<uint32_t> ticks(n);
-      const std::unique_ptr<bool[]> found(new bool[n]);
-      if (table.Read(keys.data(), n, rows, slots, ticks.data(), found.get()) == n) {
-        std::copy(keys.begin(), keys.end(), out_keys);
-        std::copy(ticks.begin(), ticks.end(), out_ticks);
-        return;
+    const std::vector<int64_t> keys = table.KeysSince(tick);
+    const size_t n = keys.size();
+    Tensor out_keys, out_rows, out_slots, out_ticks;
+    OP_REQUIRES_OK(c, Temporary<int64_t>(c, {n}, &out_keys));
+    OP_REQUIRES_OK(c, Temporary<float>(c, {n, dim}, &out_rows));
+    OP_REQUIRES_OK(c, Temporary<float>(c, {n, slot_floats}, &out_slots));
+    OP_REQUIRES_OK(c, Temporary<int64_t>(c, {n}, &out_ticks));
+    auto *rows = out_rows.flat<float>().data(), *slots = out_slots.flat<float>().data();
+    const std::unique_ptr<bool[]> found(new bool[n]);
+    const std::unique_ptr<uint32_t[]> ticks(new uint32_t[n]);
+    const size_t parts = Parts(c, n);
+    InParts(c, parts, [&](size_t part) {
+      const size_t begin = n * part / parts, count = n * (part + 1) / parts - begin;
+      table.Read(keys.data() + begin, count, rows + begin * dim, slots + begin * slot_floats, &ticks[begin], &found[begin]);
+    });
+    // A row that another thread removed meanwhile is left out; in place, for a second copy would be another delta.
+    size_t left = 0;
+    for (size_t i = 0; i < n; ++i) {
+      if (!found[i]) continue;
+      out_keys.flat<int64_t>()(left) = keys[i];
+      out_ticks.flat<int64_t>()(left) = ticks[i];
+      if (left < i) {
+        std::copy_n(rows + i * dim, dim, rows + left * dim);
+        std::copy_n(slots + i * slot_floats, slot_floats, slots + left * slot_floats);
       }
-      size_t left = 0;
-      for (size_t i = 0; i < n; ++i) {
-        if (found[i]) keys[left++] = keys[i];
-      }
-      keys.resize(left);
+      ++left;
+    }
+    int output = 0;
+    for (const Tensor& tensor : {out_keys, out_rows, out_slots, out_ticks}) {
+      c->set_output(output++, left == n ? tensor : tensor.Slice(0, left));
     }
   }
 };

@@ -27,12 +27,14 @@ class Layout {
   Layout() = default;
   Layout(std::vector<Segment> segments, uint64_t seed) : segments_(std::move(segments)), seed_(seed) {
     for (const Segment& s : segments_) {
+      places_.push_back({dim_, slot_floats_});
       dim_ += s.dim;
       slot_floats_ += s.optimizer.slot_floats(s.dim);
     }
+    for (Place& place : places_) place.slots += dim_;
   }
 
-  bool operator==(const Layout&) const = default;
+  bool operator==(const Layout& other) const { return segments_ == other.segments_ && seed_ == other.seed_; }
 
   const std::vector<Segment>& segments() const { return segments_; }
   size_t dim() const { return dim_; }
@@ -42,29 +44,28 @@ class Layout {
   // A new row: floats() numbers.
   void Begin(int64_t key, float* row) const {
     const uint64_t state = Initializer::State(seed_, key);
-    size_t column = 0;
-    float* slots = row + dim_;
-    for (const Segment& s : segments_) {
-      s.initializer.Fill(state, column, s.dim, row + column);
-      s.optimizer.Begin(s.dim, slots);
-      column += s.dim;
-      slots += s.optimizer.slot_floats(s.dim);
+    for (size_t s = 0; s < segments_.size(); ++s) {
+      const auto& [dim, initializer, optimizer] = segments_[s];
+      initializer.Fill(state, places_[s].weights, dim, row + places_[s].weights);
+      optimizer.Begin(dim, row + places_[s].slots);
     }
   }
 
   // One step of a row with a gradient of dim() numbers; a learning rate a segment.
   void Step(float* row, const float* gradient, const float* rates) const {
-    size_t column = 0;
-    float* slots = row + dim_;
-    for (const Segment& s : segments_) {
-      s.optimizer.Step(row + column, slots, gradient + column, s.dim, *rates++);
-      column += s.dim;
-      slots += s.optimizer.slot_floats(s.dim);
+    for (size_t s = 0; s < segments_.size(); ++s) {
+      const auto [weights, slots] = places_[s];
+      segments_[s].optimizer.Step(row + weights, row + slots, gradient + weights, segments_[s].dim, rates[s]);
     }
   }
 
  private:
+  struct Place {
+    size_t weights, slots;  // where a segment's begin in the row
+  };
+
   std::vector<Segment> segments_;
+  std::vector<Place> places_;
   uint64_t seed_ = 0;
   size_t dim_ = 0, slot_floats_ = 0;
 };

@@ -126,6 +126,13 @@ class Verb : public OpKernel {
   }
 
   template <class T>
+  static absl::Status Temporary(OpKernelContext* c, std::vector<size_t> dims, Tensor* tensor) {
+    TensorShape shape;
+    for (const size_t d : dims) shape.AddDim(static_cast<int64_t>(d));
+    return c->allocate_temp(tensorflow::DataTypeToEnum<T>::value, shape, tensor);
+  }
+
+  template <class T>
   static absl::Status Output(OpKernelContext* c, int index, std::vector<size_t> dims, T** data) {
     TensorShape shape;
     for (const size_t d : dims) shape.AddDim(static_cast<int64_t>(d));
