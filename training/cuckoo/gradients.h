@@ -12,6 +12,7 @@
 
 #include "training/cuckoo/index.h"
 #include "training/cuckoo/optimizer.h"
+#include "training/cuckoo/row.h"
 
 namespace cuckoo {
 
@@ -88,6 +89,19 @@ class Gradients {
   std::vector<int64_t> keys_;
   std::vector<const float*> rows_;
   std::vector<float> own_;
+};
+
+// What Table::Update calls: the step of a row.
+struct GradientStep {
+  const Layout& layout;
+  const Gradients& gradients;
+  const float* rates;
+
+  void Fetch(size_t i) const {
+    const char* at = reinterpret_cast<const char*>(gradients[i]);
+    for (size_t byte = 0; byte < layout.dim() * sizeof(float); byte += kLine) __builtin_prefetch(at + byte);
+  }
+  void operator()(float* row, size_t i) const { layout.Step(row, gradients[i], rates); }
 };
 
 }  // namespace cuckoo

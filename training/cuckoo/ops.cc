@@ -93,9 +93,7 @@ class ApplyOp : public Verb {
                                 " as 0)"));
     std::atomic<size_t> updated = 0;
     InParts(c, batch.size(), [&](size_t part) {
-      const Gradients& gradients = *batch[part];
-      updated += table.Update(gradients.keys(), gradients.size(),
-                              [&](float* row, size_t i) { layout.Step(row, gradients[i], rates); });
+      updated += table.Update(batch[part]->keys(), batch[part]->size(), GradientStep{layout, *batch[part], rates});
     });
     *applied = static_cast<int64_t>(updated);
   }
@@ -139,7 +137,8 @@ class ImportOp : public Verb {
         InvalidArgument("ticks has shape ", ticks->shape().DebugString(), ", allowed is [", n, "]: a tick a key"));
     std::vector<uint32_t> narrow(n);
     for (size_t i = 0; i < n; ++i) OP_REQUIRES_OK(c, ToTick("ticks", ticks->flat<int64_t>()(i), &narrow[i]));
-    table.Import(keys, n, rows, slots, narrow.data());
+    const size_t parts = Parts(c, n);
+    InParts(c, parts, [&](size_t part) { table.Import(keys, n, rows, slots, narrow.data(), {part, parts}); });
   }
 };
 
@@ -166,7 +165,8 @@ class ExportSinceOp : public Verb {
     const size_t parts = Parts(c, n);
     InParts(c, parts, [&](size_t part) {
       const size_t begin = n * part / parts, count = n * (part + 1) / parts - begin;
-      table.Read(keys.data() + begin, count, rows + begin * dim, slots + begin * slot_floats, &ticks[begin], &found[begin]);
+      table.Read(keys.data() + begin, count, rows + begin * dim, slots + begin * slot_floats, &ticks[begin],
+                 &found[begin]);
     });
     // A row that another thread removed meanwhile is left out; in place, for a second copy would be another delta.
     size_t left = 0;
