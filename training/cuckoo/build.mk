@@ -35,7 +35,7 @@ $(CUCKOO_SO): $(CUCKOO_OBJECTS)
 # The core without TensorFlow: plain, and under the sanitizers (thread; address and undefined behaviour).
 CUCKOO_TESTS := tests/training/cuckoo
 CUCKOO_TEST_FLAGS := $(CUCKOO_FLAGS) -Werror -pthread
-CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core row stress admission)
+CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core row stress admission file)
 CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
 
 # core_test lets chosen allocations fail

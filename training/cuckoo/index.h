@@ -183,6 +183,25 @@ class Index {
   // From now on keys that change their bucket are appended to `moved`; nullptr ends it.
   void Watch(std::vector<int64_t>* moved) const { moved_ = moved; }
 
+  // For a file (file.h): an empty index becomes one of this shape; then its keys come, each to where it was.
+  void Restore(Shape shape) {
+    ReserveStash();
+    pieces_.Reserve(shape.buckets());
+    for (uint32_t b = 0; b < shape.buckets(); ++b) At(b).Clear();
+    Publish(shape);
+  }
+  void RestoreAt(uint32_t bucket, int slot, const Entry& entry) {
+    At(bucket).Put(slot, entry);
+    ++size_;
+  }
+  void RestoreStashed(const Entry& entry) {
+    Stash(entry);
+    Publish(shape());
+    ++size_;
+  }
+  const Bucket* stash() const { return stash_; }
+  static constexpr int kStash = 16;  // buckets: as many keys as the biggest index of one group
+
   uint32_t buckets() const { return shape().buckets(); }
   size_t size() const { return size_; }
   size_t capacity() const { return size_t{buckets()} * Bucket::kSlots; }
@@ -193,10 +212,9 @@ class Index {
   static constexpr int kKicks = 8;
   static constexpr int kAhead = 10;
   static constexpr int kNodes = 512;
-  static constexpr int kShift = 10;                  // 2^10 buckets are a piece
-  static constexpr int kStash = 16;                  // buckets: as many keys as the biggest index of one group
+  static constexpr int kShift = 12;                  // 2^12 buckets are a piece
   static constexpr int kGroup = 7 * Bucket::kSlots;  // keys that one step of growth may move
-  static_assert(sizeof(Bucket) << kShift == kPiece);
+  static_assert(sizeof(Bucket) << kShift == kIndexPiece);
 
   struct Node {
     uint32_t bucket;
@@ -221,14 +239,17 @@ class Index {
     shape_.store(shape.Pack(), std::memory_order_release);
   }
 
+  void ReserveStash() {
+    if (stash_ != nullptr) return;
+    stash_ = static_cast<Bucket*>(arena_->Take(kStash * sizeof(Bucket)));
+    for (int i = 0; i < kStash; ++i) stash_[i].Clear();
+  }
+
   // One bucket more. The keys of its group that no longer belong where they are go through the stash to their places.
   void Grow() {
     const Shape old = shape(), grown = old.Next();
     if (grown.level > Shape::kMaxLevel || stashed_ > kStash * Bucket::kSlots - kGroup) throw std::bad_alloc();
-    if (stash_ == nullptr) {
-      stash_ = static_cast<Bucket*>(arena_->Take(kStash * sizeof(Bucket)));
-      for (int i = 0; i < kStash; ++i) stash_[i].Clear();
-    }
+    ReserveStash();
     pieces_.Reserve(size_t{old.buckets()} + 1);
     ReserveMoved();
     At(old.buckets()).Clear();
@@ -241,6 +262,7 @@ class Index {
       ForEach(&At(here), [&](Place p) {
         const Choice c = Choose(grown, Hash(p.key()));
         if (c.a == here || c.b == here) return;
+        __builtin_prefetch(&At(c.a), 1);
         Stash(p.entry());
         p.bucket->Erase(p.slot);
       });
@@ -281,6 +303,7 @@ class Index {
       const Entry out = Place{&home, guest}.entry();
       hash = Hash(out.key);
       __builtin_prefetch(&At(now.Bucket(ChoiceA(hash))), 1);
+      __builtin_prefetch(&At(now.Bucket(ChoiceB(hash))), 1);
       Moved(out.key);
       home.Put(guest, *entry);
       *entry = out;
@@ -288,7 +311,9 @@ class Index {
     // Breadth first: the path found is a shortest one, so it passes no bucket twice and no move undoes another. Node n
     // is what key (n - 2) % 4 of node (n - 2) / 4 would move to; it is fetched kAhead nodes before its turn.
     const Choice c = Choose(now, hash);
-    Node nodes[kNodes + kAhead] = {{c.a, -1, 0}, {c.b, -1, 0}};
+    Node nodes[kNodes + kAhead];
+    nodes[0] = {c.a, -1, 0};
+    nodes[1] = {c.b, -1, 0};
     int end = 2;
     for (int head = 0; head < nodes_; ++head) {
       const int empty = At(nodes[head].bucket).FindEmpty();

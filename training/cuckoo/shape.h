@@ -25,6 +25,7 @@ struct Shape {
 
   static constexpr uint32_t kMaxLevel = 26;  // 2^31 keys: the 6 bits left over choose inside a group
 
+  bool valid() const { return level <= kMaxLevel && 0 < k && k < 8 && (level == 0 || k >= 4) && split < groups(); }
   uint32_t groups() const { return uint32_t{1} << level; }
   uint32_t buckets() const { return (k << level) + split; }
 

@@ -54,6 +54,13 @@ struct alignas(kLine) Shard {
     index.Erase(place);
   }
 
+  // The shard is held. Its memory stays, for other rows.
+  void Clear() {
+    const auto erase = [this](Place place) { Erase(place); };
+    index.ForEach(0, index.buckets(), erase);
+    index.ForEachStashed(erase);
+  }
+
   // Calls f(Place) for each key of the shard, a piece at a time under Hold, and between() after each, with no lock. The
   // keys that changed their bucket meanwhile, sorted, are in `moved`: f may have seen them or not, once or twice.
   template <class Hold, class F, class Between>

@@ -2,7 +2,7 @@
 //
 //   Arena (one a table)      2 MB    2 MB    2 MB ...   pieces of all shards, indexes and rows, one after the other:
 //                          |.......|.......|..   |      only the last huge page of all is touched in part
-//   Pieces (one an array)    directory -> piece 0 | piece 1 | ...   64 KB each; piece 0 begins with one element
+//   Pieces (one an array)    directory -> piece 0 | piece 1 | ...   256 or 512 KB; piece 0 begins with one element
 //   Slab (one a shard)       row r, `stride` floats: | weights | slots | pad |
 //                            a freed row: its first 4 bytes hold the next free row
 //
@@ -31,7 +31,8 @@ namespace cuckoo {
 
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kPiece = size_t{64} << 10;
+constexpr size_t kIndexPiece = size_t{256} << 10;  // so that all directories stay in a core's own cache: 16 KB of
+constexpr size_t kRowPiece = size_t{512} << 10;    // them for 10 M rows of 128 B, where half a piece a shard is 1 %
 
 // `bytes` of memory of its own on a cache line, not set.
 class Block {
@@ -63,11 +64,11 @@ class Arena {
     for (const auto& [data, bytes] : maps_) munmap(data, bytes);
   }
 
-  // `bytes` of memory on a cache line, not set; up to half a piece from the heap, else from huge pages.
+  // `bytes` of memory on a cache line, not set; up to kHeap from the heap, else from huge pages.
   void* Take(size_t bytes) {
     bytes = (bytes + kLine - 1) / kLine * kLine;
     const std::lock_guard hold(mutex_);
-    if (bytes <= kPiece / 2) {
+    if (bytes <= kHeap) {
       blocks_.reserve(std::max(blocks_.capacity(), std::bit_ceil(blocks_.size() + 1)));
       void* block = std::aligned_alloc(kLine, bytes);
       if (block == nullptr) throw std::bad_alloc();
@@ -82,6 +83,7 @@ class Arena {
   }
 
  private:
+  static constexpr size_t kHeap = size_t{64} << 10;
   static constexpr size_t kMost = size_t{256} << 20;  // of one mapping; what is not touched costs nothing
 
   void Map(size_t bytes) {
@@ -132,9 +134,8 @@ class Pieces {
       while (reserved_ < need << shift_) AddPiece();
       return;
     }
-    size_t first = reserved_ == 0 ? 1 : reserved_ * 4;
-    while (first < elements) first *= 4;
-    first = std::min(first, piece);
+    size_t first = std::max<size_t>(reserved_, 1);  // 1, 4, 16, ... an eighth, all: what is left behind is a sixth
+    while (first < elements) first = first * 8 > piece ? piece : first * 4;
     if (places_ == 0) GrowDirectory(1);
     char* data = static_cast<char*>(arena_->Take(first * bytes_));
     if (reserved_ > 0) std::memcpy(data, Piece(0), reserved_ * bytes_);
@@ -181,7 +182,7 @@ class Slab {
 
   Slab(Arena* arena, size_t row_floats)
       : stride_(Stride(row_floats)),
-        shift_(std::bit_width(std::max<size_t>(kPiece / (stride_ * sizeof(float)), 1)) - 1),
+        shift_(std::bit_width(std::max<size_t>(kRowPiece / (stride_ * sizeof(float)), 1)) - 1),
         rows_(arena, stride_ * sizeof(float), shift_) {}
 
   float* At(uint32_t row) const {

@@ -244,6 +244,9 @@ class Table {
     }
   }
 
+  Shard& shard(size_t s) const { return shards_[s]; }
+  size_t ShardOf(uint64_t hash) const { return shards_.Of(hash); }
+
   Stats stats() const {
     Stats stats{0, 0, sizeof(Table) + shards_.size() * sizeof(Shard)};
     for (size_t s = 0; s < shards_.size(); ++s) {
