@@ -1,6 +1,6 @@
 """Online read of all features for one user and 100 items: Feast on SQLite and on Redis, beside Redis itself.
 
-    python -m benchmarks.features [--reads 300]
+    python benchmarks/features.py [--reads 300]
 
 Both of Feast's stores hold the same simulator's views; raw Redis holds the same values, read by pipelined HMGET (a hash
 an entity) and as packed blobs (one MGET). Needs redis-server on PATH; it is started on a free port and ended.
@@ -158,7 +158,7 @@ def main() -> None:
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
         ).stdout.strip(),
-        "command": "python -m benchmarks.features " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/features.py " + " ".join(sys.argv[1:]),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),

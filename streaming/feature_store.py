@@ -62,9 +62,9 @@ class Features:
         for view in self.plan.columns:
             (self.folder / "offline" / view).mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        self._feast = self._open(yaml)
-        self._service = self._feast.get_feature_service("ranker")
-        self._views = {name: self._feast.get_feature_view(name) for name in self.plan.columns}
+        self.feast = self._open(yaml)
+        self._service = self.feast.get_feature_service("ranker")
+        self._views = {name: self.feast.get_feature_view(name) for name in self.plan.columns}
 
     def _open(self, yaml: Path | None) -> Any:
         """Feast's store, with the definitions of this source applied."""
@@ -104,7 +104,7 @@ class Features:
             rows.append(row)
         with self._locked(fcntl.LOCK_SH):
             read_ms = now_ms()
-            found = self._feast.get_online_features(features=self._service, entity_rows=rows).to_dict()
+            found = self.feast.get_online_features(features=self._service, entity_rows=rows).to_dict()
         return self._declared(found, [user_id] * len(rows), list(item_ids)), read_ms
 
     def write(self, rows: Mapping[str, Mapping[str, Sequence[Any]]]) -> int:
@@ -156,7 +156,7 @@ class Features:
             columns[GIVEN + f.name] = pa.array([_given(f, v) for v in values], KINDS[f.kind])
         frame = pa.table(columns).to_pandas()
         for attempt in range(3):
-            job = self._feast.get_historical_features(
+            job = self.feast.get_historical_features(
                 entity_df=frame, features=self._service, filter_by_created_timestamp=True
             )
             try:
@@ -286,8 +286,8 @@ class Features:
     def _online(self, view: str, protos: list[Any], arrived_ms: int) -> None:
         arrived = datetime.fromtimestamp(arrived_ms / 1000, UTC)
         rows = [(entity, values, at, arrived) for entity, values, at, _ in protos]
-        provider = self._feast._get_provider()  # noqa: SLF001
-        provider.online_write_batch(self._feast.config, self._views[view], rows, None)
+        provider = self.feast._get_provider()  # noqa: SLF001
+        provider.online_write_batch(self.feast.config, self._views[view], rows, None)
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
