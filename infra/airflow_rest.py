@@ -80,20 +80,19 @@ class Airflow:
                 return str(run["dag_run_id"])
         return None
 
-    def tasks(self, dag: str, run: str, results: bool = True) -> dict[str, Task]:
-        """By name, in order of their start."""
-        path = f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances"
-        found = self.call(path)["task_instances"]
-        tasks: dict[str, Task] = {}
-        for one in sorted(found, key=lambda t: (t["start_date"] or "~", t["task_id"])):
-            result = None
-            if results and one["state"] == "success":
-                try:
-                    result = self.call(f"{path}/{one['task_id']}/xcomEntries/return_value")["value"]
-                except AirflowError:
-                    result = None  # it returned nothing
-            tasks[one["task_id"]] = Task(one["task_id"], one["state"] or "waiting", one["duration"] or 0.0, result)
-        return tasks
+    def tasks(self, dag: str, run: str) -> dict[str, Task]:
+        """By name, in order of their start; without their results, each of which is a question of its own."""
+        found = self.call(f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances")["task_instances"]
+        found.sort(key=lambda task: (task["start_date"] or "~", task["task_id"]))
+        return {t["task_id"]: Task(t["task_id"], t["state"] or "waiting", t["duration"] or 0.0, None) for t in found}
+
+    def result(self, dag: str, run: str, task: str) -> Any:
+        """What a task returned; None if nothing."""
+        path = f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances/{task}"
+        try:
+            return self.call(f"{path}/xcomEntries/return_value")["value"]
+        except AirflowError:
+            return None
 
     def last_words(self, dag: str, run: str, task: str) -> str:
         """The last line a task logged."""
@@ -114,19 +113,22 @@ class Airflow:
 
         Raises AirflowError with the failed task's own words, or when the time is over.
         """
-        deadline, told = time.monotonic() + timeout_s, set[str]()
+        deadline = time.monotonic() + timeout_s
+        ended: dict[str, Task] = {}
         while True:
             state = self.state(dag, run)
-            for task in self.tasks(dag, run, results=state in ENDED).values():
-                if task.state in ENDED and task.name not in told and (state in ENDED or task.state == "success"):
-                    told.add(task.name)
-                    tell(task)
+            for task in self.tasks(dag, run).values():
+                # A task that failed may be tried again while the run goes on.
+                if task.name not in ended and task.state in (ENDED if state in ENDED else ("success", "skipped")):
+                    ended[task.name] = task._replace(result=self.result(dag, run, task.name))
+                    tell(ended[task.name])
             if state == "success":
-                return self.tasks(dag, run)
+                return ended
             if state == "failed":
-                bad = [t.name for t in self.tasks(dag, run, results=False).values() if t.state == "failed"]
-                words = "; ".join(f"{name}: {self.last_words(dag, run, name)}" for name in bad)
-                raise AirflowError(f"{dag} failed: {words}")
+                words = [
+                    f"{t.name}: {self.last_words(dag, run, t.name)}" for t in ended.values() if t.state == "failed"
+                ]
+                raise AirflowError(f"{dag} failed: {'; '.join(words)}")
             if time.monotonic() > deadline:
                 raise AirflowError(f"{dag} is {state} after {timeout_s:g} s")
             time.sleep(1)

@@ -98,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo_settings(args: argparse.Namespace) -> Settings:
-    return load(args.settings, [f"name={args.name or 'demo'}", "digest=true", *args.set])
+    settings = load(args.settings, [f"name={args.name or 'demo'}", "digest=true", *args.set])
+    if settings.features_from == "feast" and not settings.feast:
+        raise SettingError("features_from is 'feast' and feast is false; allowed is source, or feast = true")
+    return settings
 
 
 def wall_of(text: str) -> float:
@@ -179,7 +182,8 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
         serving,
     ]
     words += ["--wall-s", f"{wall_s:g}", "--sync-every-ms", str(settings.sync_every_ms), "--out", str(send_log)]
-    words += ["--frozen", "frozen"]
+    words += ["--frozen", "frozen", "--features", settings.features_from]
+    words += ["--feature-folder", str(platform.layout.features)] if settings.features_from == "feast" else []
     screen = Screen(send_log, platform.layout.log, platform.layout.replica(0) / "sync.jsonl", console)
     with child(*words) as process, screen:
         while process.poll() is None:

@@ -107,10 +107,17 @@ def _airflow_db(given: Any) -> str:
     raise ValueError
 
 
+def _features_from(given: Any) -> str:
+    if given in ("source", "feast"):
+        return str(given)
+    raise ValueError
+
+
 TEXT = Kind(_text, "a text that is not empty")
 NAME = Kind(_name, "1 to 41 letters, digits, - and _")
 SWITCH = Kind(_switch, "true or false")
 PORT = number(0, 65535, whole=True)
+FEATURES_FROM = Kind(_features_from, "source or feast")
 AIRFLOW_DB = Kind(_airflow_db, "sqlite, or postgresql://user:password@host:port/database")
 MODEL_SERVER = Kind(_model_server, "auto, own, or the path of an executable tensorflow_model_server")
 
@@ -137,6 +144,7 @@ class Settings:
     mlflow: bool = setting(True, SWITCH, "start the MLflow server and keep the record there")
     archive: bool = setting(True, SWITCH, "keep what the topics held as Parquet, for the DAGs")
     feast: bool = setting(True, SWITCH, "push features into Feast's stores, for recommend and the DAGs")
+    features_from: str = setting("source", FEATURES_FROM, "a replay's features: of the source, or read from Feast")
     airflow: bool = setting(True, SWITCH, "start Airflow with the DAGs of dags/")
     airflow_db: str = setting(
         "sqlite", AIRFLOW_DB, "Airflow's database: sqlite, or postgresql://..., which backfills need"

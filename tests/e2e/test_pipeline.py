@@ -1,0 +1,64 @@
+"""The slow half on a running platform, by Airflow's REST API: a sample begins a warm start, whose model is served."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from infra import pipeline
+from infra.airflow_rest import Airflow, AirflowError
+from infra.platform import Platform
+from infra.settings import PORTS, load
+from training.delta import Log
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+SOURCE = "simulator?seed=5&minutes=30&history_minutes=10&rate=4&viewers=100&clips=50&new_clips=2"
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """All of it, Airflow too, on an untrained base, after a replay."""
+    settings = load(None, [f"{port}=0" for port in PORTS], {}).with_(
+        name="slow", var=str(tmp_path_factory.mktemp("var")), source=SOURCE, sync_every="1s"
+    )
+    with Platform(settings) as running:
+        running.start(timeout_s=600)
+        words = ["--source", SOURCE, "--kafka", running.address("kafka"), "--sync-every-ms", "1000", "--wall-s", "20"]
+        words += ["--serving", running.address("model-server-0"), "--out", str(running.folder / "sent")]
+        subprocess.run([sys.executable, "-m", "streaming.replay", *words], check=True, timeout=300)
+        yield running
+
+
+def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.CaptureFixture[str]) -> None:
+    first = Log(platform.layout.log).serving()
+    before, after = pipeline.once(platform, {})
+    said = capfd.readouterr().out
+    assert before.lineage == first != after.lineage == Log(platform.layout.log).serving()
+    assert before.scores != after.scores
+    steps = ["sample_examples", "validate", "features", "sample", "batch_warm_start", "train", "evaluate", "promote"]
+    places = [said.index(f"{step} ") for step in steps]
+    assert places == sorted(places) and said.rstrip().endswith("other scores")
+
+
+@pytest.mark.parametrize("dag", ["materialize_features", "publish_base", "watch_platform"])
+def test_every_other_dag_is_green(platform: Platform, dag: str) -> None:
+    ask: Airflow = pipeline.session(platform)
+    tasks = ask.wait(dag, ask.trigger(dag, {}))
+    assert tasks and {task.state for task in tasks.values()} == {"success"}
+
+
+def test_a_step_that_fails_says_why(platform: Platform) -> None:
+    with pytest.raises(AirflowError, match=r"sample_examples failed: .*2019"):
+        pipeline.once(platform, {"day": "2019-05-07"})
+
+
+def test_nothing_is_left_running(platform: Platform) -> None:
+    platform.stop()
+    var = str(platform.folder)
+    left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if var in " ".join(p.info["cmdline"] or ())]
+    assert not left
