@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from streaming.declaration import Declaration, Feature
+from streaming.declaration import Declaration, Feature, Policy
 from streaming.hashing import mix64
 from streaming.source import Exposure
 from streaming.views import Column, Rows, Views
@@ -54,8 +55,6 @@ declaration = Declaration(
 class Simulator:
     """One run of the app. `history` is the minutes before, `live` the `minutes` after them."""
 
-    declaration = declaration
-
     def __init__(
         self,
         seed: int,
@@ -68,7 +67,10 @@ class Simulator:
         new_clips: int,
         delay_s: float,
         late: float,
+        expire_minutes: int,
     ) -> None:
+        expire = (Policy("clip", expire_ms=expire_minutes * 60_000),) if expire_minutes else ()
+        self.declaration = replace(declaration, policies=expire)
         self.seed, self.minutes, self.history_minutes = seed, minutes, history_minutes
         self.rate, self.drift, self.delay_s, self.late = rate, drift, delay_s, late
         self.stock, self.births = clips, new_clips
@@ -193,20 +195,25 @@ def configure(
     new_clips: int = 30,
     delay_s: float = 8.0,
     late: float = 0.0,
+    expire_minutes: int = 0,
 ) -> Simulator:
     """A run of `minutes` after `history_minutes`, at `rate` exposures a second of event time.
 
     `drift` 1 turns a topic's taste in about 60 minutes, 0 never. `clips` are there at the start, `new_clips` come each
     minute. `delay_s` is the mean time from exposure to outcome, `late` the share of outcomes past the window.
+    `expire_minutes`: rows of clips that were not learned from for so long expire (0: never).
     """
     whole = {"minutes": minutes, "history_minutes": history_minutes, "new_clips": new_clips}
+    whole["expire_minutes"] = expire_minutes
     positive = {"rate": rate, "viewers": viewers, "clips": clips, "delay_s": delay_s}
     for key, value in (whole | positive | {"seed": seed, "drift": drift}).items():
         if value < 0 or (key in positive and value == 0):
             raise ValueError(f"simulator: {key} is {value}, allowed is {'> 0' if key in positive else '>= 0'}")
     if not 0 <= late <= 1:
         raise ValueError(f"simulator: late is {late}, allowed is 0 to 1")
-    return Simulator(seed, minutes, history_minutes, rate, drift, viewers, clips, new_clips, delay_s, late)
+    return Simulator(
+        seed, minutes, history_minutes, rate, drift, viewers, clips, new_clips, delay_s, late, expire_minutes
+    )
 
 
 def _derive(rows: Rows) -> dict[str, list[Any]]:

@@ -66,7 +66,8 @@ class Gauges:
         self.rows = Gauge("minutehand_trainer_delta_rows", "Rows of the newest delta", registry=r)
         self.auc = Gauge("minutehand_trainer_auc", "Test-then-train AUC of the newest delta", registry=r)
         self.table_rows = Gauge("minutehand_trainer_table_rows", "Rows of a table", ["table"], registry=r)
-        self.table_bytes = Gauge("minutehand_trainer_table_bytes", "Memory of a table", ["table"], registry=r)
+        self.table_bytes = Gauge("minutehand_trainer_table_bytes", "Memory its rows fill", ["table"], registry=r)
+        self.reserved = Gauge("minutehand_trainer_table_reserved_bytes", "Memory it holds", ["table"], registry=r)
         self.expired = Counter("minutehand_trainer_expired_rows", "Rows that expired in this process", registry=r)
         self.rate = Gauge("minutehand_trainer_examples_per_second", "Examples learned, last sync", registry=r)
 
@@ -144,7 +145,8 @@ class Trainer:
         for name, table in self.state.learner.tables.items():
             stats = table.stats()
             self.gauges.table_rows.labels(name).set(stats["size"])
-            self.gauges.table_bytes.labels(name).set(stats["bytes"])
+            self.gauges.table_bytes.labels(name).set(4 * (table.dim + table.slot_floats) * stats["size"])
+            self.gauges.reserved.labels(name).set(stats["bytes"])
 
     def _cut(self) -> None:
         """Learn the rest, so that positions and what is learned are of one moment; then hand the cut to its thread."""

@@ -14,6 +14,7 @@ from conftest import BASE, Rig
 from world import TOKEN, Lineage, until
 
 from serving.journal import decode
+from training.compaction import compact
 from training.delta import MANIFEST
 
 
@@ -250,3 +251,23 @@ def test_predictions_go_on_while_deltas_are_applied(rig: Rig) -> None:
             assert np.isfinite(found["click"]).all() and len(set(found["seq"].tolist())) == 1
             seqs.append(int(found["seq"][0]))
     assert seqs == sorted(seqs) and set(seqs) >= {3}
+
+
+def test_removed_keys_fill_a_table_until_a_newer_base_makes_room(rig: Rig) -> None:
+    rig.start_server()
+    rig.start_sync()
+    ready(rig)
+    capacity = rig.replica.standing(BASE).capacities["user"]
+    while rig.replica.standing(BASE).sizes["user"] <= 0.9 * capacity:
+        last = rig.lineage.delta(changed=0, removed=4000, new=4000, digest=False)
+        rig.stands_at(last.seq)
+    live = last.tables["user"].total
+    assert live < capacity / 2 and last.tables["user"].removed > 0
+    assert compact(rig.lineage.log, rig.lineage.writer) is not None
+    newer = BASE + last.seq
+    rig.stands_at(last.seq, newer)
+    assert rig.replica.standing(newer).sizes["user"] == live
+    assert rig.replica.standing(newer).capacities["user"] > 2 * live
+    after = rig.lineage.delta(removed=500, digest=False)
+    rig.stands_at(after.seq, newer)
+    assert rig.digest(newer) == rig.lineage.digest()

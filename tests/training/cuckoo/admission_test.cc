@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -218,6 +219,33 @@ void TestTable(size_t shards) {
   CHECK(all_zero(0) && all_zero(1) && !all_zero(2));
 }
 
+// Four threads see every key once each, others read the filter's lines meanwhile: the fourth sight is counted as such.
+void TestThreads() {
+  Config config;
+  config.layout = Layout({{4, {}, {}}}, 7);
+  config.shards = 8;
+  config.admission = ByCount(4, 20'000);
+  Table table(config);
+  const size_t n = 2000;
+  std::vector<int64_t> keys(n);
+  std::iota(keys.begin(), keys.end(), 0);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::vector<int64_t> mine = keys;
+      std::shuffle(mine.begin(), mine.end(), std::mt19937_64(t));
+      std::vector<float> rows(n * 4);
+      for (size_t i = 0; i < n; i += 100) table.Lookup(&mine[i], 100, &rows[i * 4]);
+    });
+  }
+  size_t changed = 0;
+  for (int i = 0; i < 20; ++i) {
+    table.ForEachAdmissionLine([&](const AdmissionLine& line, size_t) { changed += line.tick != 0; });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(table.stats().size >= n - 5 && table.stats().size <= n);
+}
+
 }  // namespace
 }  // namespace cuckoo
 
@@ -231,5 +259,6 @@ int main() {
   cuckoo::TestMemoryIsThatOfItsIds();
   cuckoo::TestTable(1);
   cuckoo::TestTable(64);
+  cuckoo::TestThreads();
   std::cout << "admission: all passed" << std::endl;
 }

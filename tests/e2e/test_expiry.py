@@ -1,0 +1,152 @@
+"""Clips that nobody was shown for ten minutes of event time leave the trainer's table and the served model; every
+process is real, and each wait is for a state."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker import Broker, free_port
+
+from streaming import topics
+from streaming.client import Scorer
+from streaming.source import Exposure, load
+from training import batch
+from training.delta import Log, Manifest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from feeding import Sender, examples  # noqa: E402
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+SOURCE = "simulator?seed=3&minutes=20&history_minutes=2&rate=3&clips=100&viewers=100&new_clips=5&expire_minutes=10"
+LINEAGE_ENV = {"MINUTEHAND_WRITE_TOKEN": "a token of the test"}
+
+
+def until(reached: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
+    end = time.monotonic() + timeout_s
+    while not (found := reached()):
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)
+    return found
+
+
+class Loop:
+    """Broker, trainer, sync and model server on one log."""
+
+    def __init__(self, folder: Path, bootstrap: str) -> None:
+        self.log, self.folder = Log(folder / "log"), folder
+        self.serving, self.metrics = free_port(), free_port()
+        self.processes = [
+            self.start("training.online", "--source", SOURCE, "--log", str(self.log.path), "--kafka", bootstrap,
+                       "--sync-every-ms", "500", "--digest", "--port", str(self.metrics)),
+            self.start("serving.sync", "--source", SOURCE, "--log", str(self.log.path), "--models",
+                       str(folder / "models"), "--serving", f"127.0.0.1:{self.serving}"),
+            self.start("serving.model_server", f"--port={self.serving}", "--model_name=ranker",
+                       f"--model_base_path={folder / 'models' / 'served'}", "--file_system_poll_wait_seconds=0.2"),
+        ]  # fmt: skip
+        self.scorer = Scorer([f"127.0.0.1:{self.serving}"], "ranker", load(SOURCE).declaration)
+
+    def start(self, module: str, *words: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{module}.log").open("wb") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", module, *words], cwd=ROOT, stdout=out, stderr=out, env=os.environ | LINEAGE_ENV
+            )
+
+    def newest(self) -> Manifest:
+        lineage = self.log.serving()
+        assert lineage is not None
+        seqs = self.log.seqs(lineage, "delta")
+        return self.log.manifest(lineage, "delta", seqs[-1]) if seqs else self.log.manifest(lineage, "base", 0)
+
+    def rows(self, table: str) -> tuple[float, float]:
+        """Rows of the trainer's table and the bytes they fill, as /metrics says."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:
+            lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+        return tuple(float(lines[f'minutehand_trainer_table_{x}{{table="{table}"}}']) for x in ("rows", "bytes"))  # type: ignore[return-value]
+
+    def served(self) -> int:
+        try:
+            return int(self.scorer.status()["seq"])
+        except Exception:  # not up yet
+            return -1
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.scorer.close()
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[tuple[Loop, Sender]]:
+    assert batch.main(["--source", SOURCE, "--log", str(tmp_path / "log")]) == 0
+    with Broker() as broker:
+        topics.create(broker.bootstrap)
+        running, sender = Loop(tmp_path, broker.bootstrap), Sender(broker.bootstrap)
+        yield running, sender
+        sender.close()
+        running.close()
+
+
+def scores_of(loop: Loop, shown: Exposure, clips: list[int]) -> list[dict[str, float]]:
+    """What the served model says of an exposure, had it been of each of `clips`."""
+    found, _ = loop.scorer.score([shown.features | {"clip": clip} for clip in clips])
+    return [{task: values[i] for task, values in found.items()} for i in range(len(clips))]
+
+
+def test_rows_expire_in_the_trainer_and_are_gone_from_serving_with_their_delta(loop: tuple[Loop, Sender]) -> None:
+    running, sender = loop
+    source = load(SOURCE)
+    live = list(source.live())
+    first, last = live[:150], [e for e in live if e.ts_ms >= live[0].ts_ms + 15 * 60_000][:150]
+    known = {int(e.features["clip"]) for e in [*source.history(), *first]}
+    old = sorted(known - {int(e.features["clip"]) for e in last})
+    unknown = 4_711
+    assert len(old) > 20 and unknown not in known
+
+    def learned(exposures: list[Exposure]) -> Manifest:
+        """All of them sent, learned and served; the newest manifest."""
+        records = list(examples(exposures, source.declaration))
+        now = max(r["event_ms"] for r in records)
+        sender.send(records, progress_ms=now)
+        until(lambda: running.newest().learned_until_ms >= now, "learned")
+        return running.newest()
+
+    before = learned(first)
+    assert before.tables["clip"].total == len(known)
+    until(lambda: running.served() >= before.seq, "served")
+    until(lambda: running.rows("clip")[0] == len(known), "the gauge")
+    filled = running.rows("clip")[1]
+    *of_old, of_unknown = scores_of(running, first[0], [*old, unknown])
+    assert sum(score != of_unknown for score in of_old) > len(old) / 2
+
+    learned(last)
+    gone = until(lambda: (m := running.newest()).tables["clip"].total < len(known) and m, "a delta without them")
+    until(lambda: running.served() >= gone.seq, "the delta that removed them is served")
+    *of_old, of_unknown = scores_of(running, first[0], [*old, unknown])
+    assert of_old == [of_unknown] * len(old)
+
+    left = len({int(e.features["clip"]) for e in last})
+    assert gone.tables["clip"].total == left and left < len(known)
+    assert gone.tables["viewer"].removed == 0
+    until(lambda: running.rows("clip")[0] == left, "the gauge")
+    assert running.rows("clip")[1] == filled * left / len(known)
+    newest = running.newest()
+    until(lambda: running.served() == newest.seq, "all is served")
+    served = {name: str(int(value.ravel()[0])) for name, value in running.scorer.call("digest", {}).items()}
+    assert served == newest.digest
+    removed = sum(m.tables["clip"].removed for m in running.log.manifests(newest.lineage))
+    assert removed == len(old)
