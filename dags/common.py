@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,9 @@ log = logging.getLogger("airflow.task")
 EXAMPLES = Asset("examples", uri="minutehand://samples/examples")
 WRONG, REFUSED = 2, 3
 """Exit codes of a child: the input is wrong, so that trying again is of no use; a gate said no."""
+
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \S+ ")
+"""What our commands put before a line: the task's log has its own time."""
 
 INTERVAL = {
     "day": Param(None, type=["null", "string"], format="date", description="A day of event time (UTC), 2022-05-07."),
@@ -138,7 +142,7 @@ def run(module: str, *args: str) -> dict[str, Any]:
             assert child.stderr is not None
             for line in child.stderr:
                 log.info("%s", line.rstrip())
-                last = line.strip() or last
+                last = STAMP.sub("", line.strip()) or last
             code = child.wait()
         finally:
             child.terminate()  # nothing, once it has ended

@@ -13,7 +13,7 @@ from dags.common import arguments, flags, run, where
 FORM = {
     "minutes": Param(60, type="integer", minimum=1, description="Drift and calibration of so many newest minutes."),
     "calibration": Param(0.25, type="number", minimum=0, description="Allowed is a mean score / rate of 1 +- this."),
-    "drift": Param(0.25, type="number", minimum=0, description="Allowed population stability index of a column."),
+    "drift": Param(0.25, type="number", minimum=0, description="Allowed population stability index of the score."),
 }
 
 

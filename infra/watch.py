@@ -33,6 +33,8 @@ from streaming.source import load
 log = logging.getLogger("watch")
 MOST_LAG = 10_000
 MOST_BEHIND = 3
+MOST_FEATURE_DRIFT = 1.0
+"""A number may move with its world (a counter grows, a stock ages); a score should not."""
 LEAST_POSITIVES, LEAST_ROWS, BINS = 100, 500, 10
 """With less, a figure says more about chance than about the platform, and is not judged."""
 
@@ -132,9 +134,10 @@ def archived(
         log.info("calibration and drift are not judged: %s", e)
         return
     yield calibration(new, declaration, room)
-    for column in (f"score_{declaration.judged}", *(f"feature_{f.name}" for f in declaration.features)):
-        if pa.types.is_floating(new.schema.field(column).type):
-            yield drift(_floats(old[column]), _floats(new[column]), column, most_drift)
+    allowed = {f"score_{declaration.judged}": most_drift}
+    allowed |= {f"feature_{f.name}": MOST_FEATURE_DRIFT for f in declaration.features if f.kind == "number"}
+    for column, most in allowed.items():
+        yield drift(_floats(old[column]), _floats(new[column]), column, most)
 
 
 def look(facts: dict[str, Any], minutes: float, room: float, most_drift: float) -> list[Figure]:
@@ -173,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--platform", required=True, type=Path, metavar="FILE", help="its platform.json")
     parser.add_argument("--minutes", type=float, default=60, help="look at the newest so many (default: %(default)s)")
     parser.add_argument("--calibration", type=float, default=0.25, help="score / rate is 1 +- this (%(default)s)")
-    parser.add_argument("--drift", type=float, default=0.25, help="most stability index (default: %(default)s)")
+    parser.add_argument("--drift", type=float, default=0.25, help="most stability index of the score (%(default)s)")
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     log.setLevel(logging.INFO)
@@ -184,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for figure in figures:
         log.info("%s%s", "" if figure.ok else "NOT ALLOWED: ", figure)
-    print(json.dumps([asdict(figure) for figure in figures]))
+    print(json.dumps({"figures": [asdict(figure) for figure in figures]}))
     if wrong := [str(figure) for figure in figures if not figure.ok]:
         log.error("%s", "; ".join(wrong))
         return 2

@@ -31,8 +31,8 @@ LEAST = 0.999
 def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
     """The figures of impressions with the archive's columns; those that were not read from the store are left out.
 
-    -> impressions, values, reproduced, share, misses ([impression_id, feature, served, joined, why], the first 100),
-    why (reason -> values).
+    -> impressions, values, reproduced, share, missed (feature -> values), why (reason -> values), misses
+    ([impression_id, feature, served, joined, why], the first 100).
     """
     names = [f.name for f in store.plan.declaration.features]
     asked = impressions.filter(pc.greater(impressions["read_ms"], 0))
@@ -55,6 +55,7 @@ def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
         "values": values,
         "reproduced": values - len(misses),
         "share": 1 - len(misses) / values if values else 1.0,
+        "missed": dict(Counter(name for _, name in why)),
         "why": dict(Counter(why.values())),
         "misses": misses[:100],
     }

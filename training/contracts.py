@@ -34,7 +34,7 @@ class Tolerance:
     by `sigmas` standard errors more, so that a small day is not refused for its size."""
 
     ratio: float = 1.5
-    deviations: float = 0.5
+    deviations: float = 1.0
     sigmas: float = 4.0
 
     def of_rate(self, rate: float, n: int) -> tuple[float, float]:
@@ -109,8 +109,8 @@ def examples(
     return Contract("examples", frame, expected)
 
 
-def features(logged: pa.Table, same: Mapping[str, Any], declaration: Declaration, least: float = 0.999) -> Contract:
-    """The features that were logged: there, finite, and the store's own values for the time (`same`: bool a row)."""
+def features(logged: pa.Table, same: Mapping[str, float], declaration: Declaration, least: float = 0.999) -> Contract:
+    """The features that were logged: there, finite, and the store's own for the time (`same`: the share of each)."""
     gxe = _gxe()
     frame = _plain(logged)
     columns = [f"feature_{f.name}" for f in declaration.features if f.kind != "ids"]
@@ -119,8 +119,8 @@ def features(logged: pa.Table, same: Mapping[str, Any], declaration: Declaration
         if f.kind == "number":
             limit = float(np.finfo(np.float32).max)
             expected.append(_within(f"feature_{f.name}", -limit, limit))
-    for name, equal in same.items():
-        frame[f"same_{name}"] = np.asarray(equal, np.float64)
+    for name, share in same.items():
+        frame[f"same_{name}"] = share
         expected.append(gxe.ExpectColumnMeanToBeBetween(column=f"same_{name}", min_value=least, max_value=1))
     return Contract("features", frame, expected)
 

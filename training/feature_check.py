@@ -14,14 +14,11 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from streaming.archive import Archive, NotArchived
-from streaming.declaration import Declaration
 from streaming.interval import Interval, milliseconds
 from streaming.source import load
 from training import contracts
@@ -30,36 +27,20 @@ from training.validation import check, report
 log = logging.getLogger("feature_check")
 
 
-def same(logged: pa.Table, joined: pa.Table, declaration: Declaration) -> dict[str, Any]:
-    """Feature -> bool[n]: the value logged is the value joined, numbers as float32."""
-    if joined.num_rows != logged.num_rows:
-        raise ValueError(f"the join has {joined.num_rows} rows, expected are the {logged.num_rows} that were logged")
-    found: dict[str, Any] = {}
-    for f in declaration.features:
-        ours, theirs = logged[f"feature_{f.name}"], joined[f.name]
-        if f.kind == "ids":
-            pairs = zip(ours.to_pylist(), theirs.to_pylist(), strict=True)
-            found[f.name] = np.fromiter((list(a or ()) == list(b or ()) for a, b in pairs), bool, logged.num_rows)
-        elif f.kind == "number":
-            a, b = (np.asarray(c.to_numpy(), np.float32) for c in (ours, theirs))
-            found[f.name] = np.isclose(a, b, rtol=1e-6, atol=1e-6)
-        else:
-            found[f.name] = pc.fill_null(pc.equal(ours, theirs), False).to_numpy()
-    return found
-
-
-def compare(logged: pa.Table, folder: Path, source: str, declaration: Declaration) -> tuple[pa.Table, dict[str, Any]]:
-    """The impressions whose features were read from the store, and for each feature where it is the same."""
-    if "read_ms" not in logged.schema.names:
-        return logged, {}
-    read = logged.filter(pc.greater(pc.fill_null(logged["read_ms"], 0), 0))
-    if not read.num_rows:
-        return logged, {}
+def shares(shown: pa.Table, folder: Path, source: str) -> tuple[int, dict[str, float]]:
+    """How many impressions had their features read from the store, and the share of each one's values that it says."""
+    if not pc.any(pc.greater(shown["read_ms"], 0)).as_py():
+        return 0, {}
     from streaming.feature_store import Features
+    from streaming.reproduction import reproduce
 
-    plain = {f.name: read[f"feature_{f.name}"] for f in declaration.features}
-    asked = pa.table({name: read[name] for name in ("user_id", "item_id", "ts_ms", "read_ms")} | plain)
-    return read, same(read, Features(folder, source).historical(asked), declaration)
+    store = Features(folder, source)
+    found = reproduce(store, shown)
+    if found["misses"]:
+        log.info("%d values differ, why: %s; the first: %s", found["values"] - found["reproduced"], found["why"],
+                 found["misses"][0])  # fmt: skip
+    n, names = int(found["impressions"]), [f.name for f in store.plan.declaration.features]
+    return n, {name: 1 - found["missed"].get(name, 0) / n for name in names}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,17 +64,15 @@ def main(argv: list[str] | None = None) -> int:
             log.info("%s has no impressions: there is nothing to compare", interval)
             print(json.dumps({"impressions": 0, "compared": 0}))
             return 0
-        judged, equal = compare(shown, args.features, args.source, declaration)
+        compared, same = shares(shown, args.features, args.source)
     except (ValueError, NotArchived) as e:
         log.error("%s", e)
         return 2
-    compared = judged.num_rows if equal else 0
     log.info("%s: %d impressions, features of %d were read from the store", interval, shown.num_rows, compared)
-    for name, values in equal.items():
-        log.info("%s: %.4f %% of the values are the join's", name, 100 * float(np.mean(values)))
-    verdict = check([contracts.features(judged, equal, declaration)], args.docs / f"{interval.name}-features")
-    shares = {name: float(np.mean(values)) for name, values in equal.items()}
-    return report(verdict, str(interval), {"impressions": shown.num_rows, "compared": compared, "same": shares}, log)
+    for name, share in same.items():
+        log.info("%s: %.4f %% of the values are the join's", name, 100 * share)
+    verdict = check([contracts.features(shown, same, declaration)], args.docs / f"{interval.name}-features")
+    return report(verdict, str(interval), {"impressions": shown.num_rows, "compared": compared, "same": same}, log)
 
 
 if __name__ == "__main__":

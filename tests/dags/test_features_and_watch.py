@@ -1,0 +1,61 @@
+"""materialize_features and watch_platform, end to end."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import archived
+import pytest
+from conftest import write_platform
+from prometheus_client import CollectorRegistry, Gauge
+
+from streaming.health import Health
+from streaming.interval import Interval, text
+
+INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 2 * archived.MINUTE_MS)
+GIVEN = {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)}
+
+
+def test_materialize_of_an_interval_without_rows_is_no_error(airflow, platform):
+    run = airflow.run("materialize_features", GIVEN, platform)
+    assert run.state == "success", run.log[-6000:]
+    assert set(run.returned["materialize"].values()) == {0}
+
+
+@pytest.fixture
+def trainer():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    registry = CollectorRegistry()
+    lag = Gauge("minutehand_trainer_lag_records", "records", registry=registry)
+    health = Health(port, registry)
+    health.reason = ""
+    yield f"http://127.0.0.1:{port}", lag
+    health.close()
+
+
+def test_watch_is_green_when_all_is_well_and_names_what_is_not(airflow, tmp_path, trainer):
+    url, lag = trainer
+    platform = write_platform(tmp_path, {"trainer": url})
+    archived.archive(tmp_path / "archive", 6)
+    now = round(time.time() * 1000)
+    line = {"confirmed_ms": now, "learned_until_ms": 1, "written_ms": {"positive": {str(now - 9000): 3}}}
+    (tmp_path / "models" / "replica-0").mkdir(parents=True)
+    (tmp_path / "models" / "replica-0" / "sync.jsonl").write_text(json.dumps(line) + "\n")
+
+    run = airflow.run("watch_platform", {"minutes": 3}, platform)
+    assert run.state == "success", run.log[-6000:]
+    seen = {figure["name"]: figure["seen"] for figure in run.returned["look"]["figures"]}
+    assert seen["health of trainer"] == "ready"
+    assert seen["freshness p99 of replica-0, seconds"] == 9
+    assert 0.8 < seen["calibration of watch, mean score / rate"] < 1.25
+    assert seen["drift of score_watch, stability index"] < 0.25
+
+    lag.set(20_000)
+    run = airflow.run("watch_platform", {"minutes": 3}, platform)
+    assert run.state == "failed"
+    said = "minutehand_trainer_lag_records of trainer: seen is 20000, allowed is at most 10000"
+    assert f"FailException: {said}" in " ".join(run.log.split())
