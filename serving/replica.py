@@ -55,8 +55,8 @@ class Replica:
     def close(self) -> None:
         self._channel.close()
 
-    def versions(self) -> tuple[list[int], list[str]]:
-        """AVAILABLE versions, and what is wrong with others; Down if nobody answers."""
+    def versions(self) -> tuple[list[int], dict[int, str]]:
+        """AVAILABLE versions, and version -> what is wrong with it; Down if nobody answers."""
         from tensorflow_serving.apis import get_model_status_pb2
 
         request = get_model_status_pb2.GetModelStatusRequest()
@@ -65,9 +65,9 @@ class Replica:
             found = self._models.GetModelStatus(request, timeout=CALL_S).model_version_status
         except grpc.RpcError as e:
             if e.code() == grpc.StatusCode.NOT_FOUND:  # it is up, with no version yet
-                return [], []
+                return [], {}
             raise Down(f"{self.address}: {e.code().name}: {e.details()}") from e
-        broken = [f"version {v.version}: {v.status.error_message}" for v in found if v.status.error_code]
+        broken = {int(v.version): str(v.status.error_message) for v in found if v.status.error_code}
         return [v.version for v in found if v.state == AVAILABLE], broken
 
     def call(self, version: int, signature: str, arrays: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:

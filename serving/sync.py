@@ -24,7 +24,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from serving import change, installed
+from serving import change, installed, journal
 from serving.change import Change
 from serving.confirmations import Ailments, Confirmations
 from serving.installed import Installation, Installed, next_manifests
@@ -34,6 +34,7 @@ from streaming.declaration import Declaration
 from streaming.health import Health
 from streaming.source import load
 from training.delta import Log, LogError, Manifest
+from training.publication import Publication
 from training.row_files import read_dense
 
 log = logging.getLogger("serving.sync")
@@ -129,6 +130,10 @@ class Sync:
             except (OSError, ValueError) as e:
                 foreign.append(f"{path}: {e}")
                 continue
+            if version is None and self._outlived(int(path.name)):
+                shutil.rmtree(path, ignore_errors=True)
+                log.info("removed version %s, of a lineage the log does not keep", path.name)
+                continue
             if version is None or version.lineage not in mine:
                 foreign.append(f"{path}: holds {version.lineage if version else 'a lineage'} that is not in the log")
                 continue
@@ -138,6 +143,12 @@ class Sync:
             self.ailments.say("foreign version", "; ".join(foreign))
         else:
             self.ailments.heal("foreign version")
+
+    def _outlived(self, version: int) -> bool:
+        """Whether it is of an older generation than the served one, of which a version is installed."""
+        generation = version // journal.VERSIONS_A_GENERATION
+        mine = any(v.lineage == self.lineage for v in self.versions.values())
+        return mine and self.lineage is not None and generation < int(self.lineage[:6])
 
     def _sizes(self, lineage: str) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
         base = self.log.manifest(lineage, "base", self.log.seqs(lineage, "base")[-1])
@@ -157,14 +168,22 @@ class Sync:
             return
         if time.monotonic() < self._install_again_at:
             return
-        base = self.log.manifest(lineage, "base", self.log.seqs(lineage, "base")[-1])
+        wanted = self._wanted(lineage)
+        seqs = self.log.seqs(lineage, "base")
+        base = self.log.manifest(lineage, "base", max((s for s in seqs if s not in wanted.refused), default=seqs[-1]))
         if base.declaration != self.declaration.sha256:
             self.ailments.say("declaration", f"{base.folder} was made of another declaration than {self.source} has")
             return
         mine = [v for v in self.versions.values() if v.lineage == lineage]
         newest = max((v.base_seq for v in mine), default=-1)
-        if not mine or (base.seq > newest and (self._nearly_full or self._out_of_reach(mine))):
+        asked = newest < wanted.seq <= base.seq
+        if not mine or (base.seq > newest and (asked or self._nearly_full or self._out_of_reach(mine))):
             self._installation = Installation(self.source, self.log.path, base, self.models, self.replica.model)
+
+    def _wanted(self, lineage: str) -> Publication:
+        """What serving.publish asks for, of this lineage."""
+        asked = Publication.read(self.log)
+        return asked if asked is not None and asked.lineage == lineage else Publication(lineage, -1)
 
     def _out_of_reach(self, mine: list[Installed]) -> bool:
         """The log was pruned past what every version of it, with its journal, stands at."""
@@ -203,8 +222,10 @@ class Sync:
             self.ailments.say("replica", str(e))
             return
         self.ailments.heal("replica")
-        if broken:
-            self.ailments.say("version", "; ".join(broken))
+        # A version that was taken away stays in the server's status with its error.
+        here = [f"version {v}: {text}" for v, text in broken.items() if v in self.versions]
+        if here:
+            self.ailments.say("version", "; ".join(here))
         else:
             self.ailments.heal("version")
         for version, now in standing.items():
@@ -217,12 +238,23 @@ class Sync:
         self.loaded = {v: s.seq for v, s in standing.items()}
 
     def _clean(self) -> None:
-        """Old versions that are not loaded any more, but for the newest ones."""
+        """Old versions that are not loaded any more, but for the newest ones; and what is not to be served.
+
+        The model server takes the highest number, so a version that was refused, or of a younger lineage than the one
+        that is served again, goes as soon as there is another to load: a server loads that one before it lets go.
+        """
         newest = max(self.loaded, default=0)
-        for number in sorted(self.versions)[:-KEPT_VERSIONS]:
-            if number < newest and number not in self.loaded:
-                shutil.rmtree(self.versions.pop(number).path, ignore_errors=True)
-                log.info("removed version %d", number)
+        gone = [v for v in sorted(self.versions)[:-KEPT_VERSIONS] if v < newest and v not in self.loaded]
+        if self.lineage is not None:
+            refused = self._wanted(self.lineage).refused
+            mine = [i for i in self.versions.values() if i.lineage == self.lineage]
+            good = [i.version for i in mine if i.base_seq not in refused]
+            if good and not self._out_of_reach(mine):
+                gone += [v for v in self.versions if v > max(good)]
+        for number in dict.fromkeys(gone):
+            shutil.rmtree(self.versions.pop(number).path, ignore_errors=True)
+            self.loaded.pop(number, None)
+            log.info("removed version %d", number)
 
     # -- the deltas ------------------------------------------------------------------------------------------------
 

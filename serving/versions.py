@@ -103,7 +103,15 @@ class Models:
         now = time.monotonic()
         for number in aspired:
             version = model.versions.get(number)
-            if version is None or (version.error and version.tries <= RETRIES and version.next_try <= now):
+            again = (
+                version is not None
+                and version.state == ModelVersionStatus.END
+                and (
+                    version.error is None  # it was unloaded, and is the newest again
+                    or (version.tries <= RETRIES and version.next_try <= now)
+                )
+            )
+            if version is None or again:
                 self._load(name, model, number)
         available = {n for n, v in model.versions.items() if v.state == ModelVersionStatus.AVAILABLE}
         if available & set(aspired):

@@ -80,6 +80,9 @@ class Rig:
     def stands_at(self, seq: int, version: int = BASE) -> None:
         until(lambda: self.seq(version) == seq, f"version {version} at seq {seq}", 90)
 
+    def log_bases(self) -> list[int]:
+        return self.lineage.log.seqs(self.lineage.name, "base")
+
     def digest(self, version: int = BASE) -> dict[str, int]:
         return {name: int(value) for name, value in self.replica.digest(version).items()}
 

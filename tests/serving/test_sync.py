@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from conftest import BASE, Rig
-from world import TOKEN, Lineage, until
+from world import TOKEN, D, Lineage, until
 
 from serving.journal import decode
+from streaming.client import Scorer
 from training.compaction import compact
 from training.delta import MANIFEST
 
@@ -206,6 +207,16 @@ def test_a_new_lineage_is_installed_beside_the_old_one(rig: Rig) -> None:
     until(lambda: rig.seq(BASE) == -1, "the first lineage unloaded")
     second.delta()
     rig.stands_at(2, 2 * BASE)
+    # Back to the first: its number is lower, so the second one's version must go; no prediction fails meanwhile.
+    rig.lineage.log.serve(rig.lineage.name)
+    scorer = Scorer([f"127.0.0.1:{rig.port}"], "ranker", D, timeout=5)
+    until(lambda: scorer.score([{"user": 1}]) and rig.seq(BASE) == 1, "the first lineage again", 120)
+    until(lambda: scorer.score([{"user": 1}]) and rig.seq(2 * BASE) == -1, "the second lineage unloaded")
+    ready(rig)
+    rig.lineage.open()
+    rig.lineage.delta()
+    rig.stands_at(2)
+    assert rig.digest() == rig.lineage.digest()
     second.writer.close()
 
 

@@ -53,6 +53,10 @@ class Lineage:
         made.writer = Writer(made.log, made.name)
         return made
 
+    def open(self) -> None:
+        """Write on, after the writer was closed."""
+        self.writer = Writer(self.log, self.name)
+
     def serve(self) -> Lineage:
         self.log.serve(self.name)
         return self

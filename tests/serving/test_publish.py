@@ -1,0 +1,102 @@
+"""A base on demand: compacted, installed, watched until it serves; taken back where it cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import BASE, Rig
+from prometheus_client import CollectorRegistry
+from world import ROOT, SOURCE, TOKEN, D, request, until
+
+from serving.publish import Place, publish
+from serving.sync import Sync
+from training.delta import Log, LogError
+from training.publication import Publication
+
+
+def asked(rig: Rig, *more: str) -> tuple[int, dict[str, object]]:
+    command = [sys.executable, "-m", "serving.publish", "--log", str(rig.folder / "log")]
+    command += ["--replica", f"{rig.folder / 'models'}=127.0.0.1:{rig.port}", *more]
+    done = subprocess.run(command, cwd=ROOT, timeout=200, stdout=subprocess.PIPE)
+    return done.returncode, json.loads(done.stdout or "{}")
+
+
+def test_a_base_is_published_and_there_already_the_second_time(rig: Rig) -> None:
+    rig.start_server()
+    rig.start_sync()
+    rig.lineage.delta()
+    rig.lineage.delta()
+    rig.stands_at(2)
+    rig.lineage.writer.close()  # no trainer: the publisher compacts it itself
+    code, result = asked(rig)
+    assert (code, result["state"], result["seq"], result["version"]) == (0, "published", 2, BASE + 2)
+    assert [r["address"] for r in result["replicas"]] == [f"127.0.0.1:{rig.port}"]
+    assert rig.seq(BASE + 2) == 2 and rig.digest(BASE + 2) == rig.lineage.digest()
+    until(lambda: rig.seq(BASE) == -1, "the version before to be unloaded")
+    assert asked(rig)[1]["version"] == BASE + 2 and rig.log_bases() == [0, 2]
+
+
+class Breaks(Sync):
+    """A sync whose exports of newer bases are damaged before the model server can see them."""
+
+    def _prepare(self, made: Path) -> None:
+        super()._prepare(made)
+        (made / "saved_model.pb").write_bytes(b"damaged")
+
+
+def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(rig: Rig) -> None:
+    rig.start_server()
+    sync = Breaks(D, SOURCE, Log(rig.folder / "log"), rig.folder / "models", rig.replica, TOKEN, CollectorRegistry())
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(0.05):
+            sync.step()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        rig.lineage.delta()
+        rig.stands_at(1)
+        rig.lineage.writer.close()
+        x, place = request(rig.lineage), Place(rig.folder / "models", rig.replica)
+        found: list[dict[str, object]] = []
+        publisher = threading.Thread(target=lambda: found.append(publish(sync.log, [place], 120, lambda: False)))
+        publisher.start()
+        answers = 0
+        while publisher.is_alive():
+            assert len(rig.replica.call(BASE, "serving_default", x)["click"]) == 20
+            answers += 1
+            publisher.join(0.02)
+        (result,) = found
+        assert result["state"] == "rolled back" and f"version {BASE + 1}" in str(result["reason"]) and answers > 10
+        assert not place.has(BASE + 1) and Publication.read(sync.log) == Publication(rig.lineage.name, -1, (1,))
+        until(lambda: sync.reason() == "", "sync to be well again")
+        rig.lineage.open()
+        rig.lineage.delta()
+        rig.stands_at(2)
+        assert rig.digest() == rig.lineage.digest() and not place.has(BASE + 1)
+    finally:
+        stop.set()
+        thread.join(30)
+        sync.close()
+
+
+def test_what_is_not_there_is_named(rig: Rig, tmp_path: Path) -> None:
+    place = Place(rig.folder / "models", rig.replica)
+    with pytest.raises(LogError, match="serves no lineage yet"):
+        publish(Log(tmp_path / "nothing"), [place], 1, lambda: False)
+    # A lineage whose writer lives but does not compact, and a replica that nobody serves.
+    rig.lineage.delta()
+    result = publish(rig.lineage.log, [place], 1, lambda: False)
+    assert result["state"] == "rolled back" and "no base at 1" in str(result["reason"])
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.publish", "--log", "x", "--replica", "127.0.0.1:1"],
+        cwd=ROOT, timeout=60, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "allowed is MODELS_FOLDER=HOST:PORT" in done.stderr
