@@ -16,14 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
+from streaming import auc
 from streaming.declaration import Declaration
 from streaming.hashing import draw, learned_sum
 from training.delta import Manifest
 
 Array = NDArray[Any]
-RESAMPLES = 300
 
 
 @dataclass(frozen=True)
@@ -147,22 +146,10 @@ def freshness(confirmed: list[dict[str, Any]], kind: str) -> dict[float, int]:
 
 
 def compared(labels: Array, served: Array, frozen: Array, users: Array, seed: int) -> dict[str, float | None]:
-    """AUC of both scores, and a 95 % bootstrap interval of their difference, resampled by user, paired."""
-    if len(labels) == 0 or labels.min() == labels.max():
-        return {"served": None, "frozen": None, "difference": None, "low": None, "high": None}
-    rng = np.random.default_rng(seed)
-    _, user = np.unique(users, return_inverse=True)
-    count = int(user.max()) + 1
-    differences = []
-    for _ in range(RESAMPLES):
-        weight = np.bincount(rng.integers(0, count, count), minlength=count)[user]
-        if weight[labels == 1].sum() and weight[labels == 0].sum():
-            pair = [roc_auc_score(labels, s, sample_weight=weight) for s in (served, frozen)]
-            differences.append(pair[0] - pair[1])
-    auc = [float(roc_auc_score(labels, s)) for s in (served, frozen)]
-    low, high = np.percentile(differences, [2.5, 97.5])
-    figures = {"served": auc[0], "frozen": auc[1], "difference": auc[0] - auc[1], "low": low, "high": high}
-    return {k: round(float(v), 4) for k, v in figures.items()}
+    """AUC of both scores and the interval of their difference, rounded; None where it cannot be said."""
+    figures = zip(("served", "frozen", "difference", "low", "high"), auc.compared(labels, served, frozen, users, seed),
+                  strict=True)  # fmt: skip
+    return {name: None if np.isnan(value) else round(value, 4) for name, value in figures}
 
 
 def build(
@@ -194,7 +181,7 @@ def build(
         y = pairs.positive[later, task].astype(int)
         both: list[float | None] = [None, None]
         if 0 < y.sum() < len(y):
-            both = [round(float(roc_auc_score(y, s[later, task])), 4) for s in (sent.served, sent.frozen)]
+            both = [round(float(auc.auc(y, s[later, task])), 4) for s in (sent.served, sent.frozen)]
         rare.append({"task": name, "positives": int(y.sum()), "served": both[0], "frozen": both[1]})
     return {
         **about,

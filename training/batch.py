@@ -13,8 +13,9 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.status import Status
@@ -41,12 +42,18 @@ def learn(state: State, history: Iterable[Batch]) -> Iterator[int]:
         yield done
 
 
-def publish(state: State, delta_log: Log) -> Manifest:
-    """base-0 of a new lineage, and the serving pointer moved to it."""
+def begin(state: State, delta_log: Log, positions: Mapping[str, Any]) -> Manifest:
+    """base-0 of a new lineage, whose data ends at `positions`."""
     with Writer(delta_log, delta_log.new_lineage()) as writer:
-        cut = state.cut({}, whole=True, digest=True)
+        cut = state.cut(positions, whole=True, digest=True)
         base = writer.first_base(cut)
         state.committed(cut)
+    return base
+
+
+def publish(state: State, delta_log: Log) -> Manifest:
+    """base-0 of a new lineage, and the serving pointer moved to it."""
+    base = begin(state, delta_log, {})
     delta_log.serve(base.lineage)
     return base
 
@@ -75,7 +82,7 @@ def _trained(state: State, source: Source, epochs: int) -> State:
     started, done = time.monotonic(), 0
     for epoch in range(epochs):
         history = batches(source.history(), state.declaration, READ_AT_ONCE)
-        done = _show(learn(state, history), f"epoch {epoch + 1} of {epochs}")
+        done = show(learn(state, history), f"epoch {epoch + 1} of {epochs}")
     if not done:
         log.info("the history is empty: the base is untrained")
         return state
@@ -86,7 +93,7 @@ def _trained(state: State, source: Source, epochs: int) -> State:
     return state
 
 
-def _show(counts: Iterator[int], title: str) -> int:
+def show(counts: Iterator[int], title: str) -> int:
     """The last of the counts; they are shown as they go by: one moving line on a terminal, else a line each 5 s."""
     done, said = 0, time.monotonic()
     if sys.stderr.isatty():

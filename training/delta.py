@@ -10,6 +10,7 @@ NumPy, pyarrow and the standard library only: serving reads the log without Tens
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
@@ -39,7 +40,7 @@ class LogBroken(LogError):
 
 
 class LogBusy(LogError):
-    """Another writer holds the log."""
+    """Another writer holds the lineage."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +178,16 @@ class Log:
         return [n for n in names if next(self.folders(n), None) is not None]
 
     def new_lineage(self) -> str:
-        """A name for the next generation: nothing is created."""
-        taken = [p.name for p in self.path.iterdir() if _LINEAGE.fullmatch(p.name)] if self.path.is_dir() else []
-        generation = max((int(n[:6]) for n in taken), default=0) + 1
-        return f"{generation:06d}-{secrets.token_hex(4)}"
+        """The next generation: its name and its empty folder. Two that ask at once get different generations."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "LOCK", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            taken = [p.name for p in self.path.iterdir() if _LINEAGE.fullmatch(p.name)]
+            generation = max((int(n[:6]) for n in taken), default=0) + 1
+            name = f"{generation:06d}-{secrets.token_hex(4)}"
+            (self.path / name).mkdir()
+        flush_folder(self.path)
+        return name
 
     def folders(self, lineage: str) -> Iterator[tuple[str, int, Path]]:
         """(kind, seq, folder) of what exists in a lineage, in no order. A folder without manifest does not exist."""

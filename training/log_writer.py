@@ -1,4 +1,4 @@
-"""The one writer of a delta log: the commit order of docs/delta.md, and what pruning may take away.
+"""The one writer of a lineage: the commit order of docs/delta.md, and what pruning may take away.
 
 with Writer(log, lineage) as writer:
     manifest = writer.delta(Cut(...))      # returns when it exists, whatever dies afterwards
@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from streaming.disk import flush_folder, flushed, publish
 from training.delta import (
@@ -52,23 +52,52 @@ class Cut:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+def hold(log: Log, lineage: str) -> IO[str]:
+    """The lock of a lineage, for as long as the file is open; LogBusy names who has it."""
+    log.path.mkdir(parents=True, exist_ok=True)
+    path = log.path / f"{lineage}.lock"
+    lock = open(path, "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise LogBusy(f"{path}: held by process {holder}: a lineage has one writer") from e
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def prune_lineages(log: Log, keep: int) -> list[str]:
+    """Remove all lineages but the newest, the one that is served and those that have a writer; the names removed."""
+    if keep < 1:
+        raise ValueError(f"keep_lineages is {keep}, allowed is 1 or more")
+    gone = []
+    for name in log.lineages()[:-keep]:
+        if name == log.serving():
+            continue
+        try:
+            lock = hold(log, name)
+        except LogBusy:
+            continue
+        with lock:
+            # Under a name that is no lineage's: it is gone at once, whatever dies while it is removed.
+            (log.path / name).rename(log.path / f".gone-{name}")
+            (log.path / f"{name}.lock").unlink()
+        gone.append(name)
+    for folder in log.path.glob(".gone-*"):
+        shutil.rmtree(folder)
+    return gone
+
+
 class Writer:
-    """Holds the log's lock and one lineage. `head` is its newest base-0 or delta, None in a new lineage."""
+    """Holds one lineage's lock. `head` is its newest base-0 or delta, None in a new lineage."""
 
     def __init__(self, log: Log, lineage: str) -> None:
         self.log, self.lineage = log, lineage
-        log.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(log.path / "LOCK", "a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise LogBusy(f"{log.path / 'LOCK'}: held by process {holder}: a log has one writer") from e
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+        self._lock = hold(log, lineage)
         self._remove_unfinished()
         self.head: Manifest | None = None
         if log.seqs(lineage, "base"):
@@ -121,11 +150,10 @@ class Writer:
         return gone
 
     def _remove_unfinished(self) -> None:
-        """What a killed writer left: folders without a manifest, in any lineage."""
-        for lineage in self.log.path.glob("[0-9]*-*/"):
-            for folder in lineage.glob("*-*/"):
-                if not (folder / MANIFEST).exists():
-                    shutil.rmtree(folder)
+        """What a killed writer of this lineage left: folders without a manifest."""
+        for folder in (self.log.path / self.lineage).glob("*-*/"):
+            if not (folder / MANIFEST).exists():
+                shutil.rmtree(folder)
 
     def _write(self, kind: str, seq: int, previous: str, cut: Cut) -> Manifest:
         folder = self.log.path / self.lineage / folder_name(kind, seq)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +30,11 @@ from streaming.source import load
 from training.compaction import compact
 from training.delta import Log, LogError, Manifest
 from training.feed import Feed
-from training.log_writer import Cut, Writer
+from training.log_writer import Cut, Writer, prune_lineages
+from training.publication import Publication
 from training.state import State
 from training.step import Learner, Settings
+from training.takeover import AtHead, Moved
 from training.tracking import Tracking
 
 POLL_MS = 50
@@ -47,6 +51,7 @@ class Pace:
     base_every: int = 60
     keep_bases: int = 3
     digest: bool = False
+    keep_lineages: int = 5
 
 
 class Gauges:
@@ -90,9 +95,9 @@ class Trainer:
         self._next_cut = time.monotonic() + pace.sync_every_ms / 1000
         self._cut_at = self._measured = time.monotonic()
 
-    def run(self, stopping: threading.Event) -> None:
-        """Until `stopping` is set; what was read is then learned and committed."""
-        while not stopping.is_set():
+    def run(self, stopping: threading.Event, over: Callable[[], bool]) -> None:
+        """Until `stopping` is set or it is over; what was read is then learned and committed."""
+        while not stopping.is_set() and not over():
             self.turn()
         self.finish()
 
@@ -147,6 +152,19 @@ class Trainer:
             self.gauges.table_rows.labels(name).set(stats["size"])
             self.gauges.table_bytes.labels(name).set(4 * (table.dim + table.slot_floats) * stats["size"])
             self.gauges.reserved.labels(name).set(stats["bytes"])
+        self._publish()
+
+    def _publish(self) -> None:
+        """A base that serving.publish asked for, as soon as the deltas it is to hold are there."""
+        try:
+            wanted, log_ = Publication.read(self.writer.log), self.writer.log
+            if wanted is None or wanted.lineage != self.writer.lineage or self._based is not None:
+                return
+            if log_.seqs(wanted.lineage, "base")[-1] < wanted.seq <= self._seq:
+                self._based = self._bases.submit(self._compact)
+        except LogError as e:
+            self.gauges.errors.inc()
+            log.error("%s", e)
 
     def _cut(self) -> None:
         """Learn the rest, so that positions and what is learned are of one moment; then hand the cut to its thread."""
@@ -210,6 +228,7 @@ class Trainer:
     def _compact(self) -> Manifest | None:
         base = compact(self.writer.log, self.writer)
         self.writer.prune(self.pace.keep_bases)
+        prune_lineages(self.writer.log, self.pace.keep_lineages)
         return base
 
 
@@ -222,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     gauges = Gauges()
     health = Health(args.port, gauges.registry)
     try:
-        return _run(args, stopping, gauges, health)
+        code = _run(args, stopping, gauges, health)
     except (ValueError, LogError, ForeignTopic) as e:
         log.error("%s", e)
         return 2
@@ -231,9 +250,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     finally:
         health.close()
+    if code is None:  # the same process begins anew, with nothing left of the old lineage: its locks are let go by then
+        os.execv(sys.executable, [sys.executable, "-m", "training.online", *(sys.argv[1:] if argv is None else argv)])
+    return code
 
 
-def _run(args: argparse.Namespace, stopping: threading.Event, gauges: Gauges, health: Health) -> int:
+def _run(args: argparse.Namespace, stopping: threading.Event, gauges: Gauges, health: Health) -> int | None:
+    """The exit code; None if another lineage is served now, which is to be gone on with."""
     source, delta_log = load(args.source), Log(args.log)
     lineage = args.lineage or delta_log.serving()
     if lineage is None:
@@ -241,6 +264,7 @@ def _run(args: argparse.Namespace, stopping: threading.Event, gauges: Gauges, he
     learner = Learner(source.declaration, Settings(batch=args.batch))
     learner.train(decode([], source.declaration))  # traces the step, seconds that no delta should wait for
     state = State(learner, args.source)
+    state.counts_freshness = not args.until_head
     with Writer(delta_log, lineage) as writer:
         last = state.restore(delta_log, lineage)
         log.info("%s: resumed at %s, %d pairs learned", lineage, last.name, state.learned[0])
@@ -250,14 +274,22 @@ def _run(args: argparse.Namespace, stopping: threading.Event, gauges: Gauges, he
         feed = _connected(args.kafka, state, stopping, gauges, health)
         if feed is None:
             return 0
-        pace = Pace(args.sync_every_ms, args.base_every, args.keep_bases, args.digest)
+        pace = Pace(args.sync_every_ms, args.base_every, args.keep_bases, args.digest, args.keep_lineages)
+        head, moved = AtHead(feed), Moved(delta_log, lineage, follow=not args.lineage)
         with Tracking(args.mlflow, delta_log, lineage, args.source) as tracking:
             tracking.base(delta_log.manifest(lineage, "base", delta_log.seqs(lineage, "base")[-1]))
             health.reason = ""
             try:
-                Trainer(state, writer, feed, pace, tracking, gauges).run(stopping)
+                over = head if args.until_head else moved
+                Trainer(state, writer, feed, pace, tracking, gauges).run(stopping, over)
             finally:
                 feed.close()
+    if args.until_head:
+        log.info("%s: %s", lineage, "at the head of the topic" if head.reached else "stopped before the head")
+        return 0 if head.reached else 1
+    if moved.moved:
+        log.info("%s: no longer served, %s is: going on with it", lineage, delta_log.serving())
+        return None
     return 0
 
 
@@ -282,17 +314,19 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--source", required=True, help="kuairand, simulator?seed=7, a module, or a path to a .py file")
     parser.add_argument("--log", required=True, type=Path, metavar="DIR", help="the delta log's folder")
-    parser.add_argument("--lineage", default="", help="which to go on with (default: the one that is served)")
+    parser.add_argument("--lineage", default="", help="go on with it (default: the one that is served, as it changes)")
+    parser.add_argument("--until-head", action="store_true", help="learn what the topic holds, commit, and end")
     parser.add_argument("--kafka", required=True, metavar="H:P", help="the broker's address")
     parser.add_argument("--sync-every-ms", type=int, default=60_000, metavar="N", help="a delta each (default: 60000)")
     parser.add_argument("--base-every", type=int, default=60, metavar="K", help="a base each K deltas (default: 60)")
     parser.add_argument("--keep-bases", type=int, default=3, metavar="N", help="bases kept (default: 3)")
+    parser.add_argument("--keep-lineages", type=int, default=5, metavar="N", help="old ones kept (default: 5)")
     parser.add_argument("--digest", action="store_true", help="write the digest of all tables in every delta")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="examples a step (default: %(default)s)")
     parser.add_argument("--mlflow", default="none", metavar="URL", help="where the record is kept (default: none)")
     parser.add_argument("--port", type=int, default=0, help="of /healthz and /metrics on 127.0.0.1 (0: none)")
     args = parser.parse_args(argv)
-    for name in ("sync_every_ms", "base_every", "keep_bases", "batch"):
+    for name in ("sync_every_ms", "base_every", "keep_bases", "keep_lineages", "batch"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed is 1 or more")
     return args

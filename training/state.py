@@ -50,6 +50,8 @@ class State:
         self.newest_event_ms = -1
         expire_ms = {p.table: p.expire_ms for p in self.declaration.policies if p.expire_ms is not None}
         self.expiry = Expiry(learner.tables, expire_ms)
+        self.counts_freshness = True
+        """False while it catches up: what it learns is served already, by another lineage."""
         self._clean_tick = 0  # rows stamped later are in no manifest yet
         self._pending: Cut | None = None
         self._begin()
@@ -73,7 +75,7 @@ class State:
         added = learned_sum(fnv1a64(batch.impression_id)[rows], tasks, batch.labels[rows, tasks])
         self.learned = self.learned[0] + len(rows), (self.learned[1] + added) & _MASK
         self.examples += batch.size
-        for kind, bins in self._written.items():
+        for kind, bins in self._written.items() if self.counts_freshness else ():
             times, counts = np.unique(batch.written_ms[batch.kind == kind] // 10 * 10, return_counts=True)
             bins.update(dict(zip(times.tolist(), counts.tolist(), strict=True)))
 
@@ -154,9 +156,12 @@ class State:
             found[name] = rows_digest(whole.keys.numpy(), whole.rows.numpy())
         return {**found, "dense": dense_digest({n: w.numpy() for n, w in self.learner.weights.items()})}
 
-    def restore(self, log: Log, lineage: str) -> Manifest:
-        """Take over the newest whole chain of a lineage into a fresh learner; returns its newest manifest."""
-        base, deltas = log.chain(lineage)
+    def restore(self, log: Log, lineage: str, base_seq: int | None = None) -> Manifest:
+        """Take over the newest whole chain of a lineage, or the base at `base_seq` alone, into a fresh learner; returns
+        its newest manifest."""
+        base, deltas = log.chain(lineage, base_seq)
+        if base_seq is not None:
+            deltas = []
         last = deltas[-1] if deltas else base
         if last.declaration != self.declaration.sha256:
             raise LogError(

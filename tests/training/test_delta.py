@@ -13,7 +13,7 @@ import pytest
 from training.compaction import compact
 from training.delta import Log, LogBroken, LogBusy, LogError, Manifest
 from training.log_check import explain, listing, verify
-from training.log_writer import Cut, Writer
+from training.log_writer import Cut, Writer, prune_lineages
 from training.row_files import (
     Filter,
     TableRows,
@@ -217,9 +217,26 @@ def test_pruning_keeps_every_chain_from_a_kept_base(tmp_path: Path) -> None:
 
 def test_a_second_writer_says_so(tmp_path: Path) -> None:
     log, lineage, _ = begun(tmp_path, 1)
-    with Writer(log, lineage), pytest.raises(LogBusy, match="LOCK: held by process [0-9]+"):
-        Writer(log, log.new_lineage())
+    with Writer(log, lineage):
+        with pytest.raises(LogBusy, match=f"{lineage}.lock: held by process [0-9]+: a lineage has one writer"):
+            Writer(log, lineage)
+        Writer(log, log.new_lineage()).close()
     Writer(log, lineage).close()
+
+
+def test_lineages_are_named_apart_and_the_old_ones_go(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    names = [begun(tmp_path, 1)[1] for _ in range(5)]
+    assert [int(name[:6]) for name in names] == [1, 2, 3, 4, 5] and log.lineages() == names
+    assert int(log.new_lineage()[:6]) == 6 and int(log.new_lineage()[:6]) == 7  # nothing in them yet, but taken
+    log.serve(names[0])
+    with Writer(log, names[1]):
+        assert prune_lineages(log, 2) == [names[2]]
+    assert log.lineages() == [names[0], names[1], names[3], names[4]]
+    log.serve(names[4])
+    assert prune_lineages(log, 1) == [names[0], names[1], names[3]] and log.lineages() == names[4:]
+    with pytest.raises(ValueError, match="keep_lineages is 0, allowed is 1 or more"):
+        prune_lineages(log, 0)
 
 
 FILES = ["rows-0.arrow", "slots-0.arrow", "removed.arrow", "admission.arrow", "dense.arrow", "manifest.json"]

@@ -236,7 +236,7 @@ def test_without_a_broker_it_says_why_it_is_not_ready(tmp_path: Path) -> None:
             Writer(Log(tmp_path / "log"), lineage)
         second = Process("127.0.0.1:1", tmp_path / "log", tmp_path)
         assert second.popen.wait(60) == 2
-        assert f"held by process {trainer.popen.pid}: a log has one writer" in second.out.read_text()
+        assert f"held by process {trainer.popen.pid}: a lineage has one writer" in second.out.read_text()
     finally:
         assert trainer.end() == 0
 

@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 from test_delta import Oracle
 
+from training import registry
 from training.compaction import compact
 from training.delta import Log, Manifest
 from training.log_writer import Writer
-from training.tracking import ALIAS, Tracking
+from training.registry import CANDIDATE, TRAINED
+from training.tracking import Tracking
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
 from broker import free_port  # noqa: E402
+
+NAN = float("nan")
 
 
 def wait(until: Callable[[], Any], what: str, most_s: float = 150) -> Any:
@@ -78,6 +82,19 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
             assert sorted(v.tags["sha256"] for v in versions) == sorted(
                 [log.manifest(lineage, "base", 0).sha256, made.sha256]
             )
+            # A warm start describes its run and registers the same base again: it stays one version.
+            about, name = {"data_sha256": "d1"}, registry.name_of("simulator?seed=7")
+            for rows in (5, 6):  # a parameter keeps its first value
+                registry.describe(client, run.info.run_id, {"rows": rows}, about, {"eval_low": 0.5, "eval_auc": NAN})
+                again = registry.register(client, "simulator?seed=7", run.info.run_id, made, CANDIDATE, about)
+            assert registry.run_of(client, "simulator?seed=9", lineage) == run.info.run_id
+            data = client.get_run(run.info.run_id).data
+            assert (data.params["rows"], data.tags["data_sha256"], data.metrics["eval_low"]) == ("5", "d1", 0.5)
+            assert "eval_auc" not in data.metrics
+            candidate = client.get_model_version_by_alias(name, CANDIDATE)
+            assert (str(candidate.version), candidate.tags["data_sha256"], candidate.tags["lineage"]) == (
+                again, "d1", lineage,
+            )  # fmt: skip
             index = json.loads(
                 Path(client.download_artifacts(run.info.run_id, "manifests.json", str(tmp_path))).read_text()
             )
@@ -90,7 +107,7 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
 def _version(client: Any) -> Any:
     """The version the alias is at; None while there is none or no server."""
     try:
-        return client.get_model_version_by_alias("minutehand-simulator", ALIAS)
+        return client.get_model_version_by_alias("minutehand-simulator", TRAINED)
     except Exception:
         return None
 
