@@ -9,7 +9,7 @@ CUCKOO_TF_INFO = $(firstword $(foreach name,tensorflow tensorflow_cpu,$(wildcard
 CUCKOO_TF_VERSION = $(lastword $(subst -, ,$(basename $(notdir $(CUCKOO_TF_INFO)))))
 CUCKOO_FLAGS := -std=c++20 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -I. -MMD -MP
 
-.PHONY: cuckoo cuckoo-test cuckoo-sanitize FORCE
+.PHONY: cuckoo cuckoo-test cuckoo-sanitize cuckoo-fuzz FORCE
 FORCE:
 cuckoo: $(CUCKOO_SO)
 
@@ -35,7 +35,7 @@ $(CUCKOO_SO): $(CUCKOO_OBJECTS)
 # The core without TensorFlow: plain, and under the sanitizers (thread; address and undefined behaviour).
 CUCKOO_TESTS := tests/training/cuckoo
 CUCKOO_TEST_FLAGS := $(CUCKOO_FLAGS) -Werror -pthread
-CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core row stress admission file)
+CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core row stress admission file fuzz)
 CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
 
 # core_test lets chosen allocations fail
@@ -47,6 +47,13 @@ cuckoo-test: $(CUCKOO_PLAIN)
 
 cuckoo-sanitize: $(CUCKOO_SANITIZED)
 	@for test in $^; do echo $$test; $$test || exit 1; done
+
+# A minute of libFuzzer, which is clang's; what it finds is left in $(CUCKOO_BUILD).
+cuckoo-fuzz:
+	@mkdir -p $(CUCKOO_BUILD)/corpus
+	@clang++ -std=c++20 -O1 -g -I. -pthread -DCUCKOO_LIBFUZZER -fsanitize=fuzzer,address $(CUCKOO_TESTS)/fuzz_test.cc \
+	    -o $(CUCKOO_BUILD)/fuzz
+	@$(CUCKOO_BUILD)/fuzz -max_total_time=60 -artifact_prefix=$(CUCKOO_BUILD)/ $(CUCKOO_BUILD)/corpus
 
 $(CUCKOO_BUILD)/%_test: $(CUCKOO_TESTS)/%_test.cc $(CUCKOO)/build.mk
 	@mkdir -p $(@D)

@@ -1,10 +1,13 @@
 // Eight threads on one table that grows meanwhile: nothing is lost, counted twice or read half written.
+#include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "tests/training/cuckoo/check.h"
+#include "training/cuckoo/file.h"
 #include "training/cuckoo/table.h"
 
 namespace cuckoo {
@@ -126,6 +129,75 @@ void TestEverythingAtOnce(int rounds) {
   CHECK_EQ(size, table.stats().size);
 }
 
+// The table grows, rows come and go, and is scanned meanwhile: a scan sees each key that stays exactly once, an
+// eviction takes what is old and nothing else, and a shard's file is whole.
+void TestScansWhileItGrows(int rounds) {
+  Table table(Zeros(2));
+  table.SetTick(2);
+  constexpr int64_t kPinned = 3000, kOld = int64_t{1} << 40, kNew = int64_t{1} << 41;
+  std::vector<int64_t> pinned(kPinned);
+  for (int64_t k = 0; k < kPinned; ++k) pinned[k] = k;
+  std::vector<float> weights(kPinned * kDim);
+  table.Lookup(pinned.data(), pinned.size(), weights.data());
+  std::atomic<size_t> imported = 0, looked_up = 0, evicted = 0;
+  std::atomic<int> growing = 4;
+  InThreads([&](int t) {
+    std::mt19937_64 random(t);
+    if (t < 4) {  // new rows, half of them of tick 1, which is old
+      for (int round = 0; round < rounds; ++round) {
+        const size_t n = 1 + random() % 200;
+        std::vector<int64_t> keys(n);
+        for (size_t k = 0; k < n; ++k) keys[k] = (round * int64_t{200} + static_cast<int64_t>(k)) * 4 + t + kOld;
+        const std::vector<float> rows(n * kDim, 0.5f);
+        table.Import(keys.data(), n, rows.data(), rows.data(), std::vector<uint32_t>(n, 1).data());
+        imported += n;
+        for (auto& key : keys) key += kNew - kOld;
+        std::vector<float> out(n * kDim);
+        table.Lookup(keys.data(), n, out.data());
+        looked_up += n;
+        ApplyOnes(table, pinned);
+      }
+      --growing;
+    } else if (t < 6) {  // scans
+      while (growing > 0) {
+        std::vector<int64_t> keys = table.KeysSince(t == 4 ? 0 : 1);
+        std::sort(keys.begin(), keys.end());
+        CHECK(std::adjacent_find(keys.begin(), keys.end()) == keys.end());
+        CHECK(std::includes(keys.begin(), keys.end(), pinned.begin(), pinned.end()));
+        std::FILE* file = std::tmpfile();
+        SaveShard(table, t - 4, fileno(file));
+        rewind(file);
+        Table loaded(table.config());
+        LoadShard(&loaded, t - 4, fileno(file));
+        for (const int64_t key : pinned) {
+          if (table.ShardOf(Hash(key)) == static_cast<size_t>(t - 4)) {
+            CHECK(static_cast<bool>(loaded.shard(t - 4).index.Find(key, Hash(key))));
+          }
+        }
+        std::fclose(file);
+      }
+    } else if (t == 6) {
+      while (growing > 0) {
+        std::vector<int64_t> keys;
+        evicted += table.Evict(1, &keys);
+        for (const int64_t key : keys) CHECK(kOld <= key && key < kNew);
+      }
+    } else {
+      std::vector<float> out(kPinned * kDim);
+      while (growing > 0) {
+        table.Find(pinned.data(), pinned.size(), out.data());
+        for (size_t k = 0; k < pinned.size(); ++k) {
+          for (size_t i = 1; i < kDim; ++i) CHECK_EQ(out[k * kDim + i], out[k * kDim]);  // a row is read whole
+        }
+      }
+    }
+  });
+  std::vector<int64_t> keys;
+  evicted += table.Evict(1, &keys);
+  CHECK_EQ(evicted.load(), imported.load());
+  CHECK_EQ(table.stats().size, kPinned + looked_up.load());
+}
+
 }  // namespace
 }  // namespace cuckoo
 
@@ -133,5 +205,6 @@ int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 400;
   cuckoo::TestSumsAddUp(rounds);
   cuckoo::TestEverythingAtOnce(rounds * 5);
+  cuckoo::TestScansWhileItGrows(rounds / 16);
   std::cout << "stress: all passed" << std::endl;
 }
