@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feeding import Sender, examples
@@ -22,6 +23,8 @@ from feeding import Sender, examples
 from streaming import topics
 from streaming.archive import Archive, Archiver, Gauges
 from streaming.archive_log import Writer
+from streaming.columns import to_table
+from streaming.example import decode
 from streaming.hashing import learned_sum
 from streaming.reader import Reader
 from streaming.source import load
@@ -197,6 +200,43 @@ def test_every_record_once_in_both_lineages_through_take_over_and_back(
         finally:
             rig.end()
             print((tmp_path / "trainer.log").read_text()[-3000:])
+
+
+def archived(path: Path) -> dict[str, int]:
+    """RECORDS as an archiver keeps them, of two partitions; each record's offset by its place."""
+    batch_ = decode([json.dumps(r).encode() for r in RECORDS], DECLARATION)
+    place = np.arange(batch_.size)
+    table = to_table(batch_, DECLARATION)
+    table = table.append_column("partition", pa.array((place % 2).astype(np.int32)))
+    table = table.append_column("offset", pa.array(place // 2, pa.int64()))
+    ends = {str(p): (batch_.size + 1 - p) // 2 for p in range(2)}
+    positions = {"examples": {"cluster": "c", "topic": "examples", "topic_id": "t", "offsets": ends}}
+    with Writer(path, SOURCE, DECLARATION.sha256) as writer:
+        writer.commit({"examples": table}, positions, {}, {"examples": LAST_MS})
+    return ends
+
+
+def test_begun_from_what_serves_it_leaves_out_what_that_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = archived(tmp_path / "archive")
+    delta_log = Log(tmp_path / "log")
+    given = ["--log", delta_log.path, "--archive", tmp_path / "archive", "--begin", BEGIN_MS]
+    first = run(capsys, "train", *given, "--end", END_MS)
+    assert first["from"] == "none" and first["known"] == 0 and first["behind"] > 0
+    delta_log.serve(first["lineage"])
+    more = run(capsys, "train", *given, "--end", LAST_MS + 1, "--from", "serving")
+    assert more["from"] == f"{first['lineage']}/base-000000000" and more["positions"]["offsets"] == ends
+    # All in all every record once: those of the base, and those that were behind it, once more positions are passed.
+    assert (more["known"], more["behind"]) == (first["rows"], 0)
+    assert more["rows"] == len(RECORDS) - first["rows"] and more["learned"] == learned_by(RECORDS)
+    newer = delta_log.manifest(more["lineage"], "base", 0)
+    assert newer.learned_until_ms == LAST_MS and newer.positions["offsets"] == ends
+    delta_log.serve(more["lineage"])
+    assert (
+        warm_start.main(["train", "--source", SOURCE, *map(str, given), "--end", str(END_MS), "--from", "serving"]) == 2
+    )
+    assert "nothing to learn" in caplog.text and "are in the base already" in caplog.text
 
 
 def test_what_is_missing_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
