@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "tensorflow/core/framework/op_kernel.h"
+#include "training/cuckoo/file_ops.h"
 #include "training/cuckoo/gradients.h"
 #include "training/cuckoo/table_op.h"
 #include "training/cuckoo/verb.h"
@@ -271,6 +272,8 @@ REGISTER_KERNEL_BUILDER(Name("CuckooRemove").Device(DEVICE_CPU), RemoveOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooEvict").Device(DEVICE_CPU), EvictOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooTick").Device(DEVICE_CPU), TickOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooSetTick").Device(DEVICE_CPU), SetTickOp);
+REGISTER_KERNEL_BUILDER(Name("CuckooSave").Device(DEVICE_CPU), SaveOp);
+REGISTER_KERNEL_BUILDER(Name("CuckooRestore").Device(DEVICE_CPU), RestoreOp);
 REGISTER_KERNEL_BUILDER(Name("CuckooStats").Device(DEVICE_CPU), StatsOp);
 
 }  // namespace

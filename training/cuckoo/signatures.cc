@@ -126,6 +126,18 @@ REGISTER_OP("CuckooSetTick")
     .SetIsStateful()
     .SetShapeFn(NoOutputs)
     .Doc("Moves the clock on.");
+REGISTER_OP("CuckooSave")
+    .Input("table: resource")
+    .Input("folder: string")
+    .SetIsStateful()
+    .SetShapeFn(NoOutputs)
+    .Doc("Writes a file a shard.");
+REGISTER_OP("CuckooRestore")
+    .Input("table: resource")
+    .Input("folder: string")
+    .SetIsStateful()
+    .SetShapeFn(NoOutputs)
+    .Doc("Reads what CuckooSave wrote into an empty table.");
 REGISTER_OP("CuckooStats")
     .Input("table: resource")
     .Output("stats: int64")

@@ -15,8 +15,11 @@ table whole.
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
@@ -30,6 +33,7 @@ from training.cuckoo.segments import Initializer, Normal, Segment
 ROWS_PER_SHARD = 16_384
 """At a shard of this size growth rebuilds some 300 KB: below a millisecond."""
 
+MANIFEST = "manifest.json"
 _LAST_TICK = 2**32 - 1
 _numbers = itertools.count()
 
@@ -172,6 +176,42 @@ class Table(TrackableResource):  # type: ignore[misc]
         """Rows, places for keys, their ratio, bytes of memory, tick. Eager only."""
         size, capacity, used = (int(x) for x in ops().cuckoo_stats(self.resource_handle).numpy())
         return {"size": size, "capacity": capacity, "load": size / capacity, "bytes": used, "tick": int(self.tick())}
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the table to a new folder: a file a shard, its index with it, and a manifest last. Eager only.
+
+        Memory: a few MB a thread. Rows may be read meanwhile; each shard is of one moment, which writers wait for.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True)
+        ops().cuckoo_save(self.resource_handle, str(folder))
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        part = folder / f"{MANIFEST}.part"
+        part.write_text(json.dumps({"format": 1, "table": self._described(), "files": files}, indent=1))
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(folder / MANIFEST)
+
+    def restore(self, folder: str | Path) -> None:
+        """Reads what `save` wrote into this table, which is empty and has the same segments, seed and shards.
+
+        ValueError where the folder is of another table, `tf.errors.DataLossError` where a file is damaged: the table is
+        empty still. Eager only.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"table {self.name}: {path} is not there: the table in this folder is not whole")
+        found = json.loads(path.read_text())["table"]
+        if found != self._described():
+            differ = [
+                f"{k} {found.get(k)!r}, expected {v!r}" for k, v in self._described().items() if v != found.get(k)
+            ]
+            raise ValueError(f"table {self.name}: {folder} holds another table: {'; '.join(differ)}")
+        ops().cuckoo_restore(self.resource_handle, str(folder))
+
+    def _described(self) -> dict[str, Any]:
+        """What must be equal for one table's files to be another's."""
+        return {"segments": [repr(s) for s in self.segments], **{k: self._settings[k] for k in ("seed", "shards")}}
 
     def _create_resource(self) -> Any:
         return ops().cuckoo_table(shared_name=self._shared_name, **self._settings)
