@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.trackable.resource import TrackableResource
 
@@ -185,6 +186,9 @@ class Table(TrackableResource):  # type: ignore[misc]
         folder = Path(folder)
         folder.mkdir(parents=True)
         ops().cuckoo_save(self.resource_handle, str(folder))
+        if self.admission_shape:
+            places, lines = self.export_admission(0)
+            np.savez(folder / "admission.npz", places=places, lines=lines)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         part = folder / f"{MANIFEST}.part"
         part.write_text(json.dumps({"format": 1, "table": self._described(), "files": files}, indent=1))
@@ -208,10 +212,14 @@ class Table(TrackableResource):  # type: ignore[misc]
             ]
             raise ValueError(f"table {self.name}: {folder} holds another table: {'; '.join(differ)}")
         ops().cuckoo_restore(self.resource_handle, str(folder))
+        if self.admission_shape:
+            with np.load(Path(folder) / "admission.npz") as filter:
+                self.import_admission(filter["places"], filter["lines"])
 
     def _described(self) -> dict[str, Any]:
         """What must be equal for one table's files to be another's."""
-        return {"segments": [repr(s) for s in self.segments], **{k: self._settings[k] for k in ("seed", "shards")}}
+        kept = {k: self._settings[k] for k in ("seed", "shards")}
+        return {"segments": [repr(s) for s in self.segments], "admission": self.admission_shape, **kept}
 
     def _create_resource(self) -> Any:
         return ops().cuckoo_table(shared_name=self._shared_name, **self._settings)
@@ -221,13 +229,18 @@ class Table(TrackableResource):  # type: ignore[misc]
 
     def _serialize_to_tensors(self) -> dict[str, Any]:
         """What tf.train.Checkpoint and tf.saved_model.save write: all rows in one tensor, and the clock."""
-        return {**self.export_since(0)._asdict(), "tick": self.tick()}
+        places, lines = self.export_admission(0)
+        return {**self.export_since(0)._asdict(), "places": places, "lines": lines, "tick": self.tick()}
 
     def _restore_from_tensors(self, restored: dict[str, Any]) -> Any:
         """The table becomes what was saved: rows that it has beside go."""
         with tf.control_dependencies([self.evict(_LAST_TICK)]):
-            self.import_rows(*(restored[name] for name in Rows._fields))
-        with tf.control_dependencies([self.tick()]):
+            imported = self.import_rows(*(restored[name] for name in Rows._fields))
+        places, lines = self.export_admission(0)
+        emptied = self.import_admission(places, tf.zeros_like(lines))
+        with tf.control_dependencies([emptied] if emptied is not None else []):
+            filled = self.import_admission(restored["places"], restored["lines"])
+        with tf.control_dependencies([op for op in (imported, filled) if op is not None]):  # eagerly they are None
             return self.set_tick(tf.maximum(self.tick(), restored["tick"]))
 
     def _destroy_resource(self) -> None:
