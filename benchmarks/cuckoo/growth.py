@@ -1,0 +1,62 @@
+"""Filling from empty, batch after batch: the longest of them, in the CPU time of its thread and by the wall.
+
+The op runs on the calling thread: the share of the process's CPU time that this thread took says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.cuckoo import contestants
+
+
+def measure(keys: int, dim: int, batch: int, rounds: int, others: bool) -> dict[str, Any]:
+    # From no expectation to `keys` rows: as a table grows that nobody has given a size.
+    fills = [fill(contestants.cuckoo(dim).lookup, keys, batch) for _ in range(rounds)]
+    result: dict[str, Any] = {
+        "keys": keys,
+        "dim": dim,
+        "batch": batch,
+        "ours": fills,
+        "worst_cpu_ms": max(f["cpu_ms"]["worst"] for f in fills),
+        "worst_wall_ms": max(f["wall_ms"]["worst"] for f in fills),
+        "thread_share_of_cpu": min(f["thread_share_of_cpu"] for f in fills),
+    }
+    if others:
+        zeros = tf.zeros([dim])
+        rows = tf.zeros([batch, dim])
+        dense = tf.lookup.experimental.DenseHashTable(tf.int64, tf.float32, zeros, empty_key=-1, deleted_key=-2)
+        result["DenseHashTable"] = fill(lambda k: dense.insert(k, rows[: len(k)]), keys, batch)
+        del dense
+        mutable = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, zeros)
+        result["MutableHashTable"] = fill(lambda k: mutable.insert(k, rows[: len(k)]), keys, batch)
+    return result
+
+
+def fill(call: Callable[[Any], Any], keys: int, batch: int) -> dict[str, Any]:
+    """One filling with the keys of places 0 .. keys - 1."""
+    cpu, wall = [], []
+    process = thread = 0.0
+    for ids in contestants.all_keys(keys, batch):
+        all_cpu, begin_cpu, begin = time.process_time(), time.thread_time(), time.perf_counter()
+        call(ids)
+        wall.append(time.perf_counter() - begin)
+        cpu.append(time.thread_time() - begin_cpu)
+        process, thread = process + time.process_time() - all_cpu, thread + cpu[-1]
+    print(f"  {keys} keys in batches of {batch}: the longest {1e3 * max(cpu):.1f} ms of CPU", flush=True)
+    return {
+        "cpu_ms": longest(cpu),
+        "wall_ms": longest(wall),
+        "thread_share_of_cpu": round(thread / process, 3),
+        "M_rows_per_s": round(keys / sum(wall) / 1e6, 3),
+    }
+
+
+def longest(seconds: list[float]) -> dict[str, float]:
+    p50, p99, p999, worst = 1e3 * np.percentile(seconds, [50, 99, 99.9, 100])
+    return {"p50": round(p50, 3), "p99": round(p99, 3), "p999": round(p999, 3), "worst": round(worst, 3)}

@@ -1,0 +1,124 @@
+"""Rates of each verb of each contestant at one size: batches interleaved, in a new order each round."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import tensorflow as tf
+
+from benchmarks.cuckoo import contestants
+from benchmarks.cuckoo.contestants import Batch, Verbs
+from benchmarks.cuckoo.figures import rates, spread, timed, times_faster
+from benchmarks.cuckoo.streams import Stream
+
+VERBS = ("find", "lookup", "apply", "import")
+RATIOS = {
+    "find_vs_ceiling": ("find", "index_line"),
+    "find_vs_row_copy": ("find", "row_copy"),
+    "find_vs_gather": ("find", "gather"),
+    "find_vs_DenseHashTable": ("find", "DenseHashTable"),
+    "find_vs_MutableHashTable": ("find", "MutableHashTable"),
+    "lookup_vs_ceiling": ("lookup", "index_line"),
+    "apply_vs_stock": ("apply", "stock"),
+    "import_vs_DenseHashTable": ("import", "DenseHashTable"),
+}
+
+
+def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[str]) -> dict[str, Any]:
+    verbs: dict[str, Verbs] = {}
+    fill: dict[str, float] = {}
+
+    def join(name: str, made: Any) -> None:
+        print(f"  filling {name}", flush=True)
+        begin = time.perf_counter()
+        for verb, of in made().items():
+            verbs.setdefault(verb, {}).update(of)
+        fill[name] = round(keys / (time.perf_counter() - begin) / 1e6, 3)
+
+    kept: list[Any] = []
+
+    def keeping(made: Any) -> Any:
+        thing, of = made
+        kept.append(thing)
+        return of
+
+    join("ours", lambda: keeping(contestants.ours(keys, dim)))
+    join("ceiling", lambda: keeping(contestants.ceilings(keys, dim)))
+    join("dense", lambda: contestants.dense(keys, dim))
+    for kind in ("DenseHashTable", "MutableHashTable"):
+        join(kind, lambda kind=kind: contestants.hash_table(keys, dim, kind))
+    table, ceiling = kept
+    warm = Stream(keys, "uniform", seed=1).batches(16_384, 24)
+    ahead = ceiling.tune([w.places for w in warm], [w.keys for w in warm])
+    cells, ratios = [], []
+    for kind in streams:
+        stream = Stream(keys, kind)
+        for size in sizes:
+            print(f"  {kind}, batches of {size}", flush=True)
+            took = race(verbs, stream, size, dim, rounds if size < 65_536 else max(2, rounds // 2))
+            where = {"keys": keys, "dim": dim, "stream": kind, "batch": size}
+            for (verb, who), seconds in took.items():
+                cells.append({"verb": verb, "contestant": who, **where, "M_keys_per_s": rates(seconds, size)})
+            for name, (verb, who) in RATIOS.items():
+                other = took.get((verb, who)) or took[("find", who)]
+                ratios.append({"name": name, **where, **times_faster(took[(verb, "ours")], other)})
+    if "uniform" in streams:
+        cells += slow(verbs["apply once"], Stream(keys, "uniform", seed=2), sizes, keys, dim)
+    return {"cells": cells, "ratios": ratios, "fill_M_rows_per_s": fill, "prefetch_ahead": ahead, **scans(table, keys)}
+
+
+def race(
+    verbs: dict[str, Verbs], stream: Stream, size: int, dim: int, rounds: int
+) -> dict[tuple[str, str], list[float]]:
+    """(verb, contestant) -> seconds of each round. Verbs of a round have batches of their own, their contestants share
+    one: nothing finds what the call before it left in the cache."""
+    pool = min(len(VERBS) * (rounds + 1), max(24, 2_000_000 // size))
+    batches = [Batch.of(ids, dim) for ids in stream.batches(size, pool)]
+    turn = [(verb, who) for verb in VERBS for who in verbs[verb]]
+    took: dict[tuple[str, str], list[float]] = {t: [] for t in turn}
+    rng = random.Random(size)
+    for number in range(-1, rounds):  # the first one warms up
+        rng.shuffle(turn)
+        for verb, who in turn:
+            batch = batches[(number * len(VERBS) + VERBS.index(verb)) % pool]
+            call = verbs[verb][who]
+            seconds = timed(lambda call=call, batch=batch: call(batch), time.perf_counter)
+            if number >= 0:
+                took[verb, who].append(seconds)
+    return took
+
+
+def slow(verbs: Verbs, stream: Stream, sizes: list[int], keys: int, dim: int) -> list[dict[str, Any]]:
+    """What takes up to seconds a batch: three of each."""
+    cells = []
+    for who, call in verbs.items():
+        for size in sizes:
+            batches = [Batch.of(ids, dim) for ids in stream.batches(size, 4)]
+            seconds = [timed(lambda call=call, b=b: call(b), time.perf_counter) for b in batches][1:]
+            where = {"keys": keys, "dim": dim, "stream": "uniform", "batch": size}
+            cells.append({"verb": "apply", "contestant": who, **where, "M_keys_per_s": rates(seconds, size)})
+    return cells
+
+
+def scans(table: Any, keys: int, rounds: int = 3) -> dict[str, Any]:
+    """Export of a tenth of the rows, of none, and the eviction of a tenth: seconds and rows/s."""
+    stream = Stream(keys, "uniform", seed=3)
+    export, nothing, evict = [], [], []
+    share = max(1, keys // 10)
+    for _ in range(rounds):
+        before = int(table.tick())
+        table.set_tick(before + 1)
+        for ids in stream.batches(min(share, 65_536), max(1, share // 65_536)):
+            contestants.apply(table, tf.constant(ids.keys), tf.zeros([len(ids.keys), table.dim]))
+        exported: list[Any] = []
+        seconds = timed(lambda b=before, to=exported: to.append(table.export_since(b)), time.perf_counter)
+        export.append(len(exported.pop().keys) / seconds / 1e6)
+        now = int(table.tick())
+        nothing.append(timed(lambda t=now: table.export_since(t), time.perf_counter) * 1e3)
+    return {
+        "export_M_rows_per_s": spread(export),
+        "export_of_nothing_ms": spread(nothing),
+        "evict_M_rows_per_s": evict,
+    }

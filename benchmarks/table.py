@@ -1,0 +1,138 @@
+"""The cuckoo table beside what else there is, and beside what the memory allows.
+
+    python -m benchmarks.table                  # all of it: about 20 minutes of 2 quiet cores, 16 GB
+    python -m benchmarks.table --quick          # under a minute: small, no addons, writes nothing
+    python -m benchmarks.table --only growth    # parts whose names begin so; the others' figures stay
+    python -m benchmarks.table --resume         # what this commit has not measured yet
+
+Each part is a process of its own. In a part the contestants' batches come in turn, in a new order each round, so that a
+slow moment of the machine falls on all; ratios are medians of the ratios of single rounds. Prints the ratios and writes
+benchmarks/results/table.json after each part: all cells with median, p10, p90, and `summary`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.cuckoo import summary  # noqa: E402  # no package: found by the line above
+from benchmarks.cuckoo.figures import commit, machine  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "table.json"
+M = 1_000_000
+SIZES, STREAMS = [4096, 16_384, 65_536], ["uniform", "zipf"]
+
+
+def speed(keys: int, dim: int, rounds: int = 60) -> tuple[str, dict[str, Any]]:
+    return "speed", {"keys": keys, "dim": dim, "sizes": SIZES, "rounds": rounds, "streams": STREAMS}
+
+
+PARTS: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
+    "speed-10M-16": (speed(10 * M, 16), 180),
+    "speed-10M-32": (speed(10 * M, 32), 240),
+    "speed-1M-16": (speed(M, 16), 90),
+    "speed-1M-32": (speed(M, 32), 100),
+    "threads-10M-16": (("threads", {"keys": 10 * M, "dim": 16, "batch": 16_384, "rounds": 60}), 40),
+    "growth-10M-16": (("growth", {"keys": 10 * M, "dim": 16, "batch": 4096, "rounds": 3, "others": True}), 80),
+    "growth-10M-32": (("growth", {"keys": 10 * M, "dim": 32, "batch": 4096, "rounds": 1, "others": True}), 60),
+    "pause-10M-16": (("pause", {"keys": 10 * M, "dim": 16, "rows": 1_300_000, "rounds": 8}), 60),
+    "memory-10M-16": (("memory", {"keys": 10 * M, "dim": 16}), 25),
+    "memory-10M-32": (("memory", {"keys": 10 * M, "dim": 32}), 35),
+    "addons-1M-16": (("addons", {"keys": M, "dim": 16, "batch": 16_384, "rounds": 40}), 60),
+    "addons-10M-16": (("addons", {"keys": 10 * M, "dim": 16, "batch": 16_384, "rounds": 40}), 180),
+}
+"""Name -> (module of benchmarks/cuckoo, its options), seconds on 2 quiet cores."""
+
+K = 1000
+QUICK: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
+    "speed-10M-16": (("speed", speed(200 * K, 16)[1] | {"rounds": 10, "sizes": [16_384], "streams": ["uniform"]}), 8),
+    "threads-10M-16": (("threads", {"keys": 200 * K, "dim": 16, "batch": 16_384, "rounds": 10}), 7),
+    "growth-10M-16": (("growth", {"keys": 400 * K, "dim": 16, "batch": 4096, "rounds": 1, "others": False}), 6),
+    "pause-10M-16": (("pause", {"keys": 200 * K, "dim": 16, "rows": 100 * K, "rounds": 2}), 6),
+    "memory-10M-16": (("memory", {"keys": 400 * K, "dim": 16}), 6),
+    "memory-10M-32": (("memory", {"keys": 400 * K, "dim": 32}), 6),
+}
+"""The same names, other sizes: the same summary, of a table too small to say much."""
+
+
+def run(name: str, module: str, options: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+        command = [sys.executable, "-m", "benchmarks.cuckoo.part", module, json.dumps(options), out.name]
+        with tempfile.TemporaryFile() as log:
+            if subprocess.run(command, cwd=ROOT, env=environment, stderr=log).returncode:
+                log.seek(0)
+                raise RuntimeError(f"{name} failed:\n{log.read().decode()[-3000:]}")
+        result: dict[str, Any] = json.loads(Path(out.name).read_text())
+        return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small tables, no addons; writes nothing without --out")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--resume", action="store_true", help="leave out what this commit has measured already")
+    parser.add_argument("--out", type=Path, help=f"where to write (default: {RESULT.relative_to(ROOT)})")
+    args = parser.parse_args()
+    parts = {n: p for n, p in (QUICK if args.quick else PARTS).items() if n.startswith(tuple(args.only))}
+    if not parts:
+        parser.error(f"--only {' '.join(args.only)}: no such part; there are {', '.join(PARTS)}")
+    out: Path | None = args.out or (None if args.quick else RESULT)
+    whole: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {"parts": {}}
+    at, failed = commit(), []
+    if args.resume:
+        parts = {n: p for n, p in parts.items() if whole["parts"].get(n, {}).get("commit") != at}
+    left = sum(seconds for _, seconds in parts.values())
+    for name, ((module, options), expected) in parts.items():
+        print(f"{datetime.datetime.now():%H:%M:%S} {name}, about {expected} s; {left} s to the end", flush=True)
+        begin = time.monotonic()
+        try:
+            result = run(name, module, options)
+        except RuntimeError as e:  # the others still have something to say
+            failed.append(name)
+            print(e, file=sys.stderr)
+        else:
+            command = " ".join(["python -m benchmarks.table", *sys.argv[1:]])
+            stamp = {"date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "commit": at, "command": command}
+            whole["parts"][name] = stamp | result
+            whole = {**stamp, "machine": machine(), **summary.of(whole["parts"]), "parts": whole["parts"]}
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(written(whole))
+        left -= expected
+        print(f"  took {time.monotonic() - begin:.0f} s, load average {os.getloadavg()[0]:.1f}", flush=True)
+    print(summary.table(whole) if whole["parts"] else "nothing is measured")
+    if failed:
+        print(f"failed: {', '.join(failed)}; python -m benchmarks.table --resume tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def written(whole: dict[str, Any]) -> str:
+    """JSON with a line for each thing that fits one: some hundred cells."""
+    text = json.dumps({k: v for k, v in whole.items() if k != "parts"}, indent=1)
+    parts = []
+    for name, part in whole["parts"].items():
+        lines = []
+        for key, value in part.items():
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                cells = ",\n    ".join(json.dumps(cell) for cell in value)
+                lines.append(f"   {json.dumps(key)}: [\n    {cells}\n   ]")
+            else:
+                lines.append(f"   {json.dumps(key)}: {json.dumps(value)}")
+        parts.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
+    return text.rstrip("\n}") + ',\n "parts": {\n' + ",\n".join(parts) + "\n }\n}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
