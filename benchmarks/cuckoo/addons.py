@@ -103,7 +103,7 @@ def beside(peer: Peer, keys: int, dim: int, batch: int, rounds: int) -> dict[str
         with tf.GradientTape() as tape:
             tape.watch(rows)
             loss = tf.reduce_sum(rows * gradient)
-        contestants.apply(table, ids, tape.gradient(loss, rows))
+        table.apply(ids, tape.gradient(loss, rows))
         return loss
 
     print("  filling the addons' table and its slot", flush=True)
@@ -115,7 +115,7 @@ def beside(peer: Peer, keys: int, dim: int, batch: int, rounds: int) -> dict[str
 
     def lookup_and_apply(ids: Any) -> None:
         table.lookup(ids)
-        contestants.apply(table, ids, gradient)
+        table.apply(ids, gradient)
 
     calls = {"lookup and apply": lookup_and_apply, "step": step, "find": table.find}
     took: dict[tuple[str, str], list[float]] = {(c, who): [] for c in calls for who in ("ours", "addons")}

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from benchmarks.cuckoo.ceiling import Ceiling
 from benchmarks.cuckoo.streams import Ids, keys_of
-from training.cuckoo import Table
+from training.cuckoo import Adagrad, Table
 
 RATE = 0.05
 FILL = 65_536
@@ -42,11 +42,8 @@ Verbs = dict[str, Callable[[Batch], Any]]
 
 def cuckoo(dim: int, expected_rows: int | None = None, name: str = "benchmark") -> Table:
     """A table of rows of `dim` with Adagrad's slot."""
-    return Table(dim, 1, name, **({} if expected_rows is None else {"expected_rows": expected_rows}))
-
-
-def apply(table: Table, keys: Any, gradients: Any) -> Any:
-    return table.apply_adagrad(keys, gradients, RATE)
+    size = {} if expected_rows is None else {"expected_rows": expected_rows}
+    return Table(dim, name, optimizer=Adagrad(RATE), **size)
 
 
 def all_keys(n: int, size: int = FILL) -> Iterator[Any]:
@@ -62,7 +59,7 @@ def ours(n: int, dim: int) -> tuple[Table, dict[str, Verbs]]:
     return table, {
         "find": {"ours": lambda b: table.find(b.keys)},
         "lookup": {"ours": lambda b: table.lookup(b.keys)},
-        "apply": {"ours": lambda b: apply(table, b.keys, b.rows)},
+        "apply": {"ours": lambda b: table.apply(b.keys, b.rows)},
         "import": {"ours": lambda b: table.import_rows(b.keys, b.rows, b.rows, b.ticks)},
     }
 

@@ -30,7 +30,7 @@ def measure(keys: int, dim: int, rows: int, rounds: int, ids: int = 64) -> dict[
         before = int(table.tick())
         table.set_tick(before + 1)
         for batch in stream.batches(min(65_536, rows), max(1, rows // 60_000)):
-            contestants.apply(table, tf.constant(batch.keys), tf.zeros([len(batch.keys), dim]))
+            table.apply(tf.constant(batch.keys), tf.zeros([len(batch.keys), dim]))
         result: list[Any] = []
         found["export"].append(beside(lambda b=before, to=result: to.append(table.export_since(b)), table, finds))
         delta = result.pop()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
 from benchmarks.cuckoo import contestants
 from benchmarks.cuckoo.contestants import Batch, Verbs
-from benchmarks.cuckoo.figures import rates, spread, timed, times_faster
+from benchmarks.cuckoo.figures import rates, timed, times_faster
 from benchmarks.cuckoo.streams import Stream
 
 VERBS = ("find", "lookup", "apply", "import")
@@ -103,22 +104,24 @@ def slow(verbs: Verbs, stream: Stream, sizes: list[int], keys: int, dim: int) ->
 
 
 def scans(table: Any, keys: int, rounds: int = 3) -> dict[str, Any]:
-    """Export of a tenth of the rows, of none, and the eviction of a tenth: seconds and rows/s."""
+    """Export of the tenth of the rows that was applied to last, of none; then evictions of what is older and older."""
     stream = Stream(keys, "uniform", seed=3)
-    export, nothing, evict = [], [], []
-    share = max(1, keys // 10)
+    export, nothing, evicted = [], [], []
+    share, first = max(1, keys // 10), int(table.tick())
     for _ in range(rounds):
         before = int(table.tick())
         table.set_tick(before + 1)
         for ids in stream.batches(min(share, 65_536), max(1, share // 65_536)):
-            contestants.apply(table, tf.constant(ids.keys), tf.zeros([len(ids.keys), table.dim]))
-        exported: list[Any] = []
-        seconds = timed(lambda b=before, to=exported: to.append(table.export_since(b)), time.perf_counter)
-        export.append(len(exported.pop().keys) / seconds / 1e6)
-        now = int(table.tick())
-        nothing.append(timed(lambda t=now: table.export_since(t), time.perf_counter) * 1e3)
-    return {
-        "export_M_rows_per_s": spread(export),
-        "export_of_nothing_ms": spread(nothing),
-        "evict_M_rows_per_s": evict,
-    }
+            table.apply(tf.constant(ids.keys), tf.zeros([len(ids.keys), table.dim]))
+        export.append(counted(lambda b=before: table.export_since(b).keys))
+        nothing.append(counted(lambda t=before + 1: table.export_since(t).keys))
+    for tick in range(first, first + rounds):
+        evicted.append(counted(lambda t=tick: table.evict(t)))
+    return {"export": export, "export_of_nothing": nothing, "evict": evicted}
+
+
+def counted(scan: Callable[[], Any]) -> dict[str, float]:
+    """Rows that a scan gave, its time, and the rate."""
+    found: list[int] = []
+    seconds = timed(lambda: found.append(len(scan())), time.perf_counter)
+    return {"rows": found[0], "ms": round(1e3 * seconds, 2), "M_rows_per_s": round(found[0] / seconds / 1e6, 3)}
