@@ -1,0 +1,260 @@
+"""DeepFM learning from the same examples three ways, each step of the same net and size in turn.
+
+    python -m benchmarks.trainer                          # goals: 3 x plain Keras; 10,000 examples/s a core from Kafka
+    python -m benchmarks.trainer --examples 20000 --ids 20000 --rounds 5 --out build/trainer.json
+
+ours     training.step.Learner on the cuckoo tables; a test before each step is part of it
+keras    keras.layers.Embedding with a place for each id, keras.optimizers.Adagrad over all, one tf.function
+mutable  MutableHashTable for rows and for accumulators: find, gradient, Adagrad in the graph, insert
+
+The examples are the simulator's with many viewers and clips. The headline is the trainer's own path from a real broker:
+training.feed.Feed polls and decodes, training.state.State learns, counted by the CPU time of the whole process. Then
+where the time goes. Prints a table and writes benchmarks/results/trainer.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "streaming"), str(ROOT / "tests" / "training")]
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from broker import Broker  # noqa: E402  # these are no packages: they are found by the lines above
+from feeding import examples  # noqa: E402
+from kafka import KafkaProducer  # noqa: E402
+
+from benchmarks.cuckoo.figures import commit, machine, spread, timed, times_faster  # noqa: E402
+from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
+from streaming import simulator, topics  # noqa: E402
+from streaming.example import Batch, decode  # noqa: E402
+from training.feed import Feed  # noqa: E402
+from training.model import loss  # noqa: E402
+from training.state import State  # noqa: E402
+from training.step import Learner, Settings  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "trainer.json"
+GOAL_KERAS, GOAL_RATE = 3.0, 10_000
+DECLARATION = simulator.declaration
+AT_ONCE = 4096
+"""What the trainer reads at once (training.online)."""
+
+
+def source_of(ids: int) -> simulator.Simulator:
+    """`ids` viewers and as many clips."""
+    return simulator.configure(minutes=600, history_minutes=0, rate=2000, viewers=ids, clips=ids, new_clips=0)
+
+
+def lines_of(source: simulator.Simulator, most: int) -> list[bytes]:
+    records = itertools.islice(examples(source.live(), DECLARATION), most)
+    return [json.dumps(record, separators=(",", ":")).encode() for record in records]
+
+
+def batches_of(lines: list[bytes], size: int) -> list[Batch]:
+    return [decode(lines[k : k + size], DECLARATION) for k in range(0, len(lines) - size + 1, size)]
+
+
+def vocabulary_of(source: simulator.Simulator, batches: list[Batch]) -> dict[str, Any]:
+    """A place for each id a table may see: of the source where it is known beforehand, else of the examples."""
+    known: dict[str, list[Any]] = {"viewer": [np.arange(len(source.viewer_weight))], "clip": [source.clip_id]}
+    for batch in batches:
+        for f in DECLARATION.features:
+            if f.table and f.table not in ("viewer", "clip"):
+                column = batch.features[f.name]
+                known.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
+    return {table: np.unique(np.concatenate(ids)) for table, ids in known.items()}
+
+
+def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, Any]:
+    """Seconds a step of the three, batches in turn; Keras' cost grows with the ids, ours with the batch."""
+    source = source_of(ids)
+    batches = batches_of(lines_of(source, number), settings.batch)
+    learner, keras, mutable = Learner(DECLARATION, settings), None, MutableNet(DECLARATION, settings)
+    keras = KerasNet(DECLARATION, settings, vocabulary_of(source, batches))
+    steps: dict[str, Callable[[Batch], Any]] = {
+        "ours": learner.train,
+        "keras": lambda b: float(keras.train(*keras.inputs(b))),
+        "mutable": lambda b: float(mutable.train(*mutable.inputs(b))),
+    }
+    for batch in batches:  # all have seen all ids, and have their traces
+        steps["ours"](batch)
+        steps["mutable"](batch)
+    for batch in batches[:3]:
+        steps["keras"](batch)
+    took: dict[str, list[float]] = {who: [] for who in steps}
+    rng, turn = random.Random(0), list(steps)
+    for batch in (batches[k % len(batches)] for k in range(rounds)):
+        rng.shuffle(turn)
+        for who in turn:
+            took[who].append(timed(lambda who=who, batch=batch: steps[who](batch), time.perf_counter))
+    return {
+        "viewers": ids,
+        "clips": ids,
+        "examples_per_s": {w: spread([settings.batch / s for s in seconds], 0) for w, seconds in took.items()},
+        "vs_keras": times_faster(took["ours"], took["keras"]),
+        "vs_mutable": times_faster(took["ours"], took["mutable"]),
+    }
+
+
+def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
+    """The trainer's path, poll to learned, over all lines twice: the first time ids are new, the second known."""
+    with Broker() as broker:
+        topics.create(broker.bootstrap)
+        producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=20, batch_size=2**18)
+        for _ in range(2):
+            for number, line in enumerate(lines):
+                producer.send(topics.EXAMPLES, line, partition=number % topics.PARTITIONS)
+        producer.close()
+        state = State(Learner(DECLARATION, settings), "simulator")
+        state.learner.train(decode([], DECLARATION))
+        feed = Feed(broker.bootstrap, DECLARATION, {})
+        marks = []
+        learned = 0
+        begin_cpu, begin = time.process_time(), time.perf_counter()
+        while learned < 2 * len(lines):
+            for batch in feed.poll(200, AT_ONCE):
+                state.learn(batch)
+                learned += batch.size
+            marks.append((learned, time.process_time() - begin_cpu, time.perf_counter() - begin))
+        feed.close()
+    half = next(mark for mark in marks if mark[0] >= len(lines))
+    passes = {"new ids": half, "known ids": tuple(b - a for a, b in zip(half, marks[-1], strict=True))}
+    return {
+        name: {
+            "examples": count,
+            "per_cpu_s": round(count / cpu),
+            "per_s": round(count / wall),
+            "cpu_us": round(1e6 * cpu / count, 1),
+        }
+        for name, (count, cpu, wall) in passes.items()
+    }
+
+
+def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, float]:
+    """Microseconds an example of each stage, the median of rounds; the graph's by what each stage adds to a step."""
+    learner = Learner(DECLARATION, settings)
+    state = State(learner, "simulator")
+    batches = batches_of(lines, settings.batch)
+    for batch in batches:
+        learner.train(batch)
+    batch = batches[0]
+    ids = {}
+    for f in DECLARATION.features:
+        if f.table:
+            column = batch.features[f.name]
+            ids.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
+    flat = {table: tf.constant(np.concatenate(parts)) for table, parts in ids.items()}
+    unique = {table: tf.unique(x)[0] for table, x in flat.items()}
+    gradients = {table: tf.zeros([len(x), DECLARATION.row_dim]) for table, x in unique.items()}
+    rows = tf.random.stateless_normal([batch.size, DECLARATION.row_dim], [0, 0], 0, 0.01)
+    fields = dict.fromkeys(learner.ranker.rows_of, rows)
+    numbers = tf.constant(np.stack([batch.features[n] for n in learner.ranker.numbers], axis=1))
+    labels, weights, pi = (tf.constant(x.astype(np.float32)) for x in (batch.labels, batch.weights, batch.pi))
+    dense = list(learner.weights.values())
+    totals = [tf.Variable(tf.ones(w.shape)) for w in dense]
+
+    def forward_backward() -> Any:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([rows, *dense])
+            value = loss(learner.ranker.logits(fields, numbers), labels, weights, pi, settings.batch)
+        return tape.gradient(value, [rows, *dense])
+
+    def dense_adagrad() -> Any:
+        for weight, total in zip(dense, totals, strict=True):
+            weight.assign_sub(0.0 * weight * tf.math.rsqrt(total.assign_add(0.0 * weight)))
+
+    tables = learner.tables
+    stages: dict[str, Callable[[], Any]] = {
+        "unique": lambda: [tf.unique_with_counts(x) for x in flat.values()],
+        "find": lambda: [table.find(unique[t]) for t, table in tables.items()],
+        "lookup": lambda: [table.lookup(unique[t]) for t, table in tables.items()],
+        "test (forward)": lambda: learner.ranker.logits(fields, numbers),
+        "forward and backward": forward_backward,
+        "apply": lambda: [table.apply(unique[t], gradients[t]) for t, table in tables.items()],
+        "dense Adagrad": dense_adagrad,
+    }
+    chunk = lines[: 8 * settings.batch]
+    big = decode(chunk, DECLARATION)
+    took: dict[str, float] = {
+        "decode": median(lambda: decode(chunk, DECLARATION), rounds) / len(chunk),
+        "learn (step, test metrics, the learned sum)": median(lambda: state.learn(big), rounds) / len(chunk),
+        "step": median(lambda: learner.train(batch), rounds) / batch.size,
+    }
+    for name, stage in stages.items():
+        # autograph would trace the lambda's source; the calls are plain TensorFlow
+        traced = tf.function(stage, autograph=False)
+        traced()
+        took[f"step: {name}"] = median(traced, rounds) / batch.size
+    return {name: round(1e6 * seconds, 2) for name, seconds in took.items()}
+
+
+def median(do: Callable[[], Any], rounds: int) -> float:
+    return float(np.median([timed(do, time.perf_counter) for _ in range(rounds)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=200_000, help="written to the broker (default: %(default)s)")
+    parser.add_argument(
+        "--ids", type=int, nargs="+", default=[20_000, 200_000, 1_000_000],
+        help="viewers, and as many clips; the first is also the broker's (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=40, help="steps of each (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=512, help="examples a step (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    settings = Settings(batch=args.batch)
+    races = []
+    for ids in args.ids:
+        print(f"{ids} viewers, {ids} clips", flush=True)
+        races.append(race(ids, 40 * settings.batch, args.rounds, settings))
+        for who, rate in races[-1]["examples_per_s"].items():
+            print(f"  {who:8}{rate['median']:10,.0f} examples/s ({rate['p10']:,.0f} - {rate['p90']:,.0f})", flush=True)
+    print(f"{args.examples} examples of {args.ids[0]} viewers and clips, from a broker", flush=True)
+    lines = lines_of(source_of(args.ids[0]), args.examples)
+    kafka = from_kafka(lines, settings)
+    for name, figures in kafka.items():
+        print(f"  {name:10}{figures['per_cpu_s']:10,} examples a second of CPU, {figures['per_s']:,} by the wall")
+    stages = where(lines, settings, args.rounds)
+    print("\nmicroseconds an example")
+    for name, us in stages.items():
+        print(f"  {name:46}{us:8.2f}")
+    vs_keras, rate = races[-1]["vs_keras"]["median"], kafka["known ids"]["per_cpu_s"]
+    for race_ in races:
+        print(f"vs plain Keras at {race_['clips']:,} clips: {race_['vs_keras']['median']:.2f}, goal {GOAL_KERAS}")
+    print(f"from Kafka to learned: {rate:,} examples/s a core, goal {GOAL_RATE:,}")
+    result = {
+        "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
+        "commit": commit(),
+        "command": " ".join(["python -m benchmarks.trainer", *sys.argv[1:]]),
+        "machine": machine() | {"tensorflow": tf.__version__},
+        "load_average": round(os.getloadavg()[0], 1),
+        "batch": settings.batch,
+        "bytes_per_example": round(sum(map(len, lines)) / len(lines)),
+        "summary": {"vs_keras": vs_keras, "kafka_to_learned_per_core": rate},
+        "goals": {"vs_keras": f">= {GOAL_KERAS:g}", "kafka_to_learned_per_core": f">= {GOAL_RATE}"},
+        "races": races,
+        "from_kafka": kafka,
+        "us_per_example": stages,
+    }
+    args.out.parent.mkdir(exist_ok=True, parents=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
