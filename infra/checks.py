@@ -5,6 +5,7 @@ They run in the supervisor's main thread, so each ends within a second.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -33,7 +34,8 @@ def http_ok(url: str, says: Callable[[bytes], str] = lambda body: "") -> Check:
             with _open(url, timeout=TIMEOUT_S) as answer:
                 return says(answer.read(1 << 20))
         except urllib.error.HTTPError as e:
-            with e:
+            body = ""
+            with e, contextlib.suppress(OSError, http.client.HTTPException):  # it may stall in the middle
                 body = e.read(500).decode(errors="replace").strip()
             return f"{url} answers {e.code} {body}".strip()
         except (OSError, http.client.HTTPException, ValueError) as e:
