@@ -182,7 +182,12 @@ class Sync:
 
     def _wanted(self, lineage: str) -> Publication:
         """What serving.publish asks for, of this lineage."""
-        asked = Publication.read(self.log)
+        try:
+            asked = Publication.read(self.log)
+            self.ailments.heal("publication")
+        except LogError as e:
+            asked = None
+            self.ailments.say("publication", str(e))
         return asked if asked is not None and asked.lineage == lineage else Publication(lineage, -1)
 
     def _out_of_reach(self, mine: list[Installed]) -> bool:
