@@ -199,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # says each retry of each connection; we say it once
     stopping, gauges = threading.Event(), Gauges()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda *_: sys.exit(0))  # until there is something to commit
     health = Health(args.port, gauges.registry)
     try:
         state = State(args.to)
@@ -234,6 +234,8 @@ def _run(
     else:
         counters.restore(kept["counters"])
         store.repair()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
     wait_s = 0.2
     while not stopping.is_set():
         reader = None

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from broker import Broker, free_port
 
+from streaming.counters import Counters
+from streaming.feature_store import Features, now_ms
+from streaming.features import begin as begin_store
 from streaming.replay import between, requests
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS, create
@@ -194,6 +197,24 @@ def test_everything_is_sent_once_in_order_and_logged(broker, serving, tmp_path):
         assert row["frozen_watch"] == pytest.approx(row["served_watch"], abs=1e-6)
 
 
+def test_features_from_the_store_are_scored_and_logged_with_the_time_of_the_read(broker, serving, tmp_path):
+    """The simulator's features are the same wherever they come from; only the log says which it was."""
+    source = load(SOURCE)
+    store = Features(tmp_path / "features", SOURCE)
+    begin_store(store, source, Counters("watch", source.declaration.window_ms, 1000))
+    begin, out, from_ms = ends(broker), tmp_path / "out", now_ms()
+    some = ["--until-ms", str(next(source.live()).ts_ms + 20_000), "--speed", "30"]
+    process = replay(broker, serving, out, *some, "--features", "feast", "--feature-folder", str(tmp_path / "features"))
+    assert process.wait(PATIENCE_S) == 0, process.stderr.read()
+    process.stderr.close()
+    sent = events(messages(broker, begin), IMPRESSIONS)
+    shown = {e.impression_id: e for e in source.live()}
+    assert len(sent) > 100 and progress(out)["failed"] == 0
+    for event in sent:
+        assert event["features"] == shown[event["impression_id"]].features
+        assert from_ms < event["read_ms"] <= now_ms() and event["scores"]
+
+
 def test_sigterm_ends_it_with_a_log_of_what_was_sent(broker, serving, tmp_path):
     begin, out = ends(broker), tmp_path / "out"
     process = replay(broker, serving, out, "--wall-s", "100000")
@@ -227,7 +248,11 @@ def test_a_source_out_of_order_or_empty_is_refused():
 
 def test_wrong_settings_are_named():
     base = ["--source", SOURCE, "--kafka", "127.0.0.1:1", "--serving", "127.0.0.1:1", "--out", "x"]
-    for more, said in ((["--speed", "0"], "--speed is 0.0, allowed is > 0"), (["--wall-s", "-1"], "--wall-s is -1.0")):
+    for more, said in (
+        (["--speed", "0"], "--speed is 0.0, allowed is > 0"),
+        (["--wall-s", "-1"], "--wall-s is -1.0"),
+        (["--features", "feast"], "--feature-folder is not given"),
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "streaming.replay", *base, *more],
             cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S,
