@@ -4,10 +4,9 @@
 
 - **choose**: the newest samples (or those of the form's interval), and the interval after them to judge on.
 - **train**: one pass over them in a process of its own: a new lineage, whose base names where its data ends.
-- **evaluate**: on the interval after, against the scores as served: paired, with a bootstrap interval; all of it in
-  MLflow, with the data's hash.
-- **promote**: the gate. It learns on to the head while the old one serves, then trainer and replicas take it over.
-  What the gate refuses ends skipped, with the reason as the last line of the task's log.
+- **evaluate**: on the interval after, against the scores as served: paired, with an interval; all of it in MLflow.
+- **promote**: the gate. It learns on to the head while the old one serves, then trainer and replicas take it over;
+  what the gate refuses ends skipped, with the reason.
 
 Begins by itself when `sample_examples` has written a sample.
 """
@@ -23,12 +22,13 @@ CHOICE = INTERVAL | {
     "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest, and those before."),
     "judge_end": Param(None, type=["null", "string"], format="date-time", description="Judge on what follows, up to."),
 }
-GATE = {
-    "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only.")
+MORE = {
+    "begin_from": Param("serving", enum=["serving", "none"], description="The serving lineage's base before, or none."),
+    "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."),
 }
 
 
-@dag(**arguments(__doc__, CHOICE | GATE, schedule=[EXAMPLES]))
+@dag(**arguments(__doc__, CHOICE | MORE, schedule=[EXAMPLES]))
 def batch_warm_start() -> None:
     def warm_start(verb: str, **named: object) -> dict[str, Any]:
         return run("training.warm_start", verb, *flags(**platform("source", "log", "mlflow"), **named))
@@ -38,8 +38,8 @@ def batch_warm_start() -> None:
         return run("training.choice", *flags(**platform("samples", "archive"), **{n: params[n] for n in CHOICE}))
 
     @task
-    def train(chosen: dict[str, Any]) -> dict[str, Any]:
-        return warm_start("train", **platform("archive"), **chosen["train"])
+    def train(chosen: dict[str, Any], params: Any = None) -> dict[str, Any]:
+        return warm_start("train", **platform("archive"), **chosen["train"], **{"from": params["begin_from"]})
 
     @task
     def evaluate(chosen: dict[str, Any], lineage: str) -> dict[str, Any]:

@@ -9,20 +9,22 @@
 
 from typing import Any
 
-from airflow.sdk import dag, task
+from airflow.sdk import Param, dag, task
 
 from dags.common import arguments, flags, platform, replicas, run
 
+FORM = {"timeout_s": Param(300, type="integer", minimum=1, description="Seconds until the old version is put back.")}
 
-@dag(**arguments(__doc__, cron="0 4 * * *"))
+
+@dag(**arguments(__doc__, FORM, cron="0 4 * * *"))
 def publish_base() -> None:
     @task
     def check() -> dict[str, Any]:
         return run("training.delta_check", *flags(**platform("log", docs="data_docs")))
 
     @task
-    def publish() -> dict[str, Any]:
-        return run("serving.publish", *flags(**platform("log"), replica=replicas()))
+    def publish(params: Any = None) -> dict[str, Any]:
+        return run("serving.publish", *flags(**platform("log"), replica=replicas(), timeout_s=params["timeout_s"]))
 
     check() >> publish()
 
