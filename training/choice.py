@@ -46,7 +46,7 @@ def choose(
         raise ValueError(f"{which}; samples that are not empty: {there} (sample_examples makes them)")
     newest = _of(wanted[-1])
     after = newest.after()
-    end_ms = min(judge_end_ms or after.end_ms, until_ms // 1000 * 1000)
+    end_ms = min(judge_end_ms or after.end_ms, (until_ms + 1) // 1000 * 1000)
     if judge_end_ms is not None and end_ms < judge_end_ms:
         raise ValueError(f"judge_end is {judge_end_ms}, the archive is complete until {until_ms} only")
     if end_ms - newest.end_ms >= LEAST_SHARE * (newest.end_ms - newest.begin_ms) or judge_end_ms is not None:

@@ -48,7 +48,7 @@ from training.step import Learner, Settings
 READ_AT_ONCE = 8192
 """Examples decoded or scored at a time."""
 
-log = logging.getLogger("warm start")
+log = logging.getLogger("warm_start")
 
 
 class Refused(RuntimeError):
