@@ -264,6 +264,7 @@ def promote(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # each retry; what it comes to is said once
     for mine in (log, history.log):
         mine.setLevel(logging.INFO)
     try:
