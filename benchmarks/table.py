@@ -49,6 +49,7 @@ PARTS: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
     "pause-10M-16": (("pause", {"keys": 10 * M, "dim": 16, "rows": 1_300_000, "rounds": 8}), 60),
     "memory-10M-16": (("memory", {"keys": 10 * M, "dim": 16}), 25),
     "memory-10M-32": (("memory", {"keys": 10 * M, "dim": 32}), 35),
+    "files-10M-16": (("files", {"keys": 10 * M, "dim": 16, "rounds": 3}), 60),
     "addons-1M-16": (("addons", {"keys": M, "dim": 16, "batch": 16_384, "rounds": 40}), 60),
     "addons-10M-16": (("addons", {"keys": 10 * M, "dim": 16, "batch": 16_384, "rounds": 40}), 180),
 }
@@ -60,6 +61,7 @@ QUICK: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
     "threads-10M-16": (("threads", {"keys": 200 * K, "dim": 16, "batch": 16_384, "rounds": 10}), 7),
     "growth-10M-16": (("growth", {"keys": 400 * K, "dim": 16, "batch": 4096, "rounds": 1, "others": False}), 6),
     "pause-10M-16": (("pause", {"keys": 200 * K, "dim": 16, "rows": 100 * K, "rounds": 2}), 6),
+    "files-10M-16": (("files", {"keys": 200 * K, "dim": 16, "rounds": 1}), 6),
     "memory-10M-16": (("memory", {"keys": 400 * K, "dim": 16}), 6),
     "memory-10M-32": (("memory", {"keys": 400 * K, "dim": 32}), 6),
 }

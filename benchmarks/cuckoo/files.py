@@ -1,0 +1,97 @@
+"""A table to a folder and back: rows a second, and the memory that this takes beside the table's own.
+
+Restored from the disk, not from the page cache: it is dropped before, which root may do; `cache` says what was.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from benchmarks.cuckoo import contestants
+from benchmarks.cuckoo.figures import ROOT
+from benchmarks.cuckoo.streams import Stream
+
+DROP = Path("/proc/sys/vm/drop_caches")
+
+
+def measure(keys: int, dim: int, rounds: int) -> dict[str, Any]:
+    # Of one name, so that what one saved the other may restore.
+    table = contestants.cuckoo(dim, keys)
+    for ids in contestants.all_keys(keys):
+        table.lookup(ids)
+    held = psutil.Process().memory_info().rss
+    (ROOT / "build").mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="table-", dir=ROOT / "build"))
+    runs = []
+    try:
+        for number in range(rounds):
+            saved = folder / str(number)
+            save_s, save_more = beside(lambda to=saved: table.save(to))
+            size = sum(f.stat().st_size for f in saved.iterdir())
+            begin = time.perf_counter()
+            os.sync()
+            sync_s = time.perf_counter() - begin
+            cache = dropped()
+            other = contestants.cuckoo(dim, keys)
+            before = psutil.Process().memory_info().rss
+            restore_s, restore_more = beside(lambda to=other, at=saved: to.restore(at))
+            kept = psutil.Process().memory_info().rss - before
+            sample = tf.constant(Stream(keys, "uniform", seed=number).batches(min(keys, 4096) // 2, 1)[0].keys)
+            assert np.array_equal(other.find(sample), table.find(sample)) and other.stats()["size"] == keys
+            runs.append(
+                {
+                    "cache": cache,
+                    "bytes_per_row": round(size / keys, 2),
+                    "save_M_rows_per_s": round(keys / save_s / 1e6, 3),
+                    "save_and_sync_M_rows_per_s": round(keys / (save_s + sync_s) / 1e6, 3),
+                    "save_extra_memory": round(save_more / held, 4),
+                    "restore_M_rows_per_s": round(keys / restore_s / 1e6, 3),
+                    "restore_extra_memory": round(max(0, restore_more - kept) / max(1, kept), 4),
+                }
+            )
+            print(f"  saved {runs[-1]['save_M_rows_per_s']}, restored {runs[-1]['restore_M_rows_per_s']} M rows/s")
+            del other
+            shutil.rmtree(saved)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"keys": keys, "dim": dim, "runs": runs}
+
+
+def dropped() -> str:
+    try:
+        DROP.write_text("1\n")
+    except OSError:
+        return "warm: only root may drop the page cache"
+    return "cold"
+
+
+def beside(work: Callable[[], Any]) -> tuple[float, int]:
+    """Seconds of `work`, and how far the process grew meanwhile at most."""
+    process = psutil.Process()
+    before = most = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.01):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - begin
+    done.set()
+    watcher.join()
+    return seconds, most - before
