@@ -5,9 +5,10 @@
     python -m benchmarks.table --only growth    # parts whose names begin so; the others' figures stay
     python -m benchmarks.table --resume         # what this commit has not measured yet
 
-Each part is a process of its own. In a part the contestants' batches come in turn, in a new order each round, so that a
-slow moment of the machine falls on all; ratios are medians of the ratios of single rounds. Prints the ratios and writes
-benchmarks/results/table.json after each part: all cells with median, p10, p90, and `summary`.
+Each part is a process of its own (all in one, if --quick). In a part the contestants' batches come in turn, in a new
+order each round, so that a slow moment of the machine falls on all; ratios are medians of the ratios of single rounds.
+Prints the ratios and writes benchmarks/results/table.json after each part: all cells with median, p10, p90, and
+`summary`; at the end the tables of README.md and docs/table.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.cuckoo import summary  # noqa: E402  # no package: found by the line above
+from benchmarks.cuckoo import pages, summary  # noqa: E402  # no package: found by the line above
 from benchmarks.cuckoo.figures import commit, machine  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "table.json"
@@ -34,11 +35,15 @@ M = 1_000_000
 SIZES, STREAMS = [4096, 16_384, 65_536], ["uniform", "zipf"]
 
 
+Part = tuple[tuple[str, dict[str, Any]], int]
+"""A module of benchmarks/cuckoo with its options; seconds on 2 quiet cores."""
+
+
 def speed(keys: int, dim: int, rounds: int = 60) -> tuple[str, dict[str, Any]]:
     return "speed", {"keys": keys, "dim": dim, "sizes": SIZES, "rounds": rounds, "streams": STREAMS}
 
 
-PARTS: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
+PARTS: dict[str, Part] = {
     "speed-10M-16": (speed(10 * M, 16), 180),
     "speed-10M-32": (speed(10 * M, 32), 240),
     "speed-1M-16": (speed(M, 16), 90),
@@ -53,10 +58,8 @@ PARTS: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
     "addons-1M-16": (("addons", {"keys": M, "dim": 16, "batch": 16_384, "rounds": 40}), 60),
     "addons-10M-16": (("addons", {"keys": 10 * M, "dim": 16, "batch": 16_384, "rounds": 40}), 180),
 }
-"""Name -> (module of benchmarks/cuckoo, its options), seconds on 2 quiet cores."""
-
 K = 1000
-QUICK: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
+QUICK: dict[str, Part] = {
     "speed-10M-16": (("speed", speed(200 * K, 16)[1] | {"rounds": 10, "sizes": [16_384], "streams": ["uniform"]}), 8),
     "threads-10M-16": (("threads", {"keys": 200 * K, "dim": 16, "batch": 16_384, "rounds": 10}), 7),
     "growth-10M-16": (("growth", {"keys": 400 * K, "dim": 16, "batch": 4096, "rounds": 1, "others": False}), 6),
@@ -68,16 +71,17 @@ QUICK: dict[str, tuple[tuple[str, dict[str, Any]], int]] = {
 """The same names, other sizes: the same summary, of a table too small to say much."""
 
 
-def run(name: str, module: str, options: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+def run(parts: dict[str, Part]) -> dict[str, Any]:
+    """What these parts measure, in one process."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out, tempfile.TemporaryFile() as log:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-        command = [sys.executable, "-m", "benchmarks.cuckoo.part", module, json.dumps(options), out.name]
-        with tempfile.TemporaryFile() as log:
-            if subprocess.run(command, cwd=ROOT, env=environment, stderr=log).returncode:
-                log.seek(0)
-                raise RuntimeError(f"{name} failed:\n{log.read().decode()[-3000:]}")
-        result: dict[str, Any] = json.loads(Path(out.name).read_text())
-        return result
+        what = json.dumps({name: part for name, (part, _) in parts.items()})
+        command = [sys.executable, "-m", "benchmarks.cuckoo.part", what, out.name]
+        if subprocess.run(command, cwd=ROOT, env=environment, stderr=log).returncode:
+            log.seek(0)
+            raise RuntimeError(f"{', '.join(parts)} failed:\n{log.read().decode()[-3000:]}")
+        results: dict[str, Any] = json.loads(Path(out.name).read_text())
+        return results
 
 
 def main() -> int:
@@ -96,24 +100,28 @@ def main() -> int:
     if args.resume:
         parts = {n: p for n, p in parts.items() if whole["parts"].get(n, {}).get("commit") != at}
     left = sum(seconds for _, seconds in parts.values())
-    for name, ((module, options), expected) in parts.items():
-        print(f"{datetime.datetime.now():%H:%M:%S} {name}, about {expected} s; {left} s to the end", flush=True)
+    groups = [parts] if args.quick else [{name: part} for name, part in parts.items()]
+    for group in groups:
+        expected = sum(seconds for _, seconds in group.values())
+        print(f"{datetime.datetime.now():%H:%M:%S} {', '.join(group)}: {expected} of {left} s to the end", flush=True)
         begin = time.monotonic()
         try:
-            result = run(name, module, options)
+            results = run(group)
         except RuntimeError as e:  # the others still have something to say
-            failed.append(name)
+            failed += group
             print(e, file=sys.stderr)
         else:
             command = " ".join(["python -m benchmarks.table", *sys.argv[1:]])
             stamp = {"date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "commit": at, "command": command}
-            whole["parts"][name] = stamp | result
+            whole["parts"] |= {name: stamp | result for name, result in results.items()}
             whole = {**stamp, "machine": machine(), **summary.of(whole["parts"]), "parts": whole["parts"]}
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(written(whole))
         left -= expected
         print(f"  took {time.monotonic() - begin:.0f} s, load average {os.getloadavg()[0]:.1f}", flush=True)
+    if out == RESULT:
+        pages.write()
     print(summary.table(whole) if whole["parts"] else "nothing is measured")
     if failed:
         print(f"failed: {', '.join(failed)}; python -m benchmarks.table --resume tries them again", file=sys.stderr)
@@ -133,7 +141,7 @@ def written(whole: dict[str, Any]) -> str:
             else:
                 lines.append(f"   {json.dumps(key)}: {json.dumps(value)}")
         parts.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
-    return text.rstrip("\n}") + ',\n "parts": {\n' + ",\n".join(parts) + "\n }\n}\n"
+    return text.removesuffix("\n}") + ',\n "parts": {\n' + ",\n".join(parts) + "\n }\n}\n"
 
 
 if __name__ == "__main__":

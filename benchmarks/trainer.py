@@ -9,7 +9,8 @@ mutable  MutableHashTable for rows and for accumulators: find, gradient, Adagrad
 
 The examples are the simulator's with many viewers and clips. The headline is the trainer's own path from a real broker:
 training.feed.Feed polls and decodes, training.state.State learns, counted by the CPU time of the whole process. Then
-where the time goes. Prints a table and writes benchmarks/results/trainer.json.
+where the time goes. Prints a table and writes benchmarks/results/trainer.json, and
+README.md's rows of it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from broker import Broker  # noqa: E402  # these are no packages: they are found
 from feeding import examples  # noqa: E402
 from kafka import KafkaProducer  # noqa: E402
 
+from benchmarks.cuckoo import pages  # noqa: E402
 from benchmarks.cuckoo.figures import commit, machine, spread, timed, times_faster  # noqa: E402
 from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
 from streaming import simulator, topics  # noqa: E402
@@ -254,6 +256,8 @@ def main() -> None:
     }
     args.out.parent.mkdir(exist_ok=True, parents=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.out == RESULT:
+        pages.write()
 
 
 if __name__ == "__main__":

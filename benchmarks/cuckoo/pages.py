@@ -1,0 +1,99 @@
+"""The tables of README.md and docs/table.md, written from the results: no figure is typed by hand.
+
+A page has two comments, `<!-- benchmarks: ratios -->` (or `cells`) and `<!-- end -->`: what is between is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cuckoo.figures import ROOT
+from benchmarks.cuckoo.summary import BATCH, GOALS, reached
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = {"README.md": "ratios", "docs/table.md": "cells"}
+SAID = {
+    "find_vs_ceiling": "find, of the rate of copying random rows through one random index line",
+    "find_vs_row_copy": "find, of the rate of copying random rows",
+    "find_vs_gather": "find, times `tf.gather` on a dense variable",
+    "apply_vs_stock": "fused Adagrad, times `ResourceSparseApplyAdagradV2`",
+    "step_vs_addons": "lookup and apply, times tensorflow-recommenders-addons 0.8.1",
+    "two_threads_vs_ceiling": "speed-up of two threads, of the ceiling's own",
+    "worst_growth_cpu_ms": "growing from empty to 10 M: longest batch of 4,096, ms of CPU",
+    "export_pause_ms": "longest a reader waits while 1 M rows are exported, ms",
+    "index_bytes_per_key": "index, bytes a key",
+    "memory_vs_payload_16": "memory of 10 M rows, of their payload, dim 16",
+    "memory_vs_payload_32": "the same, dim 32",
+}
+CONTESTANTS = {
+    "find": ("ours", "index_line", "row_copy", "gather", "DenseHashTable", "MutableHashTable"),
+    "lookup": ("ours",),
+    "apply": ("ours", "stock", "keras"),
+    "import": ("ours", "DenseHashTable", "MutableHashTable"),
+}
+
+
+def write(root: Path = ROOT, results: Path = RESULTS) -> None:
+    """Brings both pages up to the results that are there."""
+    found = {file.stem: json.loads(file.read_text()) for file in results.glob("t*.json")}
+    for page, kind in PAGES.items():
+        path = root / page
+        path.write_text(filled(path.read_text(), kind, block(kind, found.get("table", {}), found.get("trainer", {}))))
+
+
+def filled(text: str, kind: str, lines: str) -> str:
+    pattern = re.compile(rf"(<!-- benchmarks: {kind} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"no place for benchmarks: {kind}")
+    return pattern.sub(lambda m: m[1] + lines + m[2], text)
+
+
+def block(kind: str, table: dict[str, Any], trainer: dict[str, Any]) -> str:
+    return ratios(table, trainer) if kind == "ratios" else cells(table)
+
+
+def ratios(table: dict[str, Any], trainer: dict[str, Any]) -> str:
+    """A row a figure of the summaries, with its spread and goal."""
+    if not table:
+        return ""
+    lines = ["| | figure (p10 to p90) | goal |", "|---|---|---|"]
+    for name, figure in table["summary"].items():
+        around = table["spread"].get(name) or []
+        two = f" ({around[0]:g} to {around[1]:g})" if "_vs_" in name and len(around) == 2 else ""
+        goal = f"{table['goals'][name]}: {'reached' if reached(name, figure) else 'missed'}" if GOALS[name][0] else ""
+        lines.append(f"| {SAID[name]} | {figure:g}{two} | {goal} |")
+    for race in trainer.get("races", []):
+        v = race["vs_keras"]
+        what = f"DeepFM's step, times plain Keras at {race['viewers']:,} viewers and {race['clips']:,} clips"
+        lines.append(f"| {what} | {v['median']:.2f} ({v['p10']:.2f} to {v['p90']:.2f}) | >= 3 |")
+    if trainer:
+        rate = trainer["summary"]["kafka_to_learned_per_core"]
+        lines.append(f"| examples/s a core, from Kafka to learned | {rate:,} | >= 10,000 |")
+    machine = table["machine"]
+    where = f"{machine['cpu']}, {machine['cores']} virtual cores, {table['date']}, commit {table['commit']}"
+    return "\n".join([*lines, "", f"{where}; `{table['command']}`.", ""])
+
+
+def cells(table: dict[str, Any]) -> str:
+    """M keys/s at 16,384: a row a verb and contestant, a column a size."""
+    parts = {n: p for n, p in table.get("parts", {}).items() if n.startswith("speed-")}
+    if not parts:
+        return ""
+    columns = [(keys, dim, s) for keys in (1, 10) for dim in (16, 32) for s in ("uniform", "zipf")]
+    found = {
+        (c["verb"], c["contestant"], c["keys"] // 1_000_000, c["dim"], c["stream"]): c["M_keys_per_s"]
+        for part in parts.values()
+        for c in part["cells"]
+        if c["batch"] == BATCH
+    }
+    head = "| M keys/s, median / p10 | " + " | ".join(f"{k} M x {d} {s[0]}" for k, d, s in columns) + " |"
+    lines = [head, "|---" * (len(columns) + 1) + "|"]
+    for verb, contestants in CONTESTANTS.items():
+        for who in contestants:
+            rates = [found.get((verb, who, *column)) for column in columns]
+            said = " | ".join(f"{r['median']:.2f} / {r['p10']:.2f}" if r else "" for r in rates)
+            lines.append(f"| {verb}, {who} | {said} |")
+    return "\n".join([*lines, ""])
