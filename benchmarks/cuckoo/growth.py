@@ -5,6 +5,7 @@ The op runs on the calling thread: the share of the process's CPU time that this
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,16 +43,24 @@ def fill(call: Callable[[Any], Any], keys: int, batch: int) -> dict[str, Any]:
     """One filling with the keys of places 0 .. keys - 1."""
     cpu, wall = [], []
     process = thread = 0.0
+    worst: dict[str, float] = {}
     for ids in contestants.all_keys(keys, batch):
+        used = resource.getrusage(resource.RUSAGE_THREAD)
         all_cpu, begin_cpu, begin = time.process_time(), time.thread_time(), time.perf_counter()
         call(ids)
         wall.append(time.perf_counter() - begin)
         cpu.append(time.thread_time() - begin_cpu)
+        if cpu[-1] == max(cpu[-1], worst.get("cpu_s", 0.0)):
+            now = resource.getrusage(resource.RUSAGE_THREAD)
+            worst = {"cpu_s": cpu[-1], "batch": len(cpu) - 1, "faults": now.ru_minflt - used.ru_minflt}
+            worst |= {"kernel_ms": round(1e3 * (now.ru_stime - used.ru_stime), 3)}
+            worst |= {"lost_core": now.ru_nivcsw - used.ru_nivcsw}
         process, thread = process + time.process_time() - all_cpu, thread + cpu[-1]
     print(f"  {keys} keys in batches of {batch}: the longest {1e3 * max(cpu):.1f} ms of CPU", flush=True)
     return {
         "cpu_ms": longest(cpu),
         "wall_ms": longest(wall),
+        "worst_batch": {k: v for k, v in worst.items() if k != "cpu_s"},
         "thread_share_of_cpu": round(thread / process, 3),
         "M_rows_per_s": round(keys / sum(wall) / 1e6, 3),
     }
