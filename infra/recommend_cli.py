@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     light()
     from streaming.feature_store import Features
 
-    if not (settings.folder / "features" / "state.pickle").is_file():
+    if not (settings.folder / "features" / "state.json").is_file():
         raise PlatformError(f"{settings.folder / 'features'} holds no features yet: is the service `features` running?")
     servers = [addresses[f"model-server-{i}"] for i in range(int(state["replicas"]))]
     try:

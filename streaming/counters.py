@@ -133,11 +133,29 @@ class Counters:
         return activity, counters
 
     def state(self) -> dict[str, Any]:
-        """All of it, for a commit; `restore` takes it back."""
-        return {k: v for k, v in vars(self).items() if k not in ("judged", "window_ms", "max_disorder_ms")}
+        """All of it as plain JSON, for a commit; `restore` takes it back."""
+        return {
+            "numbers": [self.now_ms, self.closed_ms, self.counted, self.ignored],
+            "beats": [[*key, ms] for key, ms in self._beats.items()],
+            "users": [[k, *u[:3], list(u[3]), list(u[4].items()), u[5]] for k, u in self._users.items()],
+            "items": [[k, *i[:2], [[size, list(b.items())] for size, b in i[2].items()], i[3]]
+                      for k, i in self._items.items()],
+            "open": self._open,
+            "held": self._held,
+            "closing": list(self._closing),
+            "due": [[*key, sorted(items)] for key, items in self._due.items()],
+            "dirty": [sorted(self._dirty_users), sorted(self._dirty_items)],
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.now_ms, self.closed_ms, self.counted, self.ignored = state["numbers"]
+        self._beats = {(topic, partition): ms for topic, partition, ms in state["beats"]}
+        self._users = {k: [*u[:3], deque(u[3], RECENT), dict(u[4]), u[5]] for k, *u in state["users"]}
+        self._items = {k: [*i[:2], {size: dict(b) for size, b in i[2]}, i[3]] for k, *i in state["items"]}
+        self._open, self._held = state["open"], state["held"]
+        self._closing = deque((ms, impression_id) for ms, impression_id in state["closing"])
+        self._due = {(size, bucket): set(items) for size, bucket, items in state["due"]}
+        self._dirty_users, self._dirty_items = map(set, state["dirty"])
 
     def _count(self, user: int, item: int, ts_ms: int, by: int | None, what: int, moves: bool = True) -> None:
         """One impression (what 0) or judged action (1)."""

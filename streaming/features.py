@@ -14,7 +14,6 @@ import fcntl
 import json
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -47,7 +46,7 @@ class State:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "state.pickle"
+        self.path = folder / "state.json"
         self._lock = os.open(folder / "push.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,18 +55,17 @@ class State:
             raise AlreadyPushing(f"{folder}: another process pushes into it; allowed is one") from None
 
     def load(self) -> dict[str, Any] | None:
-        """What `save` wrote; our own plain containers, in a folder that only we write."""
+        """What `save` wrote, None before the first."""
         try:
-            with self.path.open("rb") as file:
-                found: dict[str, Any] = pickle.load(file)
-            return found
+            found: dict[str, Any] = json.loads(self.path.read_bytes())
         except FileNotFoundError:
             return None
+        return found
 
     def save(self, state: Mapping[str, Any]) -> None:
         aside = self.path.with_suffix(".new")
         with aside.open("wb") as file:
-            pickle.dump(dict(state), file, protocol=pickle.HIGHEST_PROTOCOL)
+            file.write(json.dumps(state, separators=(",", ":")).encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, self.path)

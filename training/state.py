@@ -90,9 +90,10 @@ class State:
         tick, since = self.tick(), 0 if whole else self._clean_tick
         self.expiry.ended(tick, max(self.learned_until_ms, self.newest_event_ms))
         for name, table in self.learner.tables.items():
-            keys, rows, slots, ticks = (x.numpy() for x in table.export_since(since))
+            # asarray shares the tensor's memory, numpy() would copy the delta once more
+            keys, rows, slots, ticks = map(np.asarray, table.export_since(since))
             removed = keys[:0] if whole else self.expiry.removed(name, keys)
-            places, lines = (x.numpy() for x in table.export_admission(since))
+            places, lines = map(np.asarray, table.export_admission(since))
             admission = Filter(table.admission_shape, places.astype(np.uint32), lines)
             tables[name] = TableRows(keys, rows, slots, ticks.astype(np.uint32), removed, admission)
             totals[name] = int(table.stats()["size"])
@@ -153,7 +154,7 @@ class State:
         found = {}
         for name, table in self.learner.tables.items():
             whole = table.export_since(0)
-            found[name] = rows_digest(whole.keys.numpy(), whole.rows.numpy())
+            found[name] = rows_digest(np.asarray(whole.keys), np.asarray(whole.rows))
         return {**found, "dense": dense_digest({n: w.numpy() for n, w in self.learner.weights.items()})}
 
     def restore(self, log: Log, lineage: str, base_seq: int | None = None) -> Manifest:

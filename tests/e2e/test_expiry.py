@@ -14,15 +14,13 @@ from typing import Any
 
 import pytest
 from broker import Broker, free_port
+from feeding import Sender, examples
 
 from streaming import topics
 from streaming.client import Scorer
 from streaming.source import Exposure, load
 from training import batch
 from training.delta import Log, Manifest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from feeding import Sender, examples  # noqa: E402
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -56,7 +56,7 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(rig: Rig, capsys: pytes
             recommend(store, scorer, users[0], **wrong)
 
     # The command, on what a platform leaves in its folder.
-    (rig.folder / "features" / "state.pickle").touch()
+    (rig.folder / "features" / "state.json").touch()
     facts = {"settings": {"source": SOURCE, "replicas": 1}, "addresses": {"model-server-0": f"127.0.0.1:{rig.port}"}}
     (rig.folder / "platform.json").write_text(json.dumps(facts))
     there = ["--name", rig.folder.name, "--set", f"var={rig.folder.parent}"]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from broker import Broker, free_port
+from feeding import Sender, examples
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from streaming import topics
@@ -25,9 +26,6 @@ from streaming.archive_log import read
 from streaming.columns import TIME
 from streaming.events import action, impression
 from streaming.source import load
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from feeding import Sender, examples  # noqa: E402
 
 SOURCE = "simulator?seed=5&minutes=5"
 DECLARATION = load(SOURCE).declaration
@@ -43,6 +41,15 @@ def broker() -> Iterator[Broker]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    while Process.started:
+        process = Process.started.pop()
+        process.kill()
+        process.wait()
+
+
 def wait(until: Callable[[], Any], what: str, most_s: float = 90) -> Any:
     deadline = time.monotonic() + most_s
     while not (found := until()):
@@ -53,13 +60,16 @@ def wait(until: Callable[[], Any], what: str, most_s: float = 90) -> Any:
 
 
 class Process:
-    """`python -m streaming.archive` on a free port."""
+    """`python -m streaming.archive` on a free port; ended with its test."""
+
+    started: list[subprocess.Popen[bytes]] = []
 
     def __init__(self, bootstrap: str, to: Path, log: Path, *more: str) -> None:
         self.port, self.log = free_port(), log
         command = [sys.executable, "-m", "streaming.archive", "--source", SOURCE, "--kafka", bootstrap, "--to", str(to)]
         with log.open("ab") as out:
             self.popen = subprocess.Popen([*command, "--port", str(self.port), *more], stderr=out)
+        self.started.append(self.popen)
 
     def get(self, path: str) -> tuple[int, str]:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 import random
 from typing import Any
 
@@ -127,7 +127,7 @@ def test_neither_interleaving_nor_a_restart_nor_repeats_change_the_counts(seed: 
             feed(counters, event)
             if number == len(order) // 2:
                 rows(counters.take()[1], known)
-                state = pickle.loads(pickle.dumps(counters.state()))
+                state = json.loads(json.dumps(counters.state()))
                 counters = Counters("click", WINDOW_MS, DISORDER_MS)
                 counters.restore(state)
         activity, counted = counters.take()

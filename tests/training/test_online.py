@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broker import Broker, free_port
 from feeding import Sender, examples
 from kafka import KafkaConsumer, TopicPartition
 
@@ -26,9 +27,6 @@ from training import batch
 from training.delta import Log, LogBusy, LogError, Manifest
 from training.log_check import verify
 from training.log_writer import Writer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
-from broker import Broker, free_port  # noqa: E402
 
 SOURCE = "simulator?seed=5&minutes=5"
 LIVE = list(islice(load(SOURCE).live(), 6000))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broker import free_port
 from test_delta import Oracle
 
 from training import registry
@@ -20,9 +21,6 @@ from training.delta import Log, Manifest
 from training.log_writer import Writer
 from training.registry import CANDIDATE, TRAINED
 from training.tracking import Tracking
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
-from broker import free_port  # noqa: E402
 
 NAN = float("nan")
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from broker import Broker
 from feeding import Sender, examples
 
 from streaming import topics
@@ -31,9 +32,6 @@ from streaming.source import load
 from training import batch, candidates, warm_start
 from training.delta import Log, LogError, Manifest
 from training.log_check import verify
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "streaming"))
-from broker import Broker  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "simulator?seed=5&minutes=5"
