@@ -86,6 +86,7 @@ def prune_lineages(log: Log, keep: int) -> list[str]:
             # Under a name that is no lineage's: it is gone at once, whatever dies while it is removed.
             (log.path / name).rename(log.path / f".gone-{name}")
             (log.path / f"{name}.lock").unlink()
+            (log.path / "candidates" / f"{name}.json").unlink(missing_ok=True)  # what a warm start knew of it
         gone.append(name)
     for folder in log.path.glob(".gone-*"):
         shutil.rmtree(folder)
