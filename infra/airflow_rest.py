@@ -95,7 +95,7 @@ class Airflow:
             return None
 
     def last_words(self, dag: str, run: str, task: str) -> str:
-        """The last line a task logged."""
+        """The last thing a task said: its error, the reason it was skipped for, or its last line."""
         path = f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances/{task}"
         tries = max(1, self.call(path)["try_number"])
         log = self.call(f"{path}/logs/{tries}")["content"]
@@ -103,6 +103,8 @@ class Airflow:
         errors = [line["error_detail"] for line in log if isinstance(line, dict) and line.get("error_detail")]
         if errors:
             return str(errors[-1][0]["exc_value"])
+        if reasons := [line["reason"] for line in log if isinstance(line, dict) and line.get("reason")]:
+            return str(reasons[-1])
         said = [line for line in lines if line.strip() and not line.startswith("::")]
         return said[-1] if said else "it logged nothing"
 
