@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+ASKED_TIMES = 4
 ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -38,22 +39,28 @@ class Airflow:
         self.url, self.token = url.rstrip("/"), ""
         self.token = self.call("/auth/token", {"username": user, "password": password})["access_token"]
 
-    def call(self, path: str, body: Mapping[str, Any] | None = None, method: str = "") -> Any:
-        """GET, or POST of `body`; the JSON that comes back."""
+    def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """GET, or POST of `body`; the JSON that comes back. A GET is asked again after a 500 (of a run in the making)."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        request = urllib.request.Request(self.url + path, data, headers, method=method or None)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as e:
-            with e:
-                said = e.read(2000).decode(errors="replace")
-            raise AirflowError(f"{request.get_method()} {path} answers {e.code}: {said}") from None
-        except OSError as e:
-            raise AirflowError(f"{self.url}{path}: {getattr(e, 'reason', None) or e}") from None
+        request = urllib.request.Request(self.url + path, data, headers)
+        for attempt in range(ASKED_TIMES):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as e:
+                with e:
+                    said = e.read(2000).decode(errors="replace")
+                words = f"{request.get_method()} {path} answers {e.code}: {said}"
+                if data is not None or e.code < 500:
+                    break
+            except OSError as e:
+                words = f"{self.url}{path}: {getattr(e, 'reason', None) or e}"
+                break
+            time.sleep(1 + attempt)
+        raise AirflowError(words)
 
     def dags(self) -> set[str]:
         return {dag["dag_id"] for dag in self.call("/api/v2/dags?limit=100")["dags"]}

@@ -17,7 +17,7 @@ from training.delta import Log
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-SOURCE = "simulator?seed=5&minutes=30&history_minutes=10&rate=4&viewers=100&clips=50&new_clips=2"
+SOURCE = "simulator?seed=5&minutes=30&history_minutes=10&rate=10&drift=0&viewers=100&clips=50&new_clips=2"
 
 
 @pytest.fixture(scope="module")
