@@ -40,7 +40,7 @@ class Airflow:
         self.token = self.call("/auth/token", {"username": user, "password": password})["access_token"]
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """GET, or POST of `body`; the JSON that comes back. A GET is asked again after a 500 (of a run in the making)."""
+        """GET, or POST of `body`; the JSON that comes back. A run in the making may answer 500: a GET asks again."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.token:
