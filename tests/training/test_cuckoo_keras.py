@@ -218,8 +218,8 @@ import numpy as np, tensorflow as tf
 from training.cuckoo import Table, Zeros
 table = Table(1024, "big", initializer=Zeros())
 kept = table.lookup(np.arange(1000)).numpy()
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
+used = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + 600 * 2**20,) * 2)
 try:
     for at in range(1000, 10**7, 1000):
         table.lookup(np.arange(at, at + 1000))
@@ -235,7 +235,7 @@ assert table.stats()["size"] == size
 
 
 def test_memory_that_ends_is_resource_exhausted_and_the_table_is_whole() -> None:
-    """In a process of its own whose address space is bounded: the kernel, not a stand-in, says no."""
+    """In a process of its own whose memory is bounded (address space alone costs nothing): the kernel, not a stand-in, says no."""
     run = subprocess.run(
         [sys.executable, "-c", HUNGRY],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

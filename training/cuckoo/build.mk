@@ -40,7 +40,7 @@ CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
 
 # core_test lets chosen allocations fail
 $(filter %/core_test,$(CUCKOO_PLAIN)) $(filter $(CUCKOO_BUILD)/core_test_%,$(CUCKOO_SANITIZED)): \
-    CUCKOO_TEST_FLAGS += -Wl,--wrap=aligned_alloc,--wrap=mmap
+    CUCKOO_TEST_FLAGS += -Wl,--wrap=aligned_alloc,--wrap=mprotect
 
 cuckoo-test: $(CUCKOO_PLAIN)
 	@for test in $^; do $$test || exit 1; done

@@ -113,10 +113,10 @@ class Index {
     uint32_t a, b;
   };
 
-  // `nodes`: how many buckets an insert looks at for an empty slot.
-  explicit Index(Arena* arena, int nodes = kNodes)
-      : arena_(arena), pieces_(arena, sizeof(Bucket), kShift), nodes_(std::min(nodes, kNodes)) {
-    pieces_.Reserve(1);
+  // Up to `most` bytes. `nodes`: how many buckets an insert looks at for an empty slot.
+  Index(size_t most, size_t turn, int nodes = kNodes)
+      : range_(most, turn), buckets_(reinterpret_cast<Bucket*>(range_.data())), nodes_(std::min(nodes, kNodes)) {
+    range_.Reserve(sizeof(Bucket));
     At(0).Clear();
   }
 
@@ -128,9 +128,7 @@ class Index {
     return {shape.Bucket(ChoiceA(hash)), shape.Bucket(ChoiceB(hash))};
   }
 
-  Bucket& At(uint32_t bucket) const {
-    return reinterpret_cast<Bucket*>(pieces_.Piece(bucket >> kShift))[bucket & ((1u << kShift) - 1)];
-  }
+  Bucket& At(uint32_t bucket) const { return buckets_[bucket]; }
 
   Place Find(int64_t key, uint64_t hash) const {
     const Shape now = shape();
@@ -186,7 +184,7 @@ class Index {
   // For a file (file.h): an empty index becomes one of this shape; then its keys come, each to where it was.
   void Restore(Shape shape) {
     ReserveStash();
-    pieces_.Reserve(shape.buckets());
+    range_.Reserve(shape.buckets() * sizeof(Bucket));
     for (uint32_t b = 0; b < shape.buckets(); ++b) At(b).Clear();
     Publish(shape);
   }
@@ -212,9 +210,7 @@ class Index {
   static constexpr int kKicks = 8;
   static constexpr int kAhead = 10;
   static constexpr int kNodes = 512;
-  static constexpr int kShift = 12;                  // 2^12 buckets are a piece
   static constexpr int kGroup = 7 * Bucket::kSlots;  // keys that one step of growth may move
-  static_assert(sizeof(Bucket) << kShift == kIndexPiece);
 
   struct Node {
     uint32_t bucket;
@@ -241,7 +237,8 @@ class Index {
 
   void ReserveStash() {
     if (stash_ != nullptr) return;
-    stash_ = static_cast<Bucket*>(arena_->Take(kStash * sizeof(Bucket)));
+    stash_block_ = Block(kStash * sizeof(Bucket));
+    stash_ = static_cast<Bucket*>(stash_block_.data());
     for (int i = 0; i < kStash; ++i) stash_[i].Clear();
   }
 
@@ -250,7 +247,7 @@ class Index {
     const Shape old = shape(), grown = old.Next();
     if (grown.level > Shape::kMaxLevel || stashed_ > kStash * Bucket::kSlots - kGroup) throw std::bad_alloc();
     ReserveStash();
-    pieces_.Reserve(size_t{old.buckets()} + 1);
+    range_.Reserve((size_t{old.buckets()} + 1) * sizeof(Bucket));
     ReserveMoved();
     At(old.buckets()).Clear();
     for (uint32_t i = 0; i < old.k; ++i) {  // the next groups' lines come while this one is dealt out
@@ -363,9 +360,10 @@ class Index {
     if (moved_ != nullptr) moved_->push_back(key);
   }
 
-  Arena* const arena_;
-  Pieces pieces_;
+  Range range_;
+  Bucket* const buckets_;
   std::atomic<uint64_t> shape_{Shape().Pack()};
+  Block stash_block_;
   Bucket* stash_ = nullptr;
   int stashed_ = 0;
   size_t size_ = 0;

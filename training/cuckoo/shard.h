@@ -33,8 +33,11 @@ __attribute__((no_sanitize("thread"))) inline void Copy(const float* from, float
 }
 
 struct alignas(kLine) Shard {
-  Shard(Arena* arena, size_t row_floats, const AdmissionConfig& config, size_t shards)
-      : index(arena), slab(arena, row_floats), admission(config, shards) {}
+  // Shard `s` of `shards`: each turns to a new page of memory at its own time, its index half a round after its rows.
+  Shard(size_t row_floats, const AdmissionConfig& config, size_t s, size_t shards)
+      : index(SpaceOf(shards), (kHugePage * s / shards + kHugePage / 2) % kHugePage),
+        slab(row_floats, SpaceOf(shards), kHugePage * s / shards),
+        admission(config, shards) {}
 
   // A new row, for the caller to fill; the shard is held. Throws std::bad_alloc and has changed nothing.
   float* Insert(int64_t key, uint64_t hash, uint32_t tick) {
@@ -119,9 +122,9 @@ struct alignas(kLine) Shard {
 // All shards of a table, side by side.
 class Shards {
  public:
-  Shards(Arena* arena, size_t row_floats, const AdmissionConfig& config, size_t n)
+  Shards(size_t row_floats, const AdmissionConfig& config, size_t n)
       : block_(n * sizeof(Shard)), shift_(63 - (std::bit_width(n) - 1)) {
-    for (; size_ < n; ++size_) new (&(*this)[size_]) Shard(arena, row_floats, config, n);
+    for (; size_ < n; ++size_) new (&(*this)[size_]) Shard(row_floats, config, size_, n);
   }
   Shards(const Shards&) = delete;
   Shards& operator=(const Shards&) = delete;

@@ -1,38 +1,34 @@
-// Memory of the table: an arena of huge pages, arrays that grow piece by piece, slabs of rows. No TensorFlow here.
+// Memory of the table: ranges that grow in place, slabs of rows. No TensorFlow here.
 //
-//   Arena (one a table)      2 MB    2 MB    2 MB ...   pieces of all shards, indexes and rows, one after the other:
-//                          |.......|.......|..   |      only the last huge page of all is touched in part
-//   Pieces (one an array)    directory -> piece 0 | piece 1 | ...   256 or 512 KB; piece 0 begins with one element
-//   Slab (one a shard)       row r, `stride` floats: | weights | slots | pad |
-//                            a freed row: its first 4 bytes hold the next free row
+//   Range (two a shard: index, rows)   | 4 KB pages ... | 2 MB | 2 MB | ...  address space only, reserved once  |
+//                                      data()           ^ head          ^ committed                      most ^
+//   Slab (one a shard)                 row r, `stride` floats: | weights | slots | pad |
+//                                      a freed row: its first 4 bytes hold the next free row
 //
 // Invariants
-//   - Memory once given to the table is the table's until it ends, so that a glance (lock.h) can follow what is stale.
-//     What a growing piece 0 or directory leaves behind is less than the piece.
+//   - Nothing ever moves: an address is a base and a number, and a glance (lock.h) can follow what is stale. No line of
+//     a directory is read on the way: that cost find a quarter of its time.
 //   - Reserve() and New() do what they say or throw std::bad_alloc and have changed nothing.
-//   - Untouched memory is address space only: memory follows the elements.
+//   - Untouched memory is address space only: memory follows the elements, a page of 4 KB at a time up to `head`, of
+//     2 MB from there on, when the head becomes such pages too. Shards of one size pass from page to page in turn, and
+//     not all in one batch: the kernel takes milliseconds for each page of 2 MB.
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <new>
 #include <utility>
-#include <vector>
 
 namespace cuckoo {
 
 constexpr size_t kLine = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kIndexPiece = size_t{256} << 10;  // so that all directories stay in a core's own cache: 16 KB of
-constexpr size_t kRowPiece = size_t{512} << 10;    // them for 10 M rows of 128 B, where half a piece a shard is 1 %
 
 // `bytes` of memory of its own on a cache line, not set.
 class Block {
@@ -54,120 +50,76 @@ class Block {
   void* data_ = nullptr;
 };
 
-class Arena {
- public:
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() {
-    for (void* block : blocks_) std::free(block);
-    for (const auto& [data, bytes] : maps_) munmap(data, bytes);
-  }
+// `share` of `shares` equal parts of the address space of a table: four times the machine's memory.
+inline size_t SpaceOf(size_t shares) {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  return std::max<size_t>((size_t{4} << 30) / shares, size_t{64} << 20);  // they shadow it
+#else
+  const size_t memory = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return std::max<size_t>(4 * memory / shares, size_t{64} << 20);
+#endif
+}
 
-  // `bytes` of memory on a cache line, not set; up to kHeap from the heap, else from huge pages.
-  void* Take(size_t bytes) {
-    bytes = (bytes + kLine - 1) / kLine * kLine;
-    const std::lock_guard hold(mutex_);
-    if (bytes <= kHeap) {
-      blocks_.reserve(std::max(blocks_.capacity(), std::bit_ceil(blocks_.size() + 1)));
-      void* block = std::aligned_alloc(kLine, bytes);
-      if (block == nullptr) throw std::bad_alloc();
-      blocks_.push_back(block);
-      return block;
+// An array that grows in place, up to `most` bytes; less where the process may not have as much address space.
+class Range {
+ public:
+  // `turn`, under 2 MB, is where in a huge page it begins.
+  Range(size_t most, size_t turn) {
+    most = Up(most, kHugePage);
+    for (;; most /= 2) {
+      mapped_ = most + kHead + 2 * kHugePage;
+      void* mapped = mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (mapped != MAP_FAILED) {
+        mapping_ = static_cast<char*>(mapped);
+        break;
+      }
+      if (most <= kHugePage) throw std::bad_alloc();
     }
-    if (bytes > left_) Map(std::max(bytes, std::clamp(mapped_ / 2, kHugePage, kMost)));
-    void* piece = next_;
-    next_ += bytes;
-    left_ -= bytes;
-    return piece;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(mapping_);
+    begin_ = mapping_ + (Up(address, kHugePage) - address);
+    data_ = begin_ + turn / kPage * kPage;
+    most_ = mapping_ + mapped_ - data_;
+    head_ = begin_ + Up(data_ + kHead - begin_, kHugePage) - data_;
+    madvise(data_ + head_, most_ - head_, MADV_HUGEPAGE);  // a wish: refused, it is as correct
+  }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+  ~Range() { munmap(mapping_, mapped_); }
+
+  char* data() const { return data_; }
+
+  // Makes the first `bytes` memory; what is new reads as zeros.
+  void Reserve(size_t bytes) {
+    if (bytes > committed_) Commit(bytes);
   }
 
  private:
-  static constexpr size_t kHeap = size_t{64} << 10;
-  static constexpr size_t kMost = size_t{256} << 20;  // of one mapping; what is not touched costs nothing
+  static constexpr size_t kPage = 4096;
+  static constexpr size_t kStep = size_t{16} << 10;
+  static constexpr size_t kHead = size_t{1} << 20;  // at least so much in small pages: a small table is small
 
-  void Map(size_t bytes) {
-    bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
-    maps_.reserve(std::max(maps_.capacity(), std::bit_ceil(maps_.size() + 1)));
-    const size_t around = bytes + kHugePage;
-    void* mapped = mmap(nullptr, around, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED) throw std::bad_alloc();
-    char* begin = static_cast<char*>(mapped);
-    char* data = begin + (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
-    if (data > begin) munmap(begin, data - begin);
-    if (const size_t after = begin + around - (data + bytes); after > 0) munmap(data + bytes, after);
-    madvise(data, bytes, MADV_HUGEPAGE);  // a wish: refused, it is as correct
-    maps_.push_back({data, bytes});
-    mapped_ += bytes;
-    next_ = data;
-    left_ = bytes;
-  }
+  static size_t Up(size_t x, size_t step) { return (x + step - 1) / step * step; }
 
-  struct Mapping {
-    void* data;
-    size_t bytes;
-  };
-
-  std::mutex mutex_;
-  std::vector<void*> blocks_;
-  std::vector<Mapping> maps_;
-  size_t mapped_ = 0;
-  char* next_ = nullptr;
-  size_t left_ = 0;
-};
-
-// An array of elements of `bytes` each, 2^shift of them a piece. One writer; At() and prefetching from any thread.
-class Pieces {
- public:
-  Pieces(Arena* arena, size_t bytes, int shift) : arena_(arena), bytes_(bytes), shift_(shift) {}
-
-  // Where piece `piece` begins; element i is number i % 2^shift of piece i / 2^shift.
-  char* Piece(size_t piece) const {
-    return directory_.load(std::memory_order_acquire)[piece].load(std::memory_order_relaxed);
-  }
-
-  void Reserve(size_t elements) {
-    if (elements <= reserved_) return;
-    const size_t piece = size_t{1} << shift_;
-    if (elements > piece) {
-      const size_t need = (elements + piece - 1) >> shift_;
-      while (reserved_ < need << shift_) AddPiece();
-      return;
+  void Commit(size_t bytes) {
+    if (bytes > most_) throw std::bad_alloc();
+    const size_t end = bytes <= head_ ? std::min(Up(bytes, kStep), head_) : head_ + Up(bytes - head_, kHugePage);
+    char* from = committed_ == 0 ? begin_ : data_ + committed_;
+    if (end > most_ || mprotect(from, data_ + end - from, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+    if (end > head_ && !collapsed_) {
+      collapsed_ = true;
+#ifndef MADV_COLLAPSE
+      constexpr int MADV_COLLAPSE = 25;  // Linux 6.1
+#endif
+      madvise(begin_, data_ + head_ - begin_, MADV_COLLAPSE);  // a wish, too
     }
-    size_t first = std::max<size_t>(reserved_, 1);  // 1, 4, 16, ... an eighth, all: what is left behind is a sixth
-    while (first < elements) first = first * 8 > piece ? piece : first * 4;
-    if (places_ == 0) GrowDirectory(1);
-    char* data = static_cast<char*>(arena_->Take(first * bytes_));
-    if (reserved_ > 0) std::memcpy(data, Piece(0), reserved_ * bytes_);
-    directory_.load()[0].store(data, std::memory_order_release);
-    reserved_ = first;
+    committed_ = end;
   }
 
- private:
-  using Place = std::atomic<char*>;
-
-  void AddPiece() {
-    const size_t piece = size_t{1} << shift_;
-    if (reserved_ < piece) return Reserve(piece);
-    const size_t n = reserved_ >> shift_;
-    if (n == places_) GrowDirectory(n * 2);
-    directory_.load()[n].store(static_cast<char*>(arena_->Take(bytes_ << shift_)), std::memory_order_release);
-    reserved_ += piece;
-  }
-
-  void GrowDirectory(size_t places) {
-    auto* grown = static_cast<Place*>(arena_->Take(places * sizeof(Place)));
-    for (size_t i = 0; i < places; ++i) new (grown + i) Place(i < places_ ? Piece(i) : nullptr);
-    directory_.store(grown, std::memory_order_release);
-    places_ = places;
-  }
-
-  Arena* const arena_;
-  const size_t bytes_;
-  const int shift_;
-  std::atomic<Place*> directory_{nullptr};
-  size_t places_ = 0;    // of the directory
-  size_t reserved_ = 0;  // elements
+  char* mapping_ = nullptr;
+  char* begin_ = nullptr;  // the first huge page's
+  char* data_ = nullptr;
+  bool collapsed_ = false;  // the head, into huge pages
+  size_t mapped_ = 0, most_ = 0, head_ = 0, committed_ = 0;
 };
 
 class Slab {
@@ -180,14 +132,11 @@ class Slab {
     return (lines - floats) * 8 <= lines ? lines : (floats + 3) / 4 * 4;
   }
 
-  Slab(Arena* arena, size_t row_floats)
-      : stride_(Stride(row_floats)),
-        shift_(std::bit_width(std::max<size_t>(kRowPiece / (stride_ * sizeof(float)), 1)) - 1),
-        rows_(arena, stride_ * sizeof(float), shift_) {}
+  // Up to `most` bytes of rows.
+  Slab(size_t row_floats, size_t most, size_t turn)
+      : stride_(Stride(row_floats)), range_(most, turn), rows_(reinterpret_cast<float*>(range_.data())) {}
 
-  float* At(uint32_t row) const {
-    return reinterpret_cast<float*>(rows_.Piece(row >> shift_)) + (row & ((uint32_t{1} << shift_) - 1)) * stride_;
-  }
+  float* At(uint32_t row) const { return rows_ + row * stride_; }
 
   uint32_t New() {
     if (free_ != kNoRow) {
@@ -196,7 +145,7 @@ class Slab {
       return row;
     }
     if (end_ == kNoRow) throw std::bad_alloc();
-    rows_.Reserve(end_ + size_t{1});
+    range_.Reserve((end_ + size_t{1}) * stride_ * sizeof(float));
     return end_++;
   }
 
@@ -210,8 +159,8 @@ class Slab {
 
  private:
   const size_t stride_;
-  const int shift_;
-  Pieces rows_;
+  Range range_;
+  float* const rows_;
   uint32_t end_ = 0;
   uint32_t free_ = kNoRow;
 };

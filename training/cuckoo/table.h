@@ -2,7 +2,6 @@
 //
 //   Table ── Shard 0 ── Lock | Index (buckets of key, row, tick) | Slab (rows: weights, slots) | Admission
 //         ── Shard 1 ── ...         `---- row number ----------------^
-//         ── Arena: the memory of all indexes and slabs
 //
 //   Find, and Lookup of keys that are there: in the batch's order, without a lock (lock.h, glance)
 //   all others, and what a glance could not prove: dealt to shards, a lock for at most 256 keys (shard.h)
@@ -48,7 +47,7 @@ class Table {
   static constexpr size_t kMaxShards = 256;
 
   explicit Table(const Config& config)
-      : config_(config), shards_(&arena_, config.layout.floats(), config.admission, config.shards) {}
+      : config_(config), shards_(config.layout.floats(), config.admission, config.shards) {}
 
   const Config& config() const { return config_; }
   const Layout& layout() const { return config_.layout; }
@@ -292,7 +291,6 @@ class Table {
 
   const Config config_;
   std::atomic<uint32_t> tick_{1};
-  Arena arena_;  // outlives the shards
   Shards shards_;
 };
 

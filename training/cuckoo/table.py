@@ -32,7 +32,8 @@ from training.cuckoo.optimizers import Adagrad, Optimizer
 from training.cuckoo.segments import Initializer, Normal, Segment
 
 ROWS_PER_SHARD = 16_384
-"""At a shard of this size growth rebuilds some 300 KB: below a millisecond."""
+MOST_SHARDS = 16
+"""So many threads write side by side; readers take no lock. More would begin more pages of 2 MB."""
 
 MANIFEST = "manifest.json"
 _LAST_TICK = 2**32 - 1
@@ -58,7 +59,7 @@ class Table(TrackableResource):  # type: ignore[misc]
 
     `admission`: which unknown ids `lookup` gives a row; without it all.
     `nonfinite`: gradients with NaN or Inf are refused with nothing changed, or "zero": such numbers read 0.
-    `expected_rows` sets the number of shards (1 to 256), not a limit. Tables of one `shared_name` in a process are one
+    `expected_rows` sets the number of shards (1 to 16), not a limit. Tables of one `shared_name` in a process are one
     table, which outlives its Python objects; without it the table is the object's own.
     """
 
@@ -90,7 +91,7 @@ class Table(TrackableResource):  # type: ignore[misc]
         self.dim = sum(s.dim for s in segments)
         self.slot_floats = sum(s.slot_floats for s in segments)
         shards = 1
-        while shards < 256 and shards * ROWS_PER_SHARD < expected_rows:
+        while shards < MOST_SHARDS and shards * ROWS_PER_SHARD < expected_rows:
             shards *= 2
         admission = admission or Admission()
         self.admission_shape = admission.shape(shards)

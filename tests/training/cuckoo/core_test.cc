@@ -8,15 +8,15 @@
 #include "tests/training/cuckoo/check.h"
 #include "training/cuckoo/table.h"
 
-// The linker sends the core's allocations here (--wrap=aligned_alloc, --wrap=mmap): after so many they fail.
+// The linker sends the core's allocations here (--wrap=aligned_alloc, --wrap=mprotect): after so many they fail.
 extern "C" void* __real_aligned_alloc(size_t align, size_t bytes);
 static long allocations_left = std::numeric_limits<long>::max();
 extern "C" void* __wrap_aligned_alloc(size_t align, size_t bytes) {
   return allocations_left-- > 0 ? __real_aligned_alloc(align, bytes) : nullptr;
 }
-extern "C" void* __real_mmap(void* at, size_t bytes, int protection, int flags, int file, off_t offset);
-extern "C" void* __wrap_mmap(void* at, size_t bytes, int protection, int flags, int file, off_t offset) {
-  return allocations_left-- > 0 ? __real_mmap(at, bytes, protection, flags, file, offset) : MAP_FAILED;
+extern "C" int __real_mprotect(void* at, size_t bytes, int protection);
+extern "C" int __wrap_mprotect(void* at, size_t bytes, int protection) {
+  return allocations_left-- > 0 ? __real_mprotect(at, bytes, protection) : -1;
 }
 
 namespace cuckoo {
@@ -218,8 +218,7 @@ void TestLoad() {
 
 // Displacement fills an index to its limit at every size: growth is never forced early.
 void TestDisplacement() {
-  Arena arena;
-  Index index(&arena);
+  Index index(size_t{16} << 20, 0);
   constexpr uint32_t n = 100'000;
   for (uint32_t key = 0; key < n; ++key) {
     index.Insert(key, Hash(key), key, 1);
@@ -237,8 +236,7 @@ void TestStash() {
   std::mt19937_64 random(9);
   size_t stashed = 0;
   for (int trial = 0; trial < 20'000; ++trial) {
-    Arena arena;
-    Index index(&arena, 2 + trial % 5);
+    Index index(1 << 20, 0, 2 + trial % 5);
     std::vector<int64_t> keys;
     for (int k = 0; k < 10 + trial % 200; ++k) {
       keys.push_back(static_cast<int64_t>(random()));
@@ -300,7 +298,7 @@ void TestAllocationFailure() {
       }
     }
     allocations_left = std::numeric_limits<long>::max();
-    CHECK(failed || survive > 25);
+    CHECK(failed || survive > 20);
     CHECK_EQ(table.stats().size, model.rows.size());
     CheckSame(table, model, 0);
     for (int64_t key = 0; key < 9000; ++key) {
