@@ -235,7 +235,7 @@ assert table.stats()["size"] == size
 
 
 def test_memory_that_ends_is_resource_exhausted_and_the_table_is_whole() -> None:
-    """In a process of its own whose memory is bounded (address space alone costs nothing): the kernel, not a stand-in, says no."""
+    """In a process of its own whose memory is bounded: the kernel, not a stand-in, says no."""
     run = subprocess.run(
         [sys.executable, "-c", HUNGRY],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
