@@ -218,6 +218,7 @@ import numpy as np, tensorflow as tf
 from training.cuckoo import Table, Zeros
 table = Table(1024, "big", initializer=Zeros())
 kept = table.lookup(np.arange(1000)).numpy()
+room = np.ones(64 << 20, np.uint8)  # for TensorFlow's own tensors, once the table has taken all the rest
 used = int(open("/proc/self/status").read().split("VmData:")[1].split()[0]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 600 * 2**20,) * 2)
 try:
@@ -225,6 +226,7 @@ try:
         table.lookup(np.arange(at, at + 1000))
 except tf.errors.ResourceExhaustedError as e:
     print(e.message)
+del room
 size = table.stats()["size"]
 assert 1000 < size < 10**6, size
 assert (table.find(np.arange(1000)).numpy() == kept).all()
