@@ -115,10 +115,13 @@ def peak(reset):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 rows, dim = 400_000, 64
+Table(dim, "first", initializer=Zeros()).lookup(np.arange(20_000))
+before = peak(True)
 table = Table(dim, "t", initializer=Zeros(), expected_rows=rows)
 for at in range(0, rows, 20_000):
     table.lookup(np.arange(at, at + 20_000))
 payload = rows * dim * 8
+print("table", (peak(False) - before) / payload)
 table.export_since(int(table.tick()))
 before = peak(True)
 exported = table.export_since(0)
@@ -147,4 +150,4 @@ def test_an_export_holds_one_copy_and_files_hardly_any(tmp_path: Path) -> None:
     peaks = {name: float(value) for name, value in (line.split() for line in run.stdout.splitlines())}
     assert 0.9 < peaks["export"] < 1.3
     assert peaks["save"] < 0.2  # buffers of a fixed size, some 20 MB
-    assert 0.9 < peaks["restore"] < 1.2  # the table itself, and less than a tenth beside it
+    assert 0.9 < peaks["restore"] < 1.1 * peaks["table"]  # itself, and less than a tenth beside it

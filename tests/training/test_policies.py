@@ -125,7 +125,7 @@ def test_a_delta_has_the_lines_that_changed_and_a_failed_one_leaves_them_for_the
         p: line for p, line in now.items() if of_base.get(p) != line
     }
     assert 0 < delta.tables["viewer"].lines < len(now)
-    assert delta.tables["viewer"].admission == "count 64x4000" and delta.tables["clip"].admission == ""
+    assert delta.tables["viewer"].admission == "count 16x4000" and delta.tables["clip"].admission == ""
     assert [t.lines for t in empty.tables.values()] == [0] * len(empty.tables)
     assert explain(log, writer.lineage, 1)["tables"]["viewer"]["lines"] == len(changed.places)
     assert base.tables["viewer"].lines == len(of_base)
