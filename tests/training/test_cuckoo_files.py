@@ -115,7 +115,13 @@ def peak(reset):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 rows, dim = 400_000, 64
-Table(dim, "first", initializer=Zeros()).lookup(np.arange(20_000))
+def a_first_time():  # so that what TensorFlow loads and keeps is not counted
+    first = Table(dim, "first", initializer=Zeros())
+    first.lookup(np.arange(20_000))
+    first.save(sys.argv[1] + "-first")
+    Table(dim, "first", initializer=Zeros()).restore(sys.argv[1] + "-first")
+
+a_first_time()
 before = peak(True)
 table = Table(dim, "t", initializer=Zeros(), expected_rows=rows)
 for at in range(0, rows, 20_000):
@@ -149,5 +155,5 @@ def test_an_export_holds_one_copy_and_files_hardly_any(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     peaks = {name: float(value) for name, value in (line.split() for line in run.stdout.splitlines())}
     assert 0.9 < peaks["export"] < 1.3
-    assert peaks["save"] < 0.2  # buffers of a fixed size, some 20 MB
+    assert peaks["save"] < 0.1  # a buffer of 2 MB a thread; what it holds beside the table is some 200 MB
     assert 0.9 < peaks["restore"] < 1.1 * peaks["table"]  # itself, and less than a tenth beside it

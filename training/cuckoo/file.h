@@ -1,12 +1,12 @@
 // A shard in a file, its index with it: loading hashes and inserts nothing. No TensorFlow here.
 //
 //   | Head: magic, config, shape, size, tick, checksum |
-//   | 4096 buckets, row numbers counted from the first | stash in the last block | the rows of these keys | checksum |
-//   | the next 4096 buckets ...
+//   | B buckets, row numbers counted from the first | stash in the last block | the rows of these keys | checksum |
+//   | the next B buckets ...
 //
 // Invariants
-//   - Written and read from front to back, through one buffer (some 2 MB at 128 B a row): pipes will do, and
-//     shards may follow each other in one file.
+//   - Written and read from front to back, through one buffer of 2 MB (B follows from a row's size): pipes will do,
+//     and shards may follow each other in one file.
 //   - SaveShard holds the shard shared: its rows are those of one moment. Reading goes on meanwhile; who would write to
 //     that shard waits. A table that changes while its shards are saved one by one has each shard of another moment.
 //   - LoadShard fills an empty shard or throws and leaves it empty: a short, damaged or foreign file is named, and
@@ -33,7 +33,10 @@ struct FileError : std::runtime_error {
 
 class ShardFile {
  public:
-  explicit ShardFile(int fd) : fd_(fd) {}
+  ShardFile(const Table& table, int fd)
+      : fd_(fd),
+        buckets_(std::max<size_t>(kBuffer / FullBytes(table), 16)),
+        buffer_((buckets_ + Index::kStash) * FullBytes(table) / sizeof(Bucket) + 1) {}
 
   void Save(const Table& table, size_t s) {
     const Shard& shard = table.shard(s);
@@ -42,14 +45,13 @@ class ShardFile {
     Head head{.config = Config(table, s), .shape = index.shape().Pack(), .size = index.size(), .tick = table.tick()};
     head.checksum = Checksum(&head, offsetof(Head, checksum));
     Write(&head, sizeof head);
-    for (uint32_t begin = 0; begin < index.buckets(); begin += kBuckets) {
+    char* data = reinterpret_cast<char*>(buffer_.data());
+    for (uint32_t begin = 0; begin < index.buckets(); begin += buckets_) {
       const Part part = PartOf(index.shape(), begin);
-      Room(part.index_bytes());
       for (uint32_t b = 0; b < part.buckets; ++b) {
         buffer_[b] = b < part.plain ? index.At(begin + b) : index.stash()[b - part.plain];
       }
       const size_t bytes = part.index_bytes() + Rows(part) * RowBytes(table);
-      char* data = Room(bytes + sizeof(uint64_t));
       CopyRows(shard.slab, part.buckets, RowBytes(table));
       const uint64_t checksum = Checksum(data, bytes);
       std::memcpy(data + bytes, &checksum, sizeof checksum);
@@ -73,7 +75,7 @@ class ShardFile {
     if (shard.index.size() != 0) throw FileError("the shard to load into is not empty");
     try {
       shard.index.Restore(shape);
-      for (uint32_t begin = 0; begin < shard.index.buckets(); begin += kBuckets) {
+      for (uint32_t begin = 0; begin < shard.index.buckets(); begin += buckets_) {
         LoadPart(*table, s, shape, begin);
       }
       if (shard.index.size() != head.size) throw FileError("a shard is damaged: its size is not what its head says");
@@ -85,7 +87,7 @@ class ShardFile {
   }
 
  private:
-  static constexpr uint32_t kBuckets = 4096;
+  static constexpr size_t kBuffer = 2 << 20;
 
   struct Head {
     char magic[8] = {'c', 'u', 'c', 'k', 'o', 'o', ' ', '1'};
@@ -98,18 +100,14 @@ class ShardFile {
   };
 
   // The part of an index of this shape that begins with bucket `begin`.
-  static Part PartOf(const Shape& shape, uint32_t begin) {
-    const uint32_t plain = std::min(kBuckets, shape.buckets() - begin);
+  Part PartOf(const Shape& shape, uint32_t begin) const {
+    const uint32_t plain = std::min(buckets_, shape.buckets() - begin);
     const bool last = begin + plain == shape.buckets();
     return {plain, plain + (last && shape.stashed ? Index::kStash : 0)};
   }
 
-  // The buffer, of at least so many bytes; what it holds stays.
-  char* Room(size_t bytes) {
-    const size_t lines = (bytes + kLine - 1) / kLine;
-    if (buffer_.size() < lines) buffer_.resize(lines);
-    return reinterpret_cast<char*>(buffer_.data());
-  }
+  // A bucket and its rows, where it is full.
+  static size_t FullBytes(const Table& table) { return sizeof(Bucket) + Bucket::kSlots * RowBytes(table); }
 
   // Keys in the buffer's buckets.
   size_t Rows(const Part& part) const {
@@ -157,9 +155,9 @@ class ShardFile {
   void LoadPart(const Table& table, size_t s, const Shape& shape, uint32_t begin) {
     Shard& shard = table.shard(s);
     const Part part = PartOf(shape, begin);
-    Read(Room(part.index_bytes()), part.index_bytes());
+    char* data = reinterpret_cast<char*>(buffer_.data());
+    Read(data, part.index_bytes());
     const size_t bytes = part.index_bytes() + Rows(part) * RowBytes(table);
-    char* data = Room(bytes + sizeof(uint64_t));
     Read(data + part.index_bytes(), bytes + sizeof(uint64_t) - part.index_bytes());
     uint64_t checksum;
     std::memcpy(&checksum, data + bytes, sizeof checksum);
@@ -231,10 +229,11 @@ class ShardFile {
   }
 
   const int fd_;
+  const uint32_t buckets_;  // of a part: what the buffer holds with all their rows
   std::vector<Bucket> buffer_;
 };
 
-inline void SaveShard(const Table& table, size_t s, int fd) { ShardFile(fd).Save(table, s); }
-inline void LoadShard(Table* table, size_t s, int fd) { ShardFile(fd).Load(table, s); }
+inline void SaveShard(const Table& table, size_t s, int fd) { ShardFile(table, fd).Save(table, s); }
+inline void LoadShard(Table* table, size_t s, int fd) { ShardFile(*table, fd).Load(table, s); }
 
 }  // namespace cuckoo
