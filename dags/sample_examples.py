@@ -19,8 +19,10 @@ from dags import common
 from dags.common import EXAMPLES, INTERVAL, arguments, flags, platform, run
 
 SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+PILOT = "What served, or another model: a version's alias (champion) or number in MLflow, or a base's folder."
 SAMPLING = {
-    "method": Param("pilot", enum=["pilot", "uniform"], description="Negatives by the score as served, or any alike."),
+    "method": Param("pilot", enum=["pilot", "uniform"], description="Negatives by a pilot's score, or any alike."),
+    "pilot": Param("served", type="string", minLength=1, description=PILOT),
     "keep": Param(0.5, **SHARE, description="Share of the negatives that stays."),
     "floor": Param(0.05, **SHARE, description="A pilot keeps each negative with this probability at least."),
 }
@@ -43,8 +45,8 @@ def sample_examples() -> None:
 
     @task(outlets=[EXAMPLES])
     def sample(when: dict[str, int], params: Any = None, outlet_events: Any = None) -> dict[str, Any]:
-        chosen = {name: params[name] for name in SAMPLING}
-        facts = run("training.sampling", *flags(**platform("source", "archive", to="samples"), **when, **chosen))
+        chosen = platform("source", "archive", "log", "mlflow", to="samples") | {n: params[n] for n in SAMPLING}
+        facts = run("training.sampling", *flags(**when, **chosen))
         if not facts["rows"]:
             raise AirflowSkipException("the interval has no examples: nothing to train on")
         outlet_events[EXAMPLES].extra = facts

@@ -74,6 +74,26 @@ def register(
     return str(version.version)
 
 
+def version(client: Any, source: str, name: str) -> dict[str, str]:
+    """The tags of a registered version, by its alias or its number; ValueError names those there are."""
+    from mlflow.exceptions import MlflowException
+
+    model = name_of(source)
+    ask = client.get_model_version if name.isdigit() else client.get_model_version_by_alias
+    try:
+        tags: dict[str, str] = ask(model, name).tags
+    except MlflowException as e:
+        if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ValueError(f"mlflow: {str(e).splitlines()[0]}") from e
+        there = {v.version for v in client.search_model_versions(f"name = '{model}'")}
+        try:
+            there |= set(client.get_registered_model(model).aliases)
+        except MlflowException:
+            pass  # nothing is registered yet
+        raise ValueError(f"{model} has no version {name!r}; there are {', '.join(sorted(there)) or 'none yet'}") from e
+    return tags
+
+
 def describe(
     client: Any, run: str, parameters: Mapping[str, Any], tags: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> None:

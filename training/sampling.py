@@ -7,9 +7,10 @@ pi'(x) in every record: keeping what was already kept with pi is keeping with pi
 `sigmoid(f - log pi)` stays exact (Wang, Zhang, Wang, NeurIPS 2021, arXiv 2110.13048).
 
 - `uniform`: pi'(x) = keep.
-- `pilot`: pi'(x) = min(1, max(floor, c p(x))), p the score as served of the judged task: negatives that a pilot model
-  finds likely to be positives teach the most (the same paper, its practical form of the optimal probability). c is such
-  that a share `keep` of the interval's negatives is expected to stay. What was not scored counts as average.
+- `pilot`: pi'(x) = min(1, max(floor, c p(x))), p a pilot model's score of the judged task: negatives that it finds
+  likely to be positives teach the most (the same paper, its practical form of the optimal probability). c is such that
+  a share `keep` of the interval's negatives is expected to stay. The pilot is the model that served, by the score that
+  was logged (what was not scored counts as average), or any that has not learned the interval (training/pilot.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import json
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +38,9 @@ from streaming.declaration import Declaration
 from streaming.hashing import draw
 from streaming.interval import Interval, milliseconds
 from streaming.source import load
+from training import pilot
+from training.delta import LogError
+from training.pilot import SERVED
 
 log = logging.getLogger("sampling")
 
@@ -48,6 +54,7 @@ class Sampling:
     method: Literal["uniform", "pilot"] = "pilot"
     keep: float = 0.5
     floor: float = 0.05
+    pilot: str = SERVED
     salt: str = "samples"
 
     def __post_init__(self) -> None:
@@ -58,20 +65,27 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed is a number above 0, up to 1")
         if self.method == "pilot" and self.floor > self.keep:
             raise ValueError(f"floor is {self.floor} and keep {self.keep}; allowed is floor <= keep")
+        if self.method != "pilot" and self.pilot != SERVED:
+            raise ValueError(f"pilot is {self.pilot!r} and method {self.method}; allowed is method pilot")
 
     @property
     def name(self) -> str:
+        """Of the way; a model's own scores are named beside it, in `folder`."""
         return f"{self.method}-{self.keep:g}" + (f"-{self.floor:g}" if self.method == "pilot" else "")
+
+    @property
+    def folder(self) -> str:
+        return self.name + ("" if self.pilot == SERVED else f"-{self.pilot}")
 
 
 def rates(scores: Floats, of_negative: NDArray[np.bool_], sampling: Sampling) -> Floats:
-    """pi'(x) of each record, from its score as served (NaN: none): float64[n]."""
+    """pi'(x) of each record, from the pilot's score of it (NaN: none): float64[n]."""
     if sampling.method == "uniform" or not len(scores):
         return np.full(len(scores), sampling.keep)
     scored = np.isfinite(scores)
     average = float(scores[scored].mean()) if scored.any() else 1.0
-    pilot = np.where(scored, np.maximum(scores, 1e-9), max(average, 1e-9))
-    mine = pilot[of_negative] if of_negative.any() else pilot
+    known = np.where(scored, np.maximum(scores, 1e-9), max(average, 1e-9))
+    mine = known[of_negative] if of_negative.any() else known
 
     def kept(c: float) -> Floats:
         return np.clip(c * mine, sampling.floor, 1.0)
@@ -81,13 +95,14 @@ def rates(scores: Floats, of_negative: NDArray[np.bool_], sampling: Sampling) ->
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if float(kept(middle).mean()) < sampling.keep else (low, middle)
-    return np.clip(high * pilot, sampling.floor, 1.0)
+    return np.clip(high * known, sampling.floor, 1.0)
 
 
-def sample(table: pa.Table, declaration: Declaration, sampling: Sampling) -> pa.Table:
-    """The archive's examples that are kept, in their order, pi multiplied."""
+def sample(table: pa.Table, declaration: Declaration, sampling: Sampling, scores: Floats | None = None) -> pa.Table:
+    """The archive's examples that are kept, in their order, pi multiplied; `scores`: the pilot's, if not as served."""
     negative = pc.equal(table["kind"], "negative").fill_null(False).combine_chunks().to_numpy(zero_copy_only=False)
-    second = rates(_floats(table[f"score_{declaration.judged}"]), negative, sampling)
+    served = table[f"score_{declaration.judged}"]
+    second = rates(_floats(served) if scores is None else scores, negative, sampling)
     kept = ~negative | (draw(table["impression_id"], sampling.salt) < second)
     pi = pa.array(_floats(table["pi"]) * second, pa.float64())
     return table.set_column(table.schema.get_field_index("pi"), "pi", pi).filter(pa.array(kept)).combine_chunks()
@@ -112,21 +127,29 @@ def write(table: pa.Table, path: Path) -> str:
 
 
 def take(
-    archive: Archive, declaration: Declaration, interval: Interval, sampling: Sampling, to: Path
+    archive: Archive,
+    declaration: Declaration,
+    interval: Interval,
+    sampling: Sampling,
+    to: Path,
+    scored: Callable[[pa.Table, str], Floats] | None = None,
 ) -> dict[str, Any]:
     """Samples an interval of the archive to `to/<interval>/<sampling>/`: what sample.json there says of it.
 
+    `scored`: the pilot's scores of the examples of a topic id, where `sampling.pilot` names another than what served.
     sample.json is written last: a sample exists with it. Raises NotArchived.
     """
     examples = archive.read("examples", interval.begin_ms, interval.end_ms)
-    kept = sample(examples, declaration, sampling)
-    folder = to / interval.name / sampling.name
+    scores = scored(examples, archive.positions("examples", interval.end_ms)["topic_id"]) if scored else None
+    kept = sample(examples, declaration, sampling, scores)
+    folder = to / interval.name / sampling.folder
     file = folder / "examples.parquet"
     facts = {
         "file": str(file.resolve()),
         "begin_ms": interval.begin_ms,
         "end_ms": interval.end_ms,
         "sampling": sampling.name,
+        "pilot": sampling.pilot if sampling.method == "pilot" else None,
         "of": examples.num_rows,
         "rows": kept.num_rows,
         "positives": int(pc.sum(pc.equal(kept["kind"], "positive")).as_py() or 0),
@@ -139,9 +162,9 @@ def take(
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """What exists in a folder of samples, by begin and end."""
-    found = [json.loads(path.read_text()) for path in folder.glob("*/*/sample.json")]
-    return sorted(found, key=lambda s: (s["begin_ms"], s["end_ms"], s["sampling"]))
+    """What exists in a folder of samples, by begin and end; of one interval, the one that was made last comes last."""
+    made = sorted(folder.glob("*/*/sample.json"), key=lambda path: path.stat().st_mtime_ns)
+    return sorted((json.loads(path.read_text()) for path in made), key=lambda s: (s["begin_ms"], s["end_ms"]))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -156,14 +179,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--method", default=Sampling.method, help="uniform or pilot (default: %(default)s)")
     parser.add_argument("--keep", type=float, default=Sampling.keep, help="share of negatives (default: %(default)s)")
     parser.add_argument("--floor", type=float, default=Sampling.floor, help="a pilot's least (default: %(default)s)")
+    parser.add_argument("--pilot", default=SERVED, metavar="M", help="served (the scores that were logged), a model"
+                        " version's alias or number, or a base's folder (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--log", type=Path, metavar="DIR", help="the delta log's folder, for a version as the pilot")
+    parser.add_argument("--mlflow", default="none", metavar="URL", help="where versions are kept (default: none)")
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     log.setLevel(logging.INFO)
     try:
         interval = Interval(milliseconds("begin", args.begin), milliseconds("end", args.end))
-        sampling = Sampling(args.method, args.keep, args.floor)
-        facts = take(Archive(args.archive), load(args.source).declaration, interval, sampling, args.to)
-    except (ValueError, NotArchived) as e:
+        sampling = Sampling(args.method, args.keep, args.floor, args.pilot)
+        declaration = load(args.source).declaration
+        scored = None
+        if args.pilot != SERVED:
+            base = pilot.find(args.pilot, args.source, args.log, args.mlflow)
+            log.info("pilot: %s/%s", base.lineage, base.name)
+            sampling = replace(sampling, pilot=f"{base.lineage}.{base.seq}")
+            scored = partial(pilot.score, base, declaration, args.source)
+        facts = take(Archive(args.archive), declaration, interval, sampling, args.to, scored)
+    except (ValueError, NotArchived, LogError) as e:
         log.error("%s", e)
         return 2
     log.info("%s: %d of %d examples, %d positive", interval, facts["rows"], facts["of"], facts["positives"])

@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from streaming.declaration import Declaration
 from streaming.example import Batch
 from streaming.hashing import fnv1a64, learned_sum
 from training.compaction import merged, tick_times
@@ -30,6 +32,8 @@ from training.metrics import Tested
 from training.row_files import Filter, TableRows, Weight, read_dense
 from training.step import Learner
 
+SCORED_AT_ONCE = 8192
+"""Examples scored in one call: so many rows are in memory."""
 _MASK = 2**64 - 1
 
 logger = logging.getLogger("training.state")
@@ -194,6 +198,14 @@ class State:
         self.expiry.tick_times = thinned(tick_times([base, *deltas]))
         self.newest_event_ms = max(self.expiry.tick_times.values(), default=-1)
         return last
+
+
+def score_with(base: Manifest, examples: Batch, declaration: Declaration, source: str) -> npt.NDArray[np.float32]:
+    """The logits that a base alone gives: float32[n, tasks]; unknown ids read zeros."""
+    learner = Learner(declaration)
+    State(learner, source).restore(Log(base.folder.parents[1]), base.lineage, base.seq)
+    parts = [learner.score(examples.slice(at, at + SCORED_AT_ONCE)) for at in range(0, examples.size, SCORED_AT_ONCE)]
+    return np.concatenate([np.zeros((0, len(declaration.tasks)), np.float32), *parts])
 
 
 def rows_digest(keys: Any, rows: Any) -> int:

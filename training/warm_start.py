@@ -42,11 +42,11 @@ from training import candidates, evaluation, registry
 from training.delta import Log, LogError, Manifest
 from training.evaluation import Gate
 from training.log_writer import prune_lineages
-from training.state import State
+from training.state import State, score_with
 from training.step import Learner, Settings
 
 READ_AT_ONCE = 8192
-"""Examples decoded or scored at a time."""
+"""Examples decoded at a time."""
 
 log = logging.getLogger("warm_start")
 
@@ -211,11 +211,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             f"--begin is {args.begin}, allowed is {known['end_ms']} or later: the lineage learned until it"
         )
     table = Archive(args.archive).read(EXAMPLES, args.begin, args.end)
-    learner = Learner(declaration, Settings(batch=args.batch))
-    base = State(learner, args.source).restore(delta_log, args.lineage, 0)
-    batch = from_table(table, declaration)
-    parts = [learner.score(batch.slice(at, at + READ_AT_ONCE)) for at in range(0, batch.size, READ_AT_ONCE)]
-    logits = np.concatenate([np.zeros((0, len(declaration.tasks)), np.float32), *parts])
+    base, batch = delta_log.manifest(args.lineage, "base", 0), from_table(table, declaration)
+    logits = score_with(base, batch, declaration, args.source)
     report = {"begin_ms": args.begin, "end_ms": args.end, **evaluation.evaluate(batch, logits, declaration, args.seed)}
     candidates.write(delta_log, args.lineage, {**known, "evaluation": report})
     if args.mlflow != "none":

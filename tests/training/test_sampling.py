@@ -55,9 +55,14 @@ def fit(table: pa.Table, pi: np.ndarray) -> np.ndarray:
     return w
 
 
-@pytest.mark.parametrize("sampling", [Sampling("uniform", keep=0.3), Sampling("pilot", keep=0.3, floor=0.05)])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling("uniform", keep=0.3), Sampling("pilot", keep=0.3), Sampling("pilot", keep=0.3, pilot="another")],
+)
 def test_what_is_sampled_twice_is_calibrated(sampling):
-    table = sample(examples(120_000, pi=0.5), DECLARATION, sampling)
+    whole = examples(120_000, pi=0.5)
+    other = sigmoid(0.5 - 0.8 * column(whole, "feature_x"))  # a model that has it the wrong way round
+    table = sample(whole, DECLARATION, sampling, other if sampling.pilot == "another" else None)
     pi, y = column(table, "pi"), column(table, "label_click")
     truth = sigmoid(TRUE[0] + TRUE[1] * column(table, "feature_x") - np.log(pi))
     assert abs(truth.mean() - y.mean()) < 4 * np.sqrt((truth * (1 - truth)).mean() / len(y))
@@ -124,6 +129,7 @@ def test_the_same_examples_give_the_same_bytes(tmp_path):
         ({"keep": 0.0}, "keep is 0.0; allowed is a number above 0, up to 1"),
         ({"floor": 2.0}, "floor is 2.0"),
         ({"keep": 0.1, "floor": 0.2}, "allowed is floor <= keep"),
+        ({"method": "uniform", "pilot": "champion"}, "pilot is 'champion' and method uniform; allowed is method pilot"),
     ],
 )
 def test_a_wrong_setting_is_named(given, said):

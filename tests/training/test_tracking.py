@@ -93,6 +93,13 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
             assert (str(candidate.version), candidate.tags["data_sha256"], candidate.tags["lineage"]) == (
                 again, "d1", lineage,
             )  # fmt: skip
+            # A version by its alias or its number, as a sample's pilot is named.
+            for named in (CANDIDATE, again):
+                assert registry.version(client, "simulator?seed=7", named)["sha256"] == made.sha256
+            with pytest.raises(ValueError, match=r"minutehand-simulator has no version 'best'; there are 1, 2, cand.*"):
+                registry.version(client, "simulator?seed=7", "best")
+            with pytest.raises(ValueError, match="minutehand-kuairand has no version '7'; there are none yet"):
+                registry.version(client, "kuairand", "7")
             index = json.loads(
                 Path(client.download_artifacts(run.info.run_id, "manifests.json", str(tmp_path))).read_text()
             )
