@@ -6,7 +6,7 @@
     day = archive.read("examples", begin_ms, end_ms)        # NotArchived while the interval is not complete
 
 A killed archiver goes on at its newest manifest's positions. A broker that goes away is waited for. SIGTERM: a last
-commit, then exit 0.
+commit, then exit 0; where the broker does not let it come to that, exit 0 without it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,17 @@ from streaming.topics import ACTIONS, EXAMPLES, IMPRESSIONS
 
 TOPICS = (EXAMPLES, IMPRESSIONS, ACTIONS)
 READ_AT_ONCE = 4096
+END_WITHIN_S = 4.0  # the clients of a broker that is gone wait for half a minute
 
 log = logging.getLogger("archive")
 
 
 class NotArchived(RuntimeError):
     """What was asked for is not in the archive, or not yet; the message says what is."""
+
+
+class Late(BaseException):
+    """It was told to end, and still waits; no client may take it for an error of its own."""
 
 
 class Archive:
@@ -228,8 +233,16 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # says each retry of each connection; we say it once
     stopping, gauges = threading.Event(), Gauges()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+
+    def end(*_: object) -> None:
+        stopping.set()
+        signal.setitimer(signal.ITIMER_REAL, END_WITHIN_S)
+
+    def late(*_: object) -> None:
+        raise Late
+
+    for number, handler in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGALRM, late)):
+        signal.signal(number, handler)
     health = Health(args.port, gauges.registry)
     try:
         declaration = load(args.source).declaration
@@ -242,6 +255,8 @@ def main(argv: list[str] | None = None) -> int:
         log.error("%s: a position is no longer in its topic (retention), records are lost: %s; begin a new folder",
                   args.to, e)  # fmt: skip
         return 2
+    except Late:
+        log.warning("kafka %s does not answer: ended without a last commit, its records are read again", args.kafka)
     finally:
         health.close()
     return 0
@@ -268,6 +283,7 @@ def _run(
         health.reason = ""
         try:
             Archiver(reader, writer, declaration, args.flush_ms, args.flush_rows, gauges).run(stopping)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             return
         except OffsetOutOfRangeError:
             raise

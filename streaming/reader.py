@@ -9,6 +9,7 @@ Positions are never a consumer group's: what is kept and where it was read are c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -161,6 +162,8 @@ class Reader:
         self._producer.send(DEAD[topic], dead(topic, line, reason, partition, offset))
 
     def close(self) -> None:
-        self._consumer.close()
+        """Soon, whether a broker answers or not: what it has not taken by now is nobody's commit."""
+        self._consumer.close(timeout_ms=1000)
         if self._producer is not None:
-            self._producer.close(timeout=5)
+            with contextlib.suppress(KafkaError):
+                self._producer.close(timeout=1)

@@ -107,8 +107,9 @@ class Events:
     def _put(self, topic: str, event: dict[str, Any]) -> None:
         self._producer.send(topic, json.dumps(event).encode(), key=event["impression_id"].encode())
 
-    def raw(self, topic: str, line: bytes) -> None:
-        self._producer.send(topic, line, partition=0)
+    def raw(self, topic: str, *lines: bytes) -> None:
+        for line in lines:
+            self._producer.send(topic, line, partition=0)
         self._producer.flush()
 
     def close(self) -> None:
@@ -185,3 +186,19 @@ def test_another_broker_and_none_are_said(broker: Broker, tmp_path: Path) -> Non
     alone = Process(f"127.0.0.1:{free_port()}", tmp_path / "b", tmp_path / "log")
     wait(lambda: alone.get("/healthz")[1].startswith("waiting for kafka"), "the reason")
     assert alone.end() == 0
+
+
+def test_it_ends_soon_when_the_broker_is_gone(broker: Broker, tmp_path: Path) -> None:
+    """The last test of this module: the broker does not come back. Dead letters that wait for it are read again."""
+    log, events = tmp_path / "log", Events(broker.bootstrap)
+    archiver = Process(broker.bootstrap, tmp_path / "a", log, "--flush-ms", "600000")
+    wait(lambda: archiver.get("/healthz")[0] == 200, "the archiver")
+    events.raw("actions", *[b"{broken"] * 3000)
+    events.close()
+    wait(lambda: log.read_text().count("cannot be used") > 1, "the first dead letters")
+    assert broker.process is not None
+    broker.process.kill()
+    broker.process.wait()
+    os.kill(archiver.popen.pid, signal.SIGTERM)
+    assert archiver.popen.wait(15) == 0  # the producer alone would wait for half a minute
+    assert "ended without a last commit" in log.read_text() and not read(tmp_path / "a")
