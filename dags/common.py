@@ -77,6 +77,11 @@ def platform(*names: str, **renamed: str) -> dict[str, str]:
     return {name: known[name] for name in names} | {flag: known[name] for flag, name in renamed.items()}
 
 
+def docs() -> dict[str, str]:
+    """Where Data Docs go, and where a browser finds them."""
+    return platform(docs="data_docs", docs_at="data-docs")
+
+
 def replicas() -> list[str]:
     """FOLDER=HOST:PORT of each model server."""
     known = facts()

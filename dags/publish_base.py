@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task
 
-from dags.common import arguments, flags, platform, replicas, run
+from dags.common import arguments, docs, flags, platform, replicas, run
 
 FORM = {"timeout_s": Param(300, type="integer", minimum=1, description="Seconds until the old version is put back.")}
 
@@ -20,7 +20,7 @@ FORM = {"timeout_s": Param(300, type="integer", minimum=1, description="Seconds 
 def publish_base() -> None:
     @task
     def check() -> dict[str, Any]:
-        return run("training.delta_check", *flags(**platform("log", docs="data_docs")))
+        return run("training.delta_check", *flags(**platform("log"), **docs()))
 
     @task
     def publish(params: Any = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import common
-from dags.common import EXAMPLES, INTERVAL, arguments, flags, platform, run
+from dags.common import EXAMPLES, INTERVAL, arguments, docs, flags, platform, run
 
 SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 PILOT = "What served, or another model: a version's alias (champion) or number in MLflow, or a base's folder."
@@ -36,12 +36,11 @@ def sample_examples() -> None:
 
     @task
     def validate(when: dict[str, int]) -> dict[str, Any]:
-        return run("training.validation", *flags(**platform("source", "archive", "samples", docs="data_docs"), **when))
+        return run("training.validation", *flags(**platform("source", "archive", "samples"), **docs(), **when))
 
     @task
     def features(when: dict[str, int]) -> dict[str, Any]:
-        at = platform("source", "archive", "features", docs="data_docs")
-        return run("training.feature_check", *flags(**at, **when))
+        return run("training.feature_check", *flags(**platform("source", "archive", "features"), **docs(), **when))
 
     @task(outlets=[EXAMPLES])
     def sample(when: dict[str, int], params: Any = None, outlet_events: Any = None) -> dict[str, Any]:

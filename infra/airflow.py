@@ -110,8 +110,9 @@ def environment(
 
 def command(name: str) -> list[str]:
     """The words of one process behind `python`: migrate, api, or one of COMPONENTS."""
+    if name == "migrate":
+        return ["-m", "infra.migrate"]
     words = {
-        "migrate": ["db", "migrate"],
         "api": ["api-server"],
         # Nobody else serves the log of a running task: the API server reads the same folder.
         "scheduler": ["scheduler", "--skip-serve-logs"],

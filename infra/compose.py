@@ -39,7 +39,8 @@ JARS = [  # what the job uses and Flink's image does not bring
     "lz4-java-1.10.3.jar",
 ]
 OUTSIDE_PORT = 29092  # Kafka for clients that are not in the network
-POSTGRES_PASSWORD = "${POSTGRES_PASSWORD:?set POSTGRES_PASSWORD, the database's password}"
+# It stands in addresses.
+POSTGRES_PASSWORD = "${POSTGRES_PASSWORD:?set POSTGRES_PASSWORD, the database's password (letters and digits)}"
 SECRETS = {
     "MINUTEHAND_WRITE_TOKEN": "the secret of the model server's write signatures",
     "AIRFLOW__CORE__FERNET_KEY": "32 random bytes in URL-safe base64",
@@ -89,6 +90,7 @@ def ports_of(settings: Settings) -> dict[str, int]:
 def addresses(settings: Settings) -> dict[str, str]:
     """As infra.layout.addresses, by the containers' names."""
     names = {"join": "jobmanager", "model-server-0-rest": "model-server-0", "airflow": "airflow-api"}
+    names["data-docs"] = "127.0.0.1"  # nobody in the network reads them: a person's browser does, on the host
     here = layout.addresses(settings, ports_of(settings))
     return {
         service: re.sub(r"127\.0\.0\.1|0\.0\.0\.0", names.get(service, service), at) for service, at in here.items()
@@ -186,7 +188,8 @@ def compose(settings: Settings) -> dict[str, Any]:
                 "postgres:/var/lib/postgresql/data",
                 "./infra/images/databases.sql:/docker-entrypoint-initdb.d/databases.sql:ro",
             ],
-            "healthcheck": health(["CMD", "pg_isready", "-U", "minutehand", "-d", "airflow"], 10),
+            # By TCP: while the image makes the databases, its server answers on its socket only.
+            "healthcheck": health(["CMD", "pg_isready", "-h", "127.0.0.1", "-U", "minutehand", "-d", "airflow"], 10),
             **restart,
         },
         "redis": {
@@ -215,6 +218,8 @@ def compose(settings: Settings) -> dict[str, Any]:
     for name in sorted(set(local) & {"archive", "features"}):
         stores = after(postgres="healthy", redis="healthy") if name == "features" else {}
         found[name] = ours(name, broker | stores, **healthz(f"{name}_port"))
+    docs = health(http(port["docs_port"], "/", "200 OK"))
+    found["data-docs"] = ours("data-docs", prepared, ports=published(port["docs_port"]), healthcheck=docs)
     database = after(postgres="healthy", prepare="done")
     found["airflow-migrate"] = ours("airflow-migrate", database)
     migrated = database | after(airflow_migrate="done")

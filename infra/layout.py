@@ -38,8 +38,9 @@ class Layout:
         return self.models / f"replica-{i}"
 
     def make(self, replicas: int) -> None:
+        own = (self.kafka / "data", self.join / "state", self.join / "tmp")
         served = [self.replica(i) / "served" for i in range(replicas)]
-        for folder in (self.kafka / "data", self.join / "state", self.join / "tmp", self.mlflow, self.log, *served):
+        for folder in (*own, self.mlflow, self.log, self.data_docs, *served):
             folder.mkdir(parents=True, exist_ok=True)
 
     def write_token(self) -> str:
@@ -66,6 +67,7 @@ def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
         found["features"] = f"http://127.0.0.1:{ports['features_port']}"
     if settings.airflow:
         found["airflow"] = f"http://{host}:{ports['airflow_port']}"
+        found["data-docs"] = f"http://{host}:{ports['docs_port']}"
     for i in range(settings.replicas):
         end = f".{i}" if i else ""
         found[f"model-server-{i}"] = f"{host}:{ports['grpc_port' + end]}"
@@ -79,7 +81,7 @@ def facts(
 ) -> dict[str, object]:
     """platform.json: what others need to know of a platform."""
     return {
-        "settings": settings.as_dict(),
+        "settings": settings.shown(),
         "ports": dict(ports),
         "addresses": dict(where),
         "folders": Layout(settings).folders(),

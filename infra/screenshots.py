@@ -162,13 +162,13 @@ def mlflow_pages(browser: Browser, url: str, to: Path) -> None:
     browser.picture(to / "mlflow-compare.png")
 
 
-def data_docs_page(browser: Browser, folder: Path, to: Path) -> None:
+def data_docs_page(browser: Browser, url: str, folder: Path, to: Path) -> None:
     """The newest verdict on an interval's examples. Without the internet it has Great Expectations' text, no looks."""
     pages = sorted(folder.rglob("validations/examples/**/*.html"), key=lambda p: p.stat().st_mtime)
     if not pages:
         raise PlatformError(f"there are no Data Docs in {folder}: minutehand pipeline makes them")
     browser.size(*TALL)
-    browser.open(pages[-1].as_uri(), "Evaluated Expectations")
+    browser.open(f"{url}/{urllib.parse.quote(str(pages[-1].relative_to(folder)))}", "Evaluated Expectations")
     browser.eval("[...document.querySelectorAll('h5')].find(e => e.innerText.startsWith('Overview')).scrollIntoView()")
     browser.picture(to / "data-docs.png")
 
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with chromium() as browser:
         airflow_pages(browser, session(platform), args.to)
         mlflow_pages(browser, platform.address("mlflow"), args.to)
-        data_docs_page(browser, platform.layout.data_docs, args.to)
+        data_docs_page(browser, platform.address("data-docs"), platform.layout.data_docs, args.to)
     return 0
 
 

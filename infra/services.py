@@ -2,7 +2,7 @@
 
 kafka-format -> kafka -> topics -> join, trainer, archive, features
 base -> trainer, sync-<i>, model-server-<i>          mlflow
-airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer (infra.airflow)
+airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer (infra.airflow)    data-docs
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def declare(
     consumers = {"archive": settings.archive, "features": settings.feast}
     services += [_consumer(settings, ports, at, where, name) for name, on in consumers.items() if on]
     if settings.airflow:
+        services.append(_data_docs(settings, ports, at, where))
         services += airflow.services(settings, at.airflow, at.folder / "platform.json", where, hidden)
     return services
 
@@ -205,6 +206,18 @@ def _consumer(settings: Settings, ports: Mapping[str, int], at: Layout, where: M
         env={"MINUTEHAND_FEATURES": str(at.features)} if name == "features" else {},
         ready=checks.http_ok(f"{where[name]}/healthz"),
         address=where[name],
+        nice=airflow.NICE,
+    )
+
+
+def _data_docs(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
+    """What the DAGs' validations wrote: a browser follows no file:// link from Airflow's page."""
+    flags = {"bind": settings.host, "directory": at.data_docs}
+    return Service(
+        "data-docs",
+        _python("http.server", str(ports["docs_port"]), **flags),
+        ready=checks.http_ok(where["data-docs"]),
+        address=where["data-docs"],
         nice=airflow.NICE,
     )
 

@@ -26,10 +26,11 @@ class SettingError(ValueError):
 
 
 class Kind(NamedTuple):
-    """How one kind of setting is read; `allowed` is what an error says."""
+    """How one kind of setting is read; `allowed` is what an error says, `shown` a value without its secret."""
 
     parse: Callable[[Any], Any]
     allowed: str
+    shown: Callable[[Any], Any] = lambda value: value
 
 
 def _duration(given: Any) -> float:
@@ -101,10 +102,25 @@ def _model_server(given: Any) -> str:
     raise ValueError
 
 
+# What is special must be written %40 and so on: else the address says another thing to each that reads it.
+POSTGRESQL = re.compile(
+    r"postgresql://(?:(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})+(?::(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})*)?@)?[^\s/?#@]*/[^\s/?#@]+(\?\S*)?"
+)
+
+
 def _airflow_db(given: Any) -> str:
-    if given == "sqlite" or re.match(r"postgresql://[^\s]+/[^\s]+$", str(given)):
+    if given == "sqlite" or POSTGRESQL.fullmatch(str(given)):
         return str(given)
     raise ValueError
+
+
+def without_password(address: Any) -> str:
+    """A database's address as it may be seen, whatever is wrong with it."""
+    text = str(address)
+    found = re.match(r"((?:[a-z0-9+]*://)?[^\s:/@]*)(.*)@", text, re.S)
+    if found and found[2]:
+        text = f"{found[1]}:***{text[found.end() - 1 :]}"
+    return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
 def _features_from(given: Any) -> str:
@@ -118,7 +134,11 @@ NAME = Kind(_name, "1 to 41 letters, digits, - and _")
 SWITCH = Kind(_switch, "true or false")
 PORT = number(0, 65535, whole=True)
 FEATURES_FROM = Kind(_features_from, "source or feast")
-AIRFLOW_DB = Kind(_airflow_db, "sqlite, or postgresql://user:password@host:port/database")
+AIRFLOW_DB = Kind(
+    _airflow_db,
+    "sqlite, or postgresql://user:password@host:port/database (what is special in the password as in %40)",
+    without_password,
+)
 MODEL_SERVER = Kind(_model_server, "auto, own, or the path of an executable tensorflow_model_server")
 
 
@@ -161,6 +181,7 @@ class Settings:
     sync_port: int = setting(8601, PORT, "health and metrics of the first replica's sync; replica i: + i")
     archive_port: int = setting(8590, PORT, "health and metrics of the archive")
     features_port: int = setting(8591, PORT, "health and metrics of the feature push")
+    docs_port: int = setting(8592, PORT, "Data Docs, for a browser")
     partitions: int = setting(2, number(1, 256, whole=True), "partitions of each topic")
     kafka_memory: int = setting("512m", size("128m"), "heap of Kafka")
     kafka_retention: float = setting("7d", duration("1m"), "how long a topic keeps a record")
@@ -204,12 +225,16 @@ class Settings:
             try:
                 read[name] = kind.parse(given)
             except (ValueError, TypeError, KeyError, OverflowError):
-                raise SettingError(f"{where}{name} is {given!r}; allowed is {kind.allowed}") from None
+                raise SettingError(f"{where}{name} is {kind.shown(given)!r}; allowed is {kind.allowed}") from None
         return dataclasses.replace(self, **read, given=self.given | set(read))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for platform.json; `from_dict` reads them back."""
+        """Plain values; `from_dict` reads them back."""
         return {**{name: getattr(self, name) for name in FIELDS}, "given": sorted(self.given)}
+
+    def shown(self) -> dict[str, Any]:
+        """The same without secrets, for platform.json."""
+        return self.as_dict() | {n: f.metadata["kind"].shown(getattr(self, n)) for n, f in FIELDS.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -245,5 +270,10 @@ def load(
         name, equals, value = flag.partition("=")
         if not equals:
             raise SettingError(f"--set is {flag!r}; allowed is name=value")
-        pairs[name.strip()] = value
+        pairs[name := name.strip()] = value
+        if name in FIELDS and FIELDS[name].metadata["kind"].shown(value) != value:
+            raise SettingError(
+                f"--set: {name} holds a password, and everybody can read a command line; allowed is the settings file,"
+                f" or MINUTEHAND_{name.upper()} in the environment"
+            )
     return settings.merge(pairs, "--set: ")

@@ -32,6 +32,7 @@ STEADY_S = 10.0  # ready for so long: the deaths before are forgotten
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 GIVE_UP = 5  # deaths in a row
 TAIL_LINES = 30
+LAST_WORDS = 400  # characters of what a service said last, as the reason of its end
 
 
 @dataclass(frozen=True)
@@ -256,8 +257,11 @@ class Manager:
                 self._say(run, f"done in {run.ready_s:.1f} s")
             elif run.asked:
                 run.state, run.asked, run.next_start = "dead", False, 0.0
+            elif code < 0:
+                self._died(run, f"killed by {signal.Signals(-code).name}")
             else:
-                self._died(run, f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+                last = tail(self.logs / f"{run.service.name}.log", 1).strip()[:LAST_WORDS]
+                self._died(run, f"exit code {code}{': ' if last else ''}{last}")
 
     def _died(self, run: Run, how: str) -> None:
         wait = BACK_OFF_S[min(run.deaths, len(BACK_OFF_S) - 1)]

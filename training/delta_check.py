@@ -14,7 +14,7 @@ from pathlib import Path
 
 from training import contracts
 from training.delta import Log, LogError
-from training.validation import check, report
+from training.validation import check, docs_arguments, report
 
 log = logging.getLogger("delta_check")
 
@@ -22,7 +22,7 @@ log = logging.getLogger("delta_check")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("training.delta_check", description="Judge the serving lineage's deltas.")
     parser.add_argument("--log", required=True, type=Path, metavar="DIR", help="the delta log's folder")
-    parser.add_argument("--docs", required=True, type=Path, metavar="DIR", help="where Data Docs go")
+    docs_arguments(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     log.setLevel(logging.INFO)
@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     facts = {"lineage": lineage, "deltas": len(deltas)}
     if not deltas:
         return report(None, lineage, facts, log)
-    return report(check([contracts.deltas(deltas)], args.docs / f"deltas-{lineage}"), lineage, facts, log)
+    verdict = check([contracts.deltas(deltas)], args.docs / f"deltas-{lineage}")
+    return report(verdict, lineage, facts, log, args.docs_at)
 
 
 if __name__ == "__main__":

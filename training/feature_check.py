@@ -22,7 +22,7 @@ from streaming.archive import Archive, NotArchived
 from streaming.interval import Interval, milliseconds
 from streaming.source import load
 from training import contracts
-from training.validation import check, report
+from training.validation import check, docs_arguments, report
 
 log = logging.getLogger("feature_check")
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--begin", required=True, metavar="T", help="event time: ms, or 2022-05-07T06:00:00 (UTC)")
     parser.add_argument("--end", required=True, metavar="T", help="event time, not included")
     parser.add_argument("--features", required=True, type=Path, metavar="DIR", help="the feature store's folder")
-    parser.add_argument("--docs", required=True, type=Path, metavar="DIR", help="where Data Docs go")
+    docs_arguments(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     log.setLevel(logging.INFO)
@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, share in same.items():
         log.info("%s: %.4f %% of the values are the join's", name, 100 * share)
     verdict = check([contracts.features(shown, same, declaration)], args.docs / f"{interval.name}-features")
-    return report(verdict, str(interval), {"impressions": shown.num_rows, "compared": compared, "same": same}, log)
+    facts = {"impressions": shown.num_rows, "compared": compared, "same": same}
+    return report(verdict, str(interval), facts, log, args.docs_at)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whether an interval keeps its contracts (training.contracts), judged by Great Expectations before anybody learns.
 
-    python -m training.validation --source S --archive DIR --begin T --end T --samples DIR --docs DIR
+    python -m training.validation --source S --archive DIR --begin T --end T --samples DIR --docs DIR [--docs-at URL]
 
 Exit 0: it does, and its statistics are the reference of the days after it. Exit 2: the last line names the expectation,
 the column, what was seen and what is allowed. Either way Data Docs of the interval are in DIR/<interval>/index.html.
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from streaming.archive import Archive, NotArchived
 from streaming.declaration import Declaration
@@ -140,10 +141,19 @@ def validate(archive: Archive, declaration: Declaration, interval: Interval, sam
     return verdict
 
 
-def report(verdict: Verdict | None, what: str, facts: dict[str, Any], to: logging.Logger) -> int:
+def docs_arguments(parser: argparse.ArgumentParser) -> None:
+    """--docs and --docs-at."""
+    parser.add_argument("--docs", required=True, type=Path, metavar="DIR", help="where Data Docs go")
+    parser.add_argument("--docs-at", default="", metavar="URL", help="where DIR is served (none: a file's link)")
+
+
+def report(verdict: Verdict | None, what: str, facts: dict[str, Any], to: logging.Logger, docs_at: str = "") -> int:
     """The exit code of a verdict (None: nothing to judge), said in the log and as one JSON object on stdout."""
     findings = verdict.findings if verdict else []
-    page = verdict.docs.resolve().as_uri() if verdict and verdict.docs else ""
+    page = ""
+    if verdict and verdict.docs:
+        docs = verdict.docs.resolve()
+        page = f"{docs_at}/{quote(docs.parent.name)}/{docs.name}" if docs_at else docs.as_uri()
     for words in findings[1:]:
         to.warning("%s", words)
     if page:
@@ -198,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--begin", required=True, metavar="T", help="event time: ms, or 2022-05-07T06:00:00 (UTC)")
     parser.add_argument("--end", required=True, metavar="T", help="event time, not included")
     parser.add_argument("--samples", required=True, type=Path, metavar="DIR", help="statistics of days that passed")
-    parser.add_argument("--docs", required=True, type=Path, metavar="DIR", help="where Data Docs go")
+    docs_arguments(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     log.setLevel(logging.INFO)
@@ -209,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, NotArchived) as e:
         log.error("%s", e)
         return 2
-    return report(verdict, str(interval), {}, log)
+    return report(verdict, str(interval), {}, log, args.docs_at)
 
 
 if __name__ == "__main__":

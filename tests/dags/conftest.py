@@ -9,6 +9,7 @@ import archived
 import pytest
 from airflow_child import Airflow
 
+DOCS = "http://127.0.0.1:18592"
 FOLDERS = ("archive", "samples", "data_docs", "features", "log", "models")
 
 
@@ -27,7 +28,7 @@ def platform(tmp_path: Path) -> Path:
 def write_platform(folder: Path, addresses: dict[str, str] | None = None, **settings: Any) -> Path:
     facts = {
         "settings": {"source": archived.SOURCE, "replicas": 1, "sync_every": 60.0} | settings,
-        "addresses": addresses or {},
+        "addresses": {"data-docs": DOCS} | (addresses or {}),
         "folders": {name: str(folder / name) for name in FOLDERS},
     }
     (folder / "platform.json").write_text(json.dumps(facts))

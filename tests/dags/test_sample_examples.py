@@ -7,9 +7,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import archived
 import pyarrow.parquet as pq
+from conftest import DOCS
 
 from streaming.archive import Archive
 from streaming.interval import Interval, text
@@ -32,8 +34,9 @@ def test_a_day_by_its_data_interval_a_failed_step_resumes_and_the_bytes_are_the_
     failed = airflow.run("sample_examples", {}, platform, at="2023-11-15T00:00:00Z", daily=True)
     assert failed.tasks == {"interval": "success", "validate": "success", "features": "success", "sample": "failed"}
     assert f"interval {DAY}: the run's data interval" in failed.log
-    assert f"{DAY} keeps " in failed.log and "Data Docs: file://" in failed.log
-    assert Path(failed.returned["validate"]["docs"].removeprefix("file://")).is_file()
+    page = failed.returned["validate"]["docs"]
+    assert f"{DAY} keeps " in failed.log and f"Data Docs: {page}" in failed.log
+    assert (folder / "data_docs" / unquote(page.removeprefix(f"{DOCS}/"))).is_file()
 
     target.unlink()
     done = "validate|features"

@@ -75,6 +75,34 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(flag: str, said: list[str
         assert part in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://u:p%40%2Fss@h:5432/db", "postgresql://u:***@h:5432/db"),
+        ("postgresql://u@h/db", "postgresql://u@h/db"),
+        ("postgresql://h/db?user=u&password=p&sslmode=require", "postgresql://h/db?user=u&password=***&sslmode=require"),
+        ("sqlite", "sqlite"),
+    ],
+)
+def test_a_password_is_kept_and_never_shown(address: str, shown: str) -> None:
+    settings = load(environ={"MINUTEHAND_AIRFLOW_DB": address})
+    assert settings.airflow_db == settings.as_dict()["airflow_db"] == address
+    assert settings.shown() == settings.as_dict() | {"airflow_db": shown}
+    if shown == address:
+        assert load(flags=[f"airflow_db={address}"], environ={}).airflow_db == address
+    else:
+        with pytest.raises(SettingError, match="everybody can read a command line.*MINUTEHAND_AIRFLOW_DB") as e:
+            load(flags=[f"airflow_db={address}"], environ={})
+        assert "p%40" not in str(e.value) and "=p&" not in str(e.value)
+
+
+@pytest.mark.parametrize("address", ["postgresql://u:p@a/s@h/db", "postgresql://u:p%zz@h/db", "postgres://u:p@h/db"])
+def test_a_wrong_address_is_said_without_its_password(address: str) -> None:
+    with pytest.raises(SettingError, match="allowed is sqlite, or .* as in %40") as e:
+        load(environ={"MINUTEHAND_AIRFLOW_DB": address})
+    assert f"environment: airflow_db is '{address.partition(':')[0]}://u:***@h/db'; " in str(e.value)
+
+
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"none\.toml cannot be read: No such file"):
         load(tmp_path / "none.toml", environ={})

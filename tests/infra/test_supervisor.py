@@ -272,7 +272,7 @@ def test_a_service_that_cannot_start_shows_its_log_and_ends_the_start(rig: Rig) 
     )
     assert up.wait(60) == 1
     said = rig.said()
-    assert said.count("ended: exit code 1") == 5
+    assert said.count("ended: exit code 1: no such thing as luck; again in") == 5
     assert "died 5 times in a row; the end of" in said
     assert "    no such thing as luck" in said
     rig.wait_gone()
