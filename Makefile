@@ -16,6 +16,7 @@ demo: setup ## replay real traffic through the whole platform, then a report (SO
 	@$(VENV)/bin/minutehand demo $(if $(SOURCE),--source '$(SOURCE)') $(if $(SYNC_EVERY),--set sync_every=$(SYNC_EVERY)) $(if $(WALL),--wall $(WALL))
 
 test: setup ## run all tests: the join's cases, the fast ones, then those that start the real processes
+	@infra/setup.sh test
 	@echo 'the cases of the join (Maven)'
 	@mvn -q -B -ntp -f streaming/join/pom.xml test
 	@# two at a time, a file to one worker: most of them wait for a process

@@ -3,6 +3,7 @@
 # What is done is not done again; a step that is current takes no time. Logs of the steps: build/setup/*.log
 #   infra/setup.sh          all of it
 #   infra/setup.sh lint     clang-format and docker-compose, for `make check`
+#   infra/setup.sh test     PostgreSQL and Redis, for `make test`: it starts servers of its own
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -39,12 +40,26 @@ install() {
     step apt "installing $*" $command
 }
 
-if [ "${1:-}" = lint ]; then
-    missing=()
-    for tool in clang-format docker-compose; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+# packages PROGRAM...: those of a package of their own name that are not there.
+packages() {
+    local tool
+    for tool in "$@"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+}
+
+missing=()
+case ${1:-} in
+lint)
+    packages clang-format docker-compose
     install ${missing[@]+"${missing[@]}"}
     exit 0
-fi
+    ;;
+test)
+    packages redis-server
+    PATH=$PATH:$(printf '%s:' /usr/lib/postgresql/*/bin) command -v initdb >/dev/null || missing+=(postgresql)
+    install ${missing[@]+"${missing[@]}"}
+    exit 0
+    ;;
+esac
 
 [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] || fail "this machine is $(uname -s) $(uname -m); allowed is Linux x86_64"
 

@@ -1,6 +1,19 @@
 """What all tests need: a shell that starts them in the background makes them ignore Ctrl-C, and their children too."""
 
+from __future__ import annotations
+
 import signal
+from collections.abc import Iterator
+
+import pytest
+from servers import Postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One server for all who ask; each makes a database of its own."""
+    with Postgres() as server:
+        yield server
