@@ -1,0 +1,103 @@
+"""Airflow on PostgreSQL: its four processes, a run by the clock, a backfill, a second start; and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+import pytest
+from broker import free_port
+from servers import PASSWORD, Postgres
+
+from infra import airflow, migrate
+from infra.airflow_rest import Airflow
+from infra.platform import Platform
+from infra.settings import PORTS, Settings
+
+DAG = "materialize_features"  # its rows may be none
+WORDS = (PASSWORD, quote(PASSWORD, safe=""))
+
+
+def refused(address: str) -> subprocess.CompletedProcess[str]:
+    name = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+    environment = {**os.environ, name: address.replace("postgresql:", "postgresql+psycopg2:")}
+    words = [sys.executable, "-m", "infra.migrate"]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_wrong_password_is_one_line_that_names_the_setting_and_holds_none(postgres: Postgres) -> None:
+    wrong = "s3cret/%wrong"
+    done = refused(postgres.url("postgres", wrong))
+    said = f"airflow_db is postgresql://minutehand:***@127.0.0.1:{postgres.port}/postgres, which does not do: "
+    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert "password authentication failed" in done.stderr
+    assert not any(word in done.stdout + done.stderr for word in (wrong, quote(wrong, safe="")))
+
+
+def test_other_databases_that_do_not_do(postgres: Postgres) -> None:
+    assert migrate.refusal(postgres.url("postgres")) == ""
+    assert 'database "nowhere" does not exist' in migrate.refusal(postgres.url("nowhere"))
+    unreachable = migrate.refusal(f"postgresql://u:{WORDS[1]}@127.0.0.1:{free_port()}/airflow")
+    assert "Connection refused" in unreachable and not any(word in unreachable for word in WORDS)
+    address = postgres.database("others")
+    postgres.ask("others", "CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    guest = address.replace(f"minutehand:{WORDS[1]}", "guest:guest")
+    if postgres.ask("others", "SELECT has_schema_privilege('guest', 'public', 'CREATE')") == [(True,)]:
+        postgres.ask("others", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as PostgreSQL 15 and later do
+    assert migrate.refusal(guest) == "guest may make no tables there (GRANT CREATE ON SCHEMA public TO guest)"
+
+
+def command_lines(pid: int) -> list[str]:
+    """Of all descendants that live."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            found.append(" ".join(process.cmdline()))
+    return found
+
+
+@pytest.fixture
+def platform(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    monkeypatch.setenv("MINUTEHAND_DAILY", "true")
+    free = dict.fromkeys(PORTS, 0)
+    return Platform(Settings().with_(var=str(tmp_path), airflow_db=postgres.database("airflow"), **free))
+
+
+@pytest.mark.timeout(600)
+def test_airflow_on_postgresql(platform: Platform, postgres: Postgres) -> None:
+    with platform:
+        platform.start(["airflow-api", "airflow-dag-processor"])
+        ask = Airflow(platform.address("airflow"), airflow.USER, airflow.password(platform.layout.airflow))
+        platform.wait(lambda: len(ask.dags()) == 5, what="parsed")
+        assert ask.import_errors() == []
+        # The others would run too, by the clock, on a platform that is not there.
+        postgres.ask("airflow", f"UPDATE dag SET is_paused = true WHERE dag_id <> '{DAG}'")
+        platform.start_off(["airflow-scheduler", "airflow-triggerer"])
+        asked = {"dag_id": DAG, "from_date": "2022-05-07T00:00:00Z", "to_date": "2022-05-08T00:00:00Z"}
+        ask.call("/api/v2/backfills", {**asked, "run_backwards": False, "dag_run_conf": {}, "max_active_runs": 1})
+        runs = "SELECT run_type, state FROM dag_run ORDER BY run_type"
+        platform.wait(lambda: len(postgres.ask("airflow", runs)) == 2, what="begun, by the clock and the backfill")
+        for run in ask.call(f"/api/v2/dags/{DAG}/dagRuns")["dag_runs"]:
+            tasks = ask.wait(DAG, run["dag_run_id"], 300)
+            assert tasks["materialize"].result == dict.fromkeys(("profile", "video", "activity", "counters"), 0)
+        begin = "SELECT data_interval_start::date::text FROM dag_run WHERE run_type = 'backfill'"
+        assert postgres.ask("airflow", begin) == [("2022-05-07",)]
+
+        started = command_lines(platform.state()["sentinel"][0])
+        assert len(started) > 4 and not any(word in line for line in started for word in WORDS)
+        holding = {
+            path.name: oct(path.stat().st_mode & 0o777)
+            for path in platform.folder.rglob("*")
+            if path.is_file() and any(word.encode() in path.read_bytes() for word in WORDS)
+        }
+        assert holding == {"settings.toml": "0o600"}  # what `up` was given
+
+        platform.stop()
+        platform.start(["airflow-migrate"])
+        assert platform.ready("airflow-migrate") and platform.service("airflow-migrate")["restarts"] == 0
+        assert postgres.ask("airflow", runs) == [("backfill", "success"), ("scheduled", "success")]
