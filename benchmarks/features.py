@@ -173,9 +173,9 @@ def main() -> None:
     print(
         f"one user, {ITEMS} items, {features} features of {columns} columns of 4 views; {args.reads} reads of each kind"
     )
-    print(f"{'':26}{'p50':>9}{'p99':>9}")
+    print(f"{'':26}{'p50':>9}{'p99':>10}")
     for kind, ms in figures.items():
-        print(f"{kind:26}{ms['p50_ms']:>6} ms{ms['p99_ms']:>6} ms")
+        print(f"{kind:26}{ms['p50_ms']:>6} ms{ms['p99_ms']:>7} ms")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -69,10 +70,24 @@ def check(judged: Sequence[Contract], docs: Path) -> Verdict:
                 findings.append(f"{name}: {finding(result.to_json_dict())}")
     try:
         context.build_data_docs()
+        _front(aside, findings)
         put_in_place(aside, docs)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Verdict(sorted(findings), count, docs / "index.html")
+
+
+def _front(docs: Path, findings: Sequence[str]) -> None:
+    """Findings and links on the first page: its own list is drawn by scripts from the internet, or not at all."""
+    lines = []
+    for page in sorted(docs.glob("validations/*/**/*.html")):
+        name = page.relative_to(docs).parts[1]
+        said = [f.removeprefix(f"{name}: ") for f in sorted(findings) if f.startswith(f"{name}: ")] or ["kept"]
+        words = "".join(f"<br>{escape(f)}" for f in said)
+        lines.append(f'<li><a href="{quote(str(page.relative_to(docs)))}">{escape(name)}</a>{words}</li>')
+    index = docs / "index.html"
+    text = index.read_text().replace("<body>", f"<body>\n<ul>{''.join(lines)}</ul>", 1)
+    index.write_text(text)
 
 
 def finding(result: dict[str, Any]) -> str:

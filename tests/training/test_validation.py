@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from html import unescape
+from urllib.parse import unquote
 
 import archived
 import numpy as np
@@ -83,7 +86,9 @@ def test_a_good_day_passes_and_the_next_is_judged_against_it(folder, caplog):
     assert first.expectations > 30
     page = first.docs.read_text()
     assert first.docs == folder / "docs" / FIRST.name / "index.html"
-    assert "impressions" in page and "examples" in page
+    linked = dict(re.findall(r'<li><a href="([^"]+)">(\w+)</a><br>kept</li>', page))
+    assert sorted(linked.values()) == ["examples", "impressions"]
+    assert all((first.docs.parent / unquote(link)).is_file() for link in linked)
     kept = json.loads((folder / "samples" / FIRST.name / "validated.json").read_text())
     assert 0.2 < kept["rate_watch"][0] < 0.8
     with caplog.at_level(logging.INFO, "validation"):
@@ -108,7 +113,8 @@ def test_a_poisoned_day_is_refused_and_each_finding_says_what_was_seen_and_what_
 
     verdict = judge(archive, FIRST, folder)
 
-    assert verdict.docs.is_file()
+    page = unescape(verdict.docs.read_text())
+    assert all(finding.partition(": ")[2] in page for finding in verdict.findings)
     assert not (folder / "samples" / FIRST.name).exists()
     said = dict(f.split(": seen ", 1) for f in verdict.findings)
     n = Archive(archive).read("impressions", FIRST.begin_ms, FIRST.end_ms).num_rows
