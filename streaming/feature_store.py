@@ -78,7 +78,9 @@ class Features:
         store = FeatureStore(config=load_repo_config(REPO, file))
         applied, wanted = self.folder / "applied.json", {"source": self.source, "plan": _fingerprint(self.plan)}
         with self._locked(fcntl.LOCK_EX):
-            if not applied.is_file() or json.loads(applied.read_text()) != wanted:
+            # A registry in a database may be lost without the folder.
+            known = applied.is_file() and json.loads(applied.read_text()) == wanted and store.list_feature_services()
+            if not known:
                 for view in self.plan.columns:  # DuckDB wants a file to be there
                     if not any(self._parts(view)):
                         self._log(view, self._table(view, {}), 0)

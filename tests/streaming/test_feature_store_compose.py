@@ -72,8 +72,10 @@ def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postg
     )
     assert again.historical(asked).to_pylist() == [row for _, row in reads]
 
-    # A Redis that lost everything is filled again.
+    # A Redis and a registry that lost everything are filled again.
     Client(port=redis.port).flushall()
+    postgres.ask("feast", "SET statement_timeout = '60s'; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    again = Features(shop.folder, SHOP)
     assert seen(again, 2, START_MS + 9000) == 0
     assert again.materialize(0, START_MS + 9001)["counters"] == 1
     assert seen(again, 2, START_MS + 9000) == 9
