@@ -24,7 +24,7 @@ def refusal(address: str) -> str:
     try:
         connection = psycopg2.connect(address, connect_timeout=CONNECT_S)
     except (psycopg2.Error, ValueError) as e:
-        said = " ".join(str(e).split())
+        said = "; ".join(line.strip() for line in str(e).splitlines() if line.strip())
         for secret in filter(None, {urlsplit(address).password, unquote(urlsplit(address).password or "")}):
             said = said.replace(secret, "***")
         return said
@@ -42,7 +42,7 @@ def main() -> int:
     if given.startswith(DRIVER):
         address = given.replace(DRIVER, "postgresql://", 1)
         if why := refusal(address):
-            print(f"airflow_db is {without_password(address)}, which does not do: {why}", file=sys.stderr)
+            print(f"airflow_db is {without_password(address)}, which cannot be used: {why}", file=sys.stderr)
             return 2
     os.execv(sys.executable, [sys.executable, "-m", "airflow", "db", "migrate"])
 

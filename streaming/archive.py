@@ -258,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     except Late:
         log.warning("kafka %s does not answer: ended without a last commit, its records are read again", args.kafka)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # else it may come when nothing handles it any more
         health.close()
     return 0
 
