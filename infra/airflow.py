@@ -130,10 +130,10 @@ def services(
     def service(name: str, **more: object) -> Service:
         return Service(f"airflow-{name}", [sys.executable, *command(name)], env=env, nice=NICE, **more)  # type: ignore[arg-type]
 
-    migrated = ("airflow-migrate",)
+    migrated, healthy = ("airflow-migrate",), checks.http_ok(f"{url}/api/v2/monitor/health")
     return [
         service("migrate", once=True),
-        service("api", after=migrated, ready=checks.http_ok(f"{url}/api/v2/monitor/health"), address=url),
+        service("api", after=(*migrated, "data-docs"), ready=healthy, address=url),  # its pages link to them
         *(
             service(
                 name,

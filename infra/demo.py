@@ -287,7 +287,7 @@ def slow_half(platform: Platform, console: Console) -> None:
     if not platform.settings.airflow:
         return
     with console.status("starting Airflow (Ctrl-C ends everything)"):
-        platform.start_off([n for n in platform.state()["services"] if n.startswith("airflow-") or n == "data-docs"])
+        platform.start_off([name for name in platform.state()["services"] if name.startswith("airflow-")])
     url = platform.address("airflow")
     console.print(airflow.login(platform.layout.airflow, url), highlight=False, soft_wrap=True)
     name = platform.settings.name

@@ -60,7 +60,7 @@ def test_secrets_are_made_once_for_their_owner_only(tmp_path: Path, monkeypatch:
 def test_the_processes_and_their_order(tmp_path: Path) -> None:
     found = airflow.services(Settings(), tmp_path, tmp_path / "platform.json", WHERE, HIDDEN)
     assert [s.name for s in found] == [f"airflow-{n}" for n in ("migrate", "api", *airflow.COMPONENTS)]
-    assert [s.after for s in found] == [(), *[("airflow-migrate",)] * 4]
+    assert [s.after for s in found] == [(), ("airflow-migrate", "data-docs"), *[("airflow-migrate",)] * 3]
     assert all(s.nice == airflow.NICE > 0 and s.command[1:3] == ["-m", "airflow"] for s in found[1:])
     assert found[0].command[1:] == ["-m", "infra.migrate"]
     assert found[0].once and not any("standalone" in s.command for s in found)
