@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +35,7 @@ def binary(name: str, package: str) -> str:
     return found
 
 
-class Server:
+class Server(ABC):
     """`with` starts it and waits until it answers."""
 
     end_by = signal.SIGTERM
@@ -60,7 +61,16 @@ class Server:
                     raise RuntimeError(f"it does not come up:\n{(self.folder / 'log').read_text()[-3000:]}") from None
                 time.sleep(0.05)
 
+    @abstractmethod
+    def up(self) -> None:
+        """Starts it; returns when it answers."""
+
     def __enter__(self) -> Self:
+        try:
+            self.up()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
@@ -79,7 +89,7 @@ class Postgres(Server):
 
     end_by = signal.SIGQUIT  # at once: nothing of it is kept
 
-    def __enter__(self) -> Self:
+    def up(self) -> None:
         who: dict[str, Any] = {}
         if os.geteuid() == 0:
             known = {u.pw_name: u for u in pwd.getpwall()}
@@ -99,7 +109,6 @@ class Postgres(Server):
         import psycopg2
 
         self.wait(psycopg2.OperationalError, lambda: psycopg2.connect(self.url("postgres")).close())
-        return self
 
     def url(self, name: str, password: str = PASSWORD) -> str:
         return f"postgresql://{USER}:{quote(password, safe='')}@127.0.0.1:{self.port}/{name}"
@@ -126,7 +135,7 @@ class Postgres(Server):
 class Redis(Server):
     """Redis without a disk."""
 
-    def __enter__(self) -> Self:
+    def up(self) -> None:
         words = {"--port": str(self.port), "--bind": "127.0.0.1", "--save": "", "--dir": str(self.folder)}
         self.start([binary("redis-server", "redis-server"), *(word for pair in words.items() for word in pair)])
         import redis
@@ -134,4 +143,3 @@ class Redis(Server):
         client = redis.Redis(port=self.port)
         self.wait(redis.ConnectionError, client.ping)
         client.close()
-        return self
