@@ -114,8 +114,8 @@ class Index {
   };
 
   // Up to `most` bytes. `nodes`: how many buckets an insert looks at for an empty slot.
-  Index(size_t most, size_t turn, int nodes = kNodes)
-      : range_(most, turn), buckets_(reinterpret_cast<Bucket*>(range_.data())), nodes_(std::min(nodes, kNodes)) {
+  Index(size_t most, Pager* pager, int nodes = kNodes)
+      : range_(most, 0, pager), buckets_(reinterpret_cast<Bucket*>(range_.data())), nodes_(std::min(nodes, kNodes)) {
     range_.Reserve(sizeof(Bucket));
     At(0).Clear();
   }

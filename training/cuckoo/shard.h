@@ -34,9 +34,9 @@ __attribute__((no_sanitize("thread"))) inline void Copy(const float* from, float
 
 struct alignas(kLine) Shard {
   // Shard `s` of `shards`: each turns to a new page of memory at its own time, its index half a round after its rows.
-  Shard(size_t row_floats, const AdmissionConfig& config, size_t s, size_t shards)
-      : index(SpaceOf(shards), (kHugePage * s / shards + kHugePage / 2) % kHugePage),
-        slab(row_floats, SpaceOf(shards), kHugePage * s / shards),
+  Shard(size_t row_floats, const AdmissionConfig& config, size_t s, size_t shards, Pager* pager)
+      : index(SpaceOf(shards), pager),
+        slab(row_floats, SpaceOf(shards), kHugePage * s / shards, pager),
         admission(config, shards) {}
 
   // A new row, for the caller to fill; the shard is held. Throws std::bad_alloc and has changed nothing.
@@ -124,11 +124,12 @@ class Shards {
  public:
   Shards(size_t row_floats, const AdmissionConfig& config, size_t n)
       : block_(n * sizeof(Shard)), shift_(63 - (std::bit_width(n) - 1)) {
-    for (; size_ < n; ++size_) new (&(*this)[size_]) Shard(row_floats, config, size_, n);
+    for (; size_ < n; ++size_) new (&(*this)[size_]) Shard(row_floats, config, size_, n, &pager_);
   }
   Shards(const Shards&) = delete;
   Shards& operator=(const Shards&) = delete;
   ~Shards() {
+    pager_.Stop();  // before the memory goes
     while (size_ > 0) (*this)[--size_].~Shard();
   }
 
@@ -137,6 +138,7 @@ class Shards {
   size_t Of(uint64_t hash) const { return hash >> 1 >> shift_; }  // in two steps: one shard shifts by 64
 
  private:
+  Pager pager_;
   const Block block_;
   const int shift_;
   size_t size_ = 0;

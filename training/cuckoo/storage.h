@@ -9,9 +9,9 @@
 //   - Nothing ever moves: an address is a base and a number, and a glance (lock.h) can follow what is stale. No line of
 //     a directory is read on the way: that cost find a quarter of its time.
 //   - Reserve() and New() do what they say or throw std::bad_alloc and have changed nothing.
-//   - Untouched memory is address space only: memory follows the elements, a page of 4 KB at a time up to `head`, of
-//     2 MB from there on, when the head becomes such pages too. Shards of one size pass from page to page in turn, and
-//     not all in one batch: the kernel takes milliseconds for each page of 2 MB.
+//   - Untouched memory is address space only: memory follows the elements, a page of 4 KB at a time up to `head`, where
+//     each 2 MB become one page when half full; of 2 MB from there on. The kernel takes milliseconds for such a page: a
+//     thread asks for it before it is needed (pager.h), and shards of one size pass from page to page in turn.
 #pragma once
 
 #include <sys/mman.h>
@@ -24,6 +24,8 @@
 #include <cstring>
 #include <new>
 #include <utility>
+
+#include "training/cuckoo/pager.h"
 
 namespace cuckoo {
 
@@ -64,7 +66,7 @@ inline size_t SpaceOf(size_t shares) {
 class Range {
  public:
   // `turn`, under 2 MB, is where in a huge page it begins.
-  Range(size_t most, size_t turn) {
+  Range(size_t most, size_t turn, Pager* pager) : pager_(pager), turn_(turn / kPage * kPage) {
     most = Up(most, kHugePage);
     for (;; most /= 2) {
       mapped_ = most + kHead + 2 * kHugePage;
@@ -76,10 +78,11 @@ class Range {
       if (most <= kHugePage) throw std::bad_alloc();
     }
     const uintptr_t address = reinterpret_cast<uintptr_t>(mapping_);
-    begin_ = mapping_ + (Up(address, kHugePage) - address);
-    data_ = begin_ + turn / kPage * kPage;
+    data_ = mapping_ + (Up(address, kHugePage) - address) + turn_;
     most_ = mapping_ + mapped_ - data_;
-    head_ = begin_ + Up(data_ + kHead - begin_, kHugePage) - data_;
+    head_ = Up(turn_ + kHead, kHugePage) - turn_;
+    // A first page that would be empty for the most part stays in small ones.
+    wanted_ = turn_ > kHugePage / 2 ? kHugePage : 0;
     madvise(data_ + head_, most_ - head_, MADV_HUGEPAGE);  // a wish: refused, it is as correct
   }
   Range(const Range&) = delete;
@@ -90,36 +93,43 @@ class Range {
 
   // Makes the first `bytes` memory; what is new reads as zeros.
   void Reserve(size_t bytes) {
-    if (bytes > committed_) Commit(bytes);
+    if (bytes > reserved_) Commit(bytes);
   }
 
  private:
   static constexpr size_t kPage = 4096;
-  static constexpr size_t kStep = size_t{16} << 10;
-  static constexpr size_t kHead = size_t{1} << 20;  // at least so much in small pages: a small table is small
+  static constexpr size_t kHead = size_t{16} << 20;    // in small pages first: a tail of 2 MB is an eighth of it
+  static constexpr size_t kAhead = size_t{256} << 10;  // a huge page is wanted so long before it is written to
 
   static size_t Up(size_t x, size_t step) { return (x + step - 1) / step * step; }
 
   void Commit(size_t bytes) {
     if (bytes > most_) throw std::bad_alloc();
-    const size_t end = bytes <= head_ ? std::min(Up(bytes, kStep), head_) : head_ + Up(bytes - head_, kHugePage);
-    char* from = committed_ == 0 ? begin_ : data_ + committed_;
-    if (end > most_ || mprotect(from, data_ + end - from, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-    if (end > head_ && !collapsed_) {
-      collapsed_ = true;
-#ifndef MADV_COLLAPSE
-      constexpr int MADV_COLLAPSE = 25;  // Linux 6.1
-#endif
-      madvise(begin_, data_ + head_ - begin_, MADV_COLLAPSE);  // a wish, too
+    const size_t need = bytes + kAhead > head_ ? bytes + kAhead : bytes;
+    if (need > committed_) {
+      const size_t end = Up(turn_ + need, kHugePage) - turn_;
+      char* const from = committed_ == 0 ? data_ - turn_ : data_ + committed_;
+      if (end > most_ || mprotect(from, data_ + end - from, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+      committed_ = end;
     }
-    committed_ = end;
+    // In the head a page is to be a huge one when half of it is in use.
+    for (; wanted_ < turn_ + committed_; wanted_ += kHugePage) {
+      const bool in_head = wanted_ < turn_ + head_;
+      if (in_head && turn_ + bytes <= wanted_ + kHugePage / 2) break;
+      pager_->Want(data_ - turn_ + wanted_, in_head ? Pager::What::kCollapse : Pager::What::kNew);
+    }
+    reserved_ = committed_ < head_ ? committed_ : committed_ - kAhead;
+    if (wanted_ < turn_ + committed_) reserved_ = std::min(reserved_, wanted_ + kHugePage / 2 - turn_);
   }
 
+  Pager* const pager_;
+  const size_t turn_;
   char* mapping_ = nullptr;
-  char* begin_ = nullptr;  // the first huge page's
   char* data_ = nullptr;
-  bool collapsed_ = false;  // the head, into huge pages
-  size_t mapped_ = 0, most_ = 0, head_ = 0, committed_ = 0;
+  size_t wanted_;  // the next huge page to want, from data() - turn
+  size_t mapped_ = 0, most_ = 0, head_ = 0;
+  size_t committed_ = 0;  // may be read and written
+  size_t reserved_ = 0;   // up to here nothing is to be done
 };
 
 class Slab {
@@ -133,8 +143,8 @@ class Slab {
   }
 
   // Up to `most` bytes of rows.
-  Slab(size_t row_floats, size_t most, size_t turn)
-      : stride_(Stride(row_floats)), range_(most, turn), rows_(reinterpret_cast<float*>(range_.data())) {}
+  Slab(size_t row_floats, size_t most, size_t turn, Pager* pager)
+      : stride_(Stride(row_floats)), range_(most, turn, pager), rows_(reinterpret_cast<float*>(range_.data())) {}
 
   float* At(uint32_t row) const { return rows_ + row * stride_; }
 

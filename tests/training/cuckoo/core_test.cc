@@ -218,7 +218,8 @@ void TestLoad() {
 
 // Displacement fills an index to its limit at every size: growth is never forced early.
 void TestDisplacement() {
-  Index index(size_t{16} << 20, 0);
+  Pager pager;
+  Index index(size_t{16} << 20, &pager);
   constexpr uint32_t n = 100'000;
   for (uint32_t key = 0; key < n; ++key) {
     index.Insert(key, Hash(key), key, 1);
@@ -235,8 +236,9 @@ void TestDisplacement() {
 void TestStash() {
   std::mt19937_64 random(9);
   size_t stashed = 0;
+  Pager pager;
   for (int trial = 0; trial < 20'000; ++trial) {
-    Index index(1 << 20, 0, 2 + trial % 5);
+    Index index(1 << 20, &pager, 2 + trial % 5);
     std::vector<int64_t> keys;
     for (int k = 0; k < 10 + trial % 200; ++k) {
       keys.push_back(static_cast<int64_t>(random()));
@@ -281,12 +283,57 @@ void TestSmallTableIsSmall() {
   CHECK(table.stats().bytes < 100'000);
 }
 
+// A range keeps what was written whatever becomes of its pages, and a failed step of it changes nothing.
+void TestRange() {
+  constexpr size_t kEnd = size_t{22} << 20, kWord = sizeof(size_t);
+  for (const size_t turn : {size_t{0}, size_t{5} << 12, kHugePage - (size_t{3} << 12)}) {
+    Pager pager;
+    Range range(size_t{32} << 20, turn, &pager);
+    size_t failed = 0;
+    for (size_t bytes = kWord; bytes < kEnd; bytes += 100 * kWord) {
+      allocations_left = 0;
+      try {
+        range.Reserve(bytes);
+      } catch (const std::bad_alloc&) {
+        ++failed;
+      }
+      allocations_left = std::numeric_limits<long>::max();
+      range.Reserve(bytes);
+      size_t* word = reinterpret_cast<size_t*>(range.data() + bytes) - 1;
+      CHECK_EQ(*word, 0u);
+      *word = bytes;
+    }
+    CHECK(failed >= kEnd / kHugePage);
+    for (size_t bytes = kWord; bytes < kEnd; bytes += 100 * kWord) {
+      CHECK_EQ(*(reinterpret_cast<size_t*>(range.data() + bytes) - 1), bytes);
+    }
+    pager.Stop();
+  }
+}
+
+// A page that is wanted is there, though nobody writes to it.
+void TestPager() {
+  Pager pager;
+  Range range(size_t{32} << 20, 0, &pager);
+  range.Reserve(size_t{17} << 20);
+  char* const wanted = range.data() + (size_t{16} << 20);
+  unsigned char there = 0;
+  for (int tries = 0; tries < 10'000 && !there; ++tries) {
+    CHECK_EQ(mincore(wanted, 4096, &there), 0);
+    there &= 1;
+    usleep(1000);
+  }
+  CHECK(there);
+  CHECK_EQ(*wanted, 0);
+}
+
 // Whichever allocation fails, what was there stays, and the table goes on once there is memory again.
 void TestAllocationFailure() {
-  for (long survive = 0; survive < 32; ++survive) {
-    Table table(Small(4, 2));
+  constexpr size_t kDim = 128;  // 8 MB of rows: several steps of each shard
+  for (long survive = 0; survive < 16; ++survive) {
+    Table table(Small(kDim, 2));
     Model model{table.config(), {}};
-    float out[4];
+    float out[kDim];
     bool failed = false;
     allocations_left = survive;
     for (int64_t key = 0; key < 8000 && !failed; ++key) {
@@ -298,7 +345,7 @@ void TestAllocationFailure() {
       }
     }
     allocations_left = std::numeric_limits<long>::max();
-    CHECK(failed || survive > 20);
+    CHECK(failed || survive > 6);
     CHECK_EQ(table.stats().size, model.rows.size());
     CheckSame(table, model, 0);
     for (int64_t key = 0; key < 9000; ++key) {
@@ -324,6 +371,8 @@ int main() {
   cuckoo::TestStash();
   cuckoo::TestMemoryIsUsedAgain();
   cuckoo::TestSmallTableIsSmall();
+  cuckoo::TestRange();
+  cuckoo::TestPager();
   cuckoo::TestAllocationFailure();
   std::cout << "core: all passed" << std::endl;
 }
