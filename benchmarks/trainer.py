@@ -7,10 +7,11 @@ ours     training.step.Learner on the cuckoo tables; a test before each step is 
 keras    keras.layers.Embedding with a place for each id, keras.optimizers.Adagrad over all, one tf.function
 mutable  MutableHashTable for rows and for accumulators: find, gradient, Adagrad in the graph, insert
 
-The examples are the simulator's with many viewers and clips. The headline is the trainer's own path from a real broker:
-training.feed.Feed polls and decodes, training.state.State learns, counted by the CPU time of the whole process. Then
-where the time goes. Prints a table and writes benchmarks/results/trainer.json, and
-README.md's rows of it.
+The examples are the simulator's with many viewers and clips. The race is run at several sizes: what a step of Keras
+costs grows with the ids that there are, ours with the batch's. The headline is of the largest: where ids are few, the
+net is all of a step. Then the trainer's own path from a real broker: training.feed.Feed polls and decodes,
+training.state.State learns, counted by the CPU time of the whole process; and where that goes. Prints a table and
+writes benchmarks/results/trainer.json, and README.md's rows of it.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
 
 
 def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, float]:
-    """Microseconds an example of each stage, the median of rounds; the graph's by what each stage adds to a step."""
+    """Microseconds of CPU an example in each stage, the median of rounds; a step's stages as graphs of their own.
+
+    Learning is the step, the test metrics and the learned sum; a step is its stages, gathers and the call.
+    """
     learner = Learner(DECLARATION, settings)
     state = State(learner, "simulator")
     batches = batches_of(lines, settings.batch)
@@ -192,19 +196,19 @@ def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, floa
     big = decode(chunk, DECLARATION)
     took: dict[str, float] = {
         "decode": median(lambda: decode(chunk, DECLARATION), rounds) / len(chunk),
-        "learn (step, test metrics, the learned sum)": median(lambda: state.learn(big), rounds) / len(chunk),
-        "step": median(lambda: learner.train(batch), rounds) / batch.size,
+        "learn": median(lambda: state.learn(big), rounds) / len(chunk),
+        "learn: step": median(lambda: learner.train(batch), rounds) / batch.size,
     }
     for name, stage in stages.items():
         # autograph would trace the lambda's source; the calls are plain TensorFlow
         traced = tf.function(stage, autograph=False)
         traced()
-        took[f"step: {name}"] = median(traced, rounds) / batch.size
+        took[f"learn: step: {name}"] = median(traced, rounds) / batch.size
     return {name: round(1e6 * seconds, 2) for name, seconds in took.items()}
 
 
 def median(do: Callable[[], Any], rounds: int) -> float:
-    return float(np.median([timed(do, time.perf_counter) for _ in range(rounds)]))
+    return float(np.median([timed(do, time.process_time) for _ in range(rounds)]))
 
 
 def main() -> None:
@@ -233,7 +237,10 @@ def main() -> None:
     for name, figures in kafka.items():
         print(f"  {name:10}{figures['per_cpu_s']:10,} examples a second of CPU, {figures['per_s']:,} by the wall")
     stages = where(lines, settings, args.rounds)
-    print("\nmicroseconds an example")
+    whole = kafka["known ids"]["cpu_us"]
+    rest = round(whole - stages["decode"] - stages["learn"], 2)
+    stages = {"from Kafka to learned": whole, "Kafka's client and the loop, the rest": rest, **stages}
+    print("\nmicroseconds of CPU an example")
     for name, us in stages.items():
         print(f"  {name:46}{us:8.2f}")
     vs_keras, rate = races[-1]["vs_keras"]["median"], kafka["known ids"]["per_cpu_s"]

@@ -68,10 +68,13 @@ def ratios(table: dict[str, Any], trainer: dict[str, Any]) -> str:
     for race in trainer.get("races", []):
         v = race["vs_keras"]
         what = f"DeepFM's step, times plain Keras at {race['viewers']:,} viewers and {race['clips']:,} clips"
-        lines.append(f"| {what} | {v['median']:.2f} ({v['p10']:.2f} to {v['p90']:.2f}) | >= 3 |")
+        goal = f">= 3: {'reached' if v['median'] >= 3 else 'missed'}"
+        lines.append(f"| {what} | {v['median']:.2f} ({v['p10']:.2f} to {v['p90']:.2f}) | {goal} |")
     if trainer:
-        rate = trainer["summary"]["kafka_to_learned_per_core"]
-        lines.append(f"| examples/s a core, from Kafka to learned | {rate:,} | >= 10,000 |")
+        rate, us = trainer["summary"]["kafka_to_learned_per_core"], trainer["us_per_example"]
+        goal = f">= 10,000: {'reached' if rate >= 10_000 else 'missed'}"
+        lines.append(f"| examples/s a core, from Kafka to learned | {rate:,} | {goal} |")
+        lines.append(f"| of it, us of CPU an example | {', '.join(f'{k} {v:g}' for k, v in us.items())} | |")
     machine = table["machine"]
     where = f"{machine['cpu']}, {machine['cores']} virtual cores, {table['date']}, commit {table['commit']}"
     return "\n".join([*lines, "", f"{where}; `{table['command']}`.", ""])

@@ -14,6 +14,7 @@
 //   - Numbers are as the machine has them (little endian on all we build for); a row's are floats() of 4 bytes.
 #pragma once
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -77,6 +78,7 @@ class ShardFile {
       shard.index.Restore(shape);
       for (uint32_t begin = 0; begin < shard.index.buckets(); begin += buckets_) {
         LoadPart(*table, s, shape, begin);
+        ReadAhead();
       }
       if (shard.index.size() != head.size) throw FileError("a shard is damaged: its size is not what its head says");
     } catch (...) {
@@ -226,6 +228,13 @@ class ShardFile {
       at += n;
       bytes -= n;
     }
+  }
+
+  // The disk reads on while a part is put in its place; a pipe has nothing to advise.
+  void ReadAhead() const {
+    constexpr off_t kAhead = 3 * kBuffer;
+    const off_t at = lseek(fd_, 0, SEEK_CUR);
+    if (at >= 0) posix_fadvise(fd_, at, kAhead, POSIX_FADV_WILLNEED);
   }
 
   const int fd_;

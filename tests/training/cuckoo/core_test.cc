@@ -329,14 +329,14 @@ void TestPager() {
 
 // Whichever allocation fails, what was there stays, and the table goes on once there is memory again.
 void TestAllocationFailure() {
-  constexpr size_t kDim = 128;  // 8 MB of rows: several steps of each shard
-  for (long survive = 0; survive < 16; ++survive) {
+  constexpr size_t kDim = 128;  // 5 MB of rows: several steps of each shard
+  for (long survive = 0; survive < 8; ++survive) {
     Table table(Small(kDim, 2));
     Model model{table.config(), {}};
     float out[kDim];
     bool failed = false;
     allocations_left = survive;
-    for (int64_t key = 0; key < 8000 && !failed; ++key) {
+    for (int64_t key = 0; key < 5000 && !failed; ++key) {
       try {
         table.Lookup(&key, 1, out);
         model.Insert(key);
@@ -345,10 +345,10 @@ void TestAllocationFailure() {
       }
     }
     allocations_left = std::numeric_limits<long>::max();
-    CHECK(failed || survive > 6);
+    CHECK(failed || survive > 4);
     CHECK_EQ(table.stats().size, model.rows.size());
     CheckSame(table, model, 0);
-    for (int64_t key = 0; key < 9000; ++key) {
+    for (int64_t key = 0; key < 6000; ++key) {
       table.Lookup(&key, 1, out);
       model.Insert(key);
     }
