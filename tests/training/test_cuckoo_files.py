@@ -105,6 +105,7 @@ def test_what_is_not_whole_or_of_another_table_is_refused_and_leaves_the_table_e
 
 PEAK = """
 import sys
+import time
 import numpy as np
 import tensorflow as tf
 from training.cuckoo import Table, Zeros
@@ -113,6 +114,15 @@ def peak(reset):
     if reset:
         open("/proc/self/clear_refs", "w").write("5")
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def settle():  # until the thread that takes a table's pages has taken them
+    now, last = resident(), ""
+    while now != last:
+        time.sleep(0.2)
+        now, last = resident(), now
+
+def resident():
+    return next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
 rows, dim = 400_000, 64
 def a_first_time():  # so that what TensorFlow loads and keeps is not counted
@@ -127,6 +137,7 @@ table = Table(dim, "t", initializer=Zeros(), expected_rows=rows)
 for at in range(0, rows, 20_000):
     table.lookup(np.arange(at, at + 20_000))
 payload = rows * dim * 8
+settle()
 print("table", (peak(False) - before) / payload)
 table.export_since(int(table.tick()))
 before = peak(True)
@@ -140,6 +151,7 @@ print("save", (peak(True) - before) / payload)
 copy = Table(dim, "t", initializer=Zeros(), expected_rows=rows)
 before = peak(True)
 copy.restore(sys.argv[1])
+settle()
 print("restore", (peak(True) - before) / payload)
 """
 

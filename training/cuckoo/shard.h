@@ -33,7 +33,7 @@ __attribute__((no_sanitize("thread"))) inline void Copy(const float* from, float
 }
 
 struct alignas(kLine) Shard {
-  // Shard `s` of `shards`: each turns to a new page of memory at its own time, its index half a round after its rows.
+  // Shard `s` of `shards`: the rows of each turn to a new page of memory at their own time.
   Shard(size_t row_floats, const AdmissionConfig& config, size_t s, size_t shards, Pager* pager)
       : index(SpaceOf(shards), pager),
         slab(row_floats, SpaceOf(shards), kHugePage * s / shards, pager),

@@ -230,6 +230,7 @@ void TestDisplacement() {
     CHECK(static_cast<bool>(place));
     CHECK_EQ(place.row(), key);
   }
+  pager.Stop();
 }
 
 // An index that hardly looks for room puts keys into the stash, and lets them out again: none is lost on the way.
@@ -325,6 +326,7 @@ void TestPager() {
   }
   CHECK(there);
   CHECK_EQ(*wanted, 0);
+  pager.Stop();
 }
 
 // Whichever allocation fails, what was there stays, and the table goes on once there is memory again.
