@@ -17,8 +17,11 @@
 //   - While a scan goes on (Watch), each key that changes its bucket is written down.
 #pragma once
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -55,7 +58,7 @@ struct alignas(kLine) Bucket {
 
   uint32_t Row(int i) const { return __atomic_load_n(&row[i], __ATOMIC_ACQUIRE); }
 
-  // Without a branch, which would often be mispredicted.
+  // Both finds are without a branch, which would often be mispredicted. At most one slot has the key and a row.
   [[gnu::always_inline]] uint32_t FindRow(int64_t k) const {
 #ifdef __SANITIZE_THREAD__  // what follows reads the same, 4 numbers at a time
     uint32_t found = Slab::kNoRow;
@@ -64,18 +67,17 @@ struct alignas(kLine) Bucket {
     }
     return found;
 #else
-    using Keys = int64_t __attribute__((vector_size(32), aligned(32), may_alias));
-    using Rows = uint32_t __attribute__((vector_size(16), aligned(16), may_alias));
-    const auto same = __builtin_convertvector(*reinterpret_cast<const volatile Keys*>(key) == k, Rows);
-    const Rows rows = *reinterpret_cast<const volatile Rows*>(row) | ~same;
-    return std::min(std::min(rows[0], rows[1]), std::min(rows[2], rows[3]));
+    Four rows = Rows() | ~Same(k);
+    rows &= __builtin_shuffle(rows, Four{2, 3, 0, 1});
+    rows &= __builtin_shuffle(rows, Four{1, 0, 3, 2});
+    return rows[0];
 #endif
   }
-  int Find(int64_t k) const {
-    for (int i = 0; i < kSlots; ++i) {
-      if (key[i] == k && row[i] != Slab::kNoRow) return i;
-    }
-    return -1;
+  // For who holds the shard.
+  [[gnu::always_inline]] int Find(int64_t k) const {
+    const auto found = Same(k) & (Rows() != Slab::kNoRow);
+    const int slots = _mm_movemask_ps(reinterpret_cast<__m128>(found));
+    return slots == 0 ? -1 : std::countr_zero(static_cast<unsigned>(slots));
   }
   int FindEmpty() const {
     for (int i = 0; i < kSlots; ++i) {
@@ -91,6 +93,16 @@ struct alignas(kLine) Bucket {
   void Erase(int i) { __atomic_store_n(&row[i], Slab::kNoRow, __ATOMIC_RELAXED); }
   void Clear() {
     for (int i = 0; i < kSlots; ++i) Put(i, {0, Slab::kNoRow, 0});
+  }
+
+ private:
+  using Four = uint32_t __attribute__((vector_size(16), aligned(16), may_alias));
+
+  [[gnu::always_inline]] Four Rows() const { return *reinterpret_cast<const volatile Four*>(row); }
+  // All ones where the slot's key is k.
+  [[gnu::always_inline]] Four Same(int64_t k) const {
+    using Keys = int64_t __attribute__((vector_size(32), aligned(32), may_alias));
+    return __builtin_convertvector(*reinterpret_cast<const volatile Keys*>(key) == k, Four);
   }
 };
 static_assert(sizeof(Bucket) == kLine);
@@ -132,12 +144,17 @@ class Index {
 
   Place Find(int64_t key, uint64_t hash) const {
     const Shape now = shape();
-    const Choice c = Choose(now, hash);
-    for (const uint32_t bucket : {c.a, c.b}) {
-      const int slot = At(bucket).Find(key);
-      if (slot >= 0) return {&At(bucket), slot};
+    for (const uint32_t choice : {ChoiceA(hash), ChoiceB(hash)}) {
+      Bucket& bucket = At(now.Bucket(choice));
+      const int slot = bucket.Find(key);
+      if (slot >= 0) return {&bucket, slot};
     }
     return now.stashed ? FindStashed(key) : Place{};
+  }
+  // The same; `hint` is where the key was seen without the lock, or any other bucket.
+  Place Find(int64_t key, Bucket* hint) const {
+    const int slot = hint->Find(key);
+    return slot >= 0 ? Place{hint, slot} : Find(key, Hash(key));
   }
 
   Place FindStashed(int64_t key) const {

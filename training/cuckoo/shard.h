@@ -26,9 +26,9 @@ namespace cuckoo {
 
 // Copies a row that may change meanwhile: the race is meant, and Stands() judges it.
 __attribute__((no_sanitize("thread"))) inline void Copy(const float* from, float* to, size_t n) {
+  using Eight = float __attribute__((vector_size(32), aligned(4), may_alias));
   size_t i = 0;
-  for (; i + 8 <= n; i += 8) __builtin_memcpy(to + i, from + i, 8 * sizeof(float));
-  for (; i + 4 <= n; i += 4) __builtin_memcpy(to + i, from + i, 4 * sizeof(float));
+  for (; i + 8 <= n; i += 8) *reinterpret_cast<Eight*>(to + i) = *reinterpret_cast<const Eight*>(from + i);
   for (; i < n; ++i) to[i] = from[i];
 }
 
@@ -122,6 +122,8 @@ struct alignas(kLine) Shard {
 // All shards of a table, side by side.
 class Shards {
  public:
+  static constexpr size_t kMost = 256;
+
   Shards(size_t row_floats, const AdmissionConfig& config, size_t n)
       : block_(n * sizeof(Shard)), shift_(63 - (std::bit_width(n) - 1)) {
     for (; size_ < n; ++size_) new (&(*this)[size_]) Shard(row_floats, config, size_, n, &pager_);
@@ -161,14 +163,26 @@ class Ahead {
  public:
   static constexpr size_t kGroup = 16;  // lines in flight: about what a core's miss buffers hold
   static constexpr size_t kGroups = 3;  // so many groups ahead of use
+  static constexpr size_t kRound = 16;  // groups from one look at the shards to the next: some 10 us
 
+  // What is asked of a shard for each key, as it was at one moment, side by side.
+  struct alignas(kLine) View {
+    Bucket* buckets;
+    const char* rows;
+    size_t stride;  // bytes
+    Shape shape;
+    uint32_t version;  // odd: not to be trusted
+
+    [[gnu::always_inline]] Bucket* Of(uint32_t choice) const { return buckets + shape.Bucket(choice); }
+    [[gnu::always_inline]] const float* Row(uint32_t row) const {
+      return reinterpret_cast<const float*>(rows + row * stride);
+    }
+  };
   struct Group {
-    const Shard* shard[kGroup];
-    const Bucket* bucket[kGroup];
-    uint32_t version[kGroup];  // odd: not to be trusted
-    uint32_t row[kGroup];
-    uint32_t other[kGroup];  // choice b
-    uint32_t absent[kGroup], absents;
+    const View* view[kGroup];
+    Bucket* bucket[kGroup];            // where the key is, or bucket b
+    const float* row[kGroup];          // nullptr: it has none
+    uint32_t absent[kGroup], absents;  // keys that are not in bucket a; at last, that have no row
   };
 
   // `key(i)` for i < n; `bytes` of each row will be used.
@@ -181,42 +195,54 @@ class Ahead {
     if (g >= 2) Third(g - 2);
   }
   const Group& At(size_t g) const { return groups_[g % 4]; }
-
- private:
   [[gnu::always_inline]] size_t Size(size_t g) const { return g * kGroup < n_ ? std::min(kGroup, n_ - g * kGroup) : 0; }
 
+  // Whether shard s is as it was for group g.
+  bool Stands(size_t g, size_t s) const { return shards_[s].lock.Stands(ViewsOf(g)[s].version); }
+  bool Stands(size_t g) const {
+    bool all = true;
+    for (size_t s = 0; s < shards_.size(); ++s) all &= Stands(g, s);
+    return all;
+  }
+
+ private:
+  const View* ViewsOf(size_t g) const { return views_[g / kRound % 2]; }
+
+  void Look(View* views) const {
+    for (size_t s = 0; s < shards_.size(); ++s) {
+      const Shard& shard = shards_[s];
+      const uint32_t version = shard.lock.version();  // before all else that is read
+      const Shape shape = shard.index.shape();
+      views[s] = {&shard.index.At(0), reinterpret_cast<const char*>(shard.slab.At(0)), shard.slab.stride_bytes(), shape,
+                  version | shape.stashed};
+    }
+  }
   [[gnu::always_inline]] void First(size_t g) {
     Group& group = groups_[g % 4];
     const size_t m = Size(g);
+    if (g % kRound == 0 && m > 0) Look(views_[g / kRound % 2]);
+    const View* views = ViewsOf(g);
     for (size_t j = 0; j < m; ++j) {
       const uint64_t hash = Hash(key_(g * kGroup + j));
-      const Shard& shard = shards_[shards_.Of(hash)];
-      const uint32_t version = shard.lock.version();  // before all else that is read
-      const Shape shape = shard.index.shape();
-      group.shard[j] = &shard;
-      group.version[j] = version | shape.stashed;
-      group.other[j] = Index::ChoiceB(hash);
-      group.bucket[j] = &shard.index.At(shape.Bucket(Index::ChoiceA(hash)));
+      group.view[j] = &views[shards_.Of(hash)];
+      group.bucket[j] = group.view[j]->Of(Index::ChoiceA(hash));
       __builtin_prefetch(group.bucket[j]);
     }
   }
   [[gnu::always_inline]] void Second(size_t g) {
     Group& group = groups_[g % 4];
     const size_t m = Size(g);
-    uint32_t here[kGroup];
-    size_t absents = 0, heres = 0;
+    size_t absents = 0;
     for (size_t j = 0; j < m; ++j) {
-      group.row[j] = group.bucket[j]->FindRow(key_(g * kGroup + j));
-      const bool absent = group.row[j] == Slab::kNoRow;
-      group.absent[absents] = here[heres] = static_cast<uint32_t>(j);
+      const uint32_t row = group.bucket[j]->FindRow(key_(g * kGroup + j));
+      const bool absent = row == Slab::kNoRow;
+      group.row[j] = Fetched(group.view[j]->Row(row + absent));  // row 0 instead of none: without a branch
+      group.absent[absents] = static_cast<uint32_t>(j);
       absents += absent;
-      heres += !absent;
     }
-    for (size_t h = 0; h < heres; ++h) FetchRow(*group.shard[here[h]], group.row[here[h]]);
     for (size_t h = 0; h < absents; ++h) {
       const size_t j = group.absent[h];
-      const Index& index = group.shard[j]->index;
-      group.bucket[j] = &index.At(index.shape().Bucket(group.other[j]));
+      group.bucket[j] = group.view[j]->Of(Index::ChoiceB(Hash(key_(g * kGroup + j))));
       __builtin_prefetch(group.bucket[j]);
     }
     group.absents = static_cast<uint32_t>(absents);
@@ -224,55 +250,72 @@ class Ahead {
   [[gnu::always_inline]] void Third(size_t g) {
     if (Size(g) == 0) return;
     Group& group = groups_[g % 4];
+    uint32_t absents = 0;
     for (size_t h = 0; h < group.absents; ++h) {
-      const size_t j = group.absent[h];
-      group.row[j] = group.bucket[j]->FindRow(key_(g * kGroup + j));
-      if (group.row[j] != Slab::kNoRow) FetchRow(*group.shard[j], group.row[j]);
+      const uint32_t j = group.absent[h], row = group.bucket[j]->FindRow(key_(g * kGroup + j));
+      if (row == Slab::kNoRow) {
+        group.row[j] = nullptr;
+        group.absent[absents++] = j;
+      } else {
+        group.row[j] = Fetched(group.view[j]->Row(row));
+      }
     }
+    group.absents = absents;
   }
-  [[gnu::always_inline]] void FetchRow(const Shard& shard, uint32_t row) const {
-    const char* at = reinterpret_cast<const char*>(shard.slab.At(row));
-    for (size_t byte = 0; byte < bytes_; byte += kLine) __builtin_prefetch(at + byte);
+  [[gnu::always_inline]] const float* Fetched(const float* row) const {
+    size_t byte = 0;
+    do {
+      __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
+    } while ((byte += kLine) < bytes_);
+    return row;
   }
 
   const Shards& shards_;
   const size_t n_, bytes_;
   const Key key_;
   Group groups_[4];
+  View views_[2][Shards::kMost];
 };
 
 // Weights of keys without a lock. `rest`: the places of those whose shard was changed meanwhile, and of those that have
-// no row where `misses` asks for them (they read as zeros where not).
+// no row where `misses` asks for them (they read as zeros where not); in the batch's order.
 CUCKOO_VERSIONS inline void Glance(const Shards& shards, const int64_t* keys, size_t n, size_t dim, float* weights,
                                    bool misses, std::vector<uint32_t>* rest) {
   rest->clear();
-  rest->reserve(n);
+  rest->reserve(2 * n);
   const auto key = [keys](size_t i) { return keys[i]; };
   using Fetcher = Ahead<decltype(key)>;
   Fetcher ahead(shards, n, dim * sizeof(float), key);
+  size_t round = 0, sure = 0;  // where this round begins, in the batch and in `rest`
   for (size_t step = 0; step * Fetcher::kGroup < n + Fetcher::kGroups * Fetcher::kGroup; ++step) {
     ahead.Fetch(step);
     if (step < Fetcher::kGroups) continue;
-    const size_t begin = (step - Fetcher::kGroups) * Fetcher::kGroup;
-    const auto& group = ahead.At(step - Fetcher::kGroups);
-    for (size_t j = 0; j < std::min(Fetcher::kGroup, n - begin); ++j) {
-      float* to = weights + (begin + j) * dim;
-      const Shard& shard = *group.shard[j];
-      const bool absent = group.row[j] == Slab::kNoRow;
-      if (absent) {
-        std::memset(to, 0, dim * sizeof(float));
+    const size_t g = step - Fetcher::kGroups, begin = g * Fetcher::kGroup, end = begin + ahead.Size(g);
+    const auto& group = ahead.At(g);
+    for (size_t i = begin; i < end; ++i) {
+      const float* row = group.row[i - begin];
+      if (row == nullptr) {
+        std::memset(weights + i * dim, 0, dim * sizeof(float));
       } else {
-        Copy(shard.slab.At(group.row[j]), to, dim);
-      }
-      if (!shard.lock.Stands(group.version[j]) || (misses && absent)) {
-        rest->push_back(static_cast<uint32_t>(begin + j));
+        Copy(row, weights + i * dim, dim);
       }
     }
+    for (size_t a = 0; misses && a < group.absents; ++a)
+      rest->push_back(static_cast<uint32_t>(begin + group.absent[a]));
+    if (end < n && (g + 1) % Fetcher::kRound != 0) continue;
+    if (!ahead.Stands(g)) {
+      for (size_t i = round; i < end; ++i) {
+        if (!ahead.Stands(g, shards.Of(Hash(keys[i])))) rest->push_back(static_cast<uint32_t>(i));
+      }
+      std::sort(rest->begin() + sure, rest->end());
+      rest->erase(std::unique(rest->begin() + sure, rest->end()), rest->end());
+    }
+    round = end, sure = rest->size();
   }
 }
 
 // Calls f(shard, items, count, ahead) for runs of keys of one shard; f takes the lock, and calls ahead(m) before it
-// uses item m. `which` chooses places of the batch; nullptr is all.
+// uses item m: the bucket where its key was seen. `which` chooses places of the batch; nullptr is all.
 template <class F>
 void ForEachRun(const Shards& shards, const int64_t* keys, const uint32_t* which, size_t n, size_t bytes, Part part,
                 F f) {
@@ -286,7 +329,7 @@ void ForEachRun(const Shards& shards, const int64_t* keys, const uint32_t* which
   for (size_t begin = 0; begin < n; begin += kBatch) {
     const size_t m = std::min(n - begin, kBatch);
     const auto place = [&](size_t j) { return which == nullptr ? static_cast<uint32_t>(begin + j) : which[begin + j]; };
-    size_t ends[257] = {};
+    size_t ends[Shards::kMost + 1] = {};
     for (size_t j = 0; j < m; ++j) {
       of[j] = static_cast<uint8_t>(shards.Of(Hash(keys[place(j)])));
       ++ends[of[j] + 1];
@@ -306,7 +349,9 @@ void ForEachRun(const Shards& shards, const int64_t* keys, const uint32_t* which
       while (at < ends[s]) {
         const size_t count = std::min(kRun, ends[s] - at);
         f(shards[s], &items[at], count, [&](size_t j) {
-          while (fetched <= (at + j) / Fetcher::kGroup + Fetcher::kGroups) fetch.Fetch(fetched++);
+          const size_t g = (at + j) / Fetcher::kGroup;
+          while (fetched <= g + Fetcher::kGroups) fetch.Fetch(fetched++);
+          return fetch.At(g).bucket[(at + j) % Fetcher::kGroup];
         });
         at += count;
       }

@@ -146,6 +146,7 @@ class Slab {
   Slab(size_t row_floats, size_t most, size_t turn, Pager* pager)
       : stride_(Stride(row_floats)), range_(most, turn, pager), rows_(reinterpret_cast<float*>(range_.data())) {}
 
+  size_t stride_bytes() const { return stride_ * sizeof(float); }
   float* At(uint32_t row) const { return rows_ + row * stride_; }
 
   uint32_t New() {

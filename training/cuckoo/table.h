@@ -44,7 +44,7 @@ struct Stats {
 
 class Table {
  public:
-  static constexpr size_t kMaxShards = 256;
+  static constexpr size_t kMaxShards = Shards::kMost;
 
   explicit Table(const Config& config)
       : config_(config), shards_(config.layout.floats(), config.admission, config.shards) {}
@@ -73,8 +73,7 @@ class Table {
                  [&](const Shard& shard, const Item* items, size_t count, auto ahead) {
                    std::shared_lock hold(shard.lock);
                    for (size_t m = 0; m < count; ++m) {
-                     ahead(m);
-                     const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+                     const Place place = shard.index.Find(items[m].key, ahead(m));
                      CopyOrZero(place ? shard.slab.At(place.row()) : nullptr, out + items[m].i * dim());
                    }
                  });
@@ -93,10 +92,9 @@ class Table {
                  [&](Shard& shard, const Item* items, size_t count, auto ahead) {
                    std::unique_lock hold(shard.lock);
                    for (size_t m = 0; m < count; ++m) {
-                     ahead(m);
                      const auto [key, i] = items[m];
                      const uint64_t hash = Hash(key);
-                     const Place place = shard.index.Find(key, hash);  // the batch may hold it twice
+                     const Place place = shard.index.Find(key, ahead(m));  // the batch may hold it twice
                      CopyOrZero(place ? shard.slab.At(place.row())
                                       : Admit(shard, key, hash, sights == nullptr ? 1 : sights[begin + i]),
                                 out + i * dim());
@@ -117,11 +115,11 @@ class Table {
                  std::unique_lock hold(shard.lock);
                  const uint32_t now = tick();
                  for (size_t m = 0; m < count; ++m) {
-                   ahead(m);
+                   Bucket* hint = ahead(m);
                    if constexpr (requires { f.Fetch(size_t{}); }) {
                      if (m + kFetch < count) f.Fetch(size_t{items[m + kFetch].i});
                    }
-                   const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+                   const Place place = shard.index.Find(items[m].key, hint);
                    if (!place) continue;
                    f(shard.slab.At(place.row()), size_t{items[m].i});
                    place.tick() = now;
@@ -138,11 +136,10 @@ class Table {
                [&](Shard& shard, const Item* items, size_t count, auto ahead) {
                  std::unique_lock hold(shard.lock);
                  for (size_t m = 0; m < count; ++m) {
-                   ahead(m);
                    const auto [key, i] = items[m];
                    const uint64_t hash = Hash(key);
                    SetTick(ticks[i]);
-                   const Place place = shard.index.Find(key, hash);
+                   const Place place = shard.index.Find(key, ahead(m));
                    if (place) place.tick() = ticks[i];
                    float* row = place ? shard.slab.At(place.row()) : shard.Insert(key, hash, ticks[i]);
                    std::memcpy(row, weights + i * dim(), WeightBytes());
@@ -197,9 +194,8 @@ class Table {
                [&](const Shard& shard, const Item* items, size_t count, auto ahead) {
                  std::shared_lock hold(shard.lock);
                  for (size_t m = 0; m < count; ++m) {
-                   ahead(m);
                    const size_t i = items[m].i;
-                   const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+                   const Place place = shard.index.Find(items[m].key, ahead(m));
                    found[i] = static_cast<bool>(place);
                    if (!place) continue;
                    const float* row = shard.slab.At(place.row());
@@ -218,8 +214,7 @@ class Table {
     ForEachRun(shards_, keys, nullptr, n, kLine, {}, [&](Shard& shard, const Item* items, size_t count, auto ahead) {
       std::unique_lock hold(shard.lock);
       for (size_t m = 0; m < count; ++m) {
-        ahead(m);
-        const Place place = shard.index.Find(items[m].key, Hash(items[m].key));
+        const Place place = shard.index.Find(items[m].key, ahead(m));
         removed[items[m].i] = static_cast<bool>(place);
         if (!place) continue;
         shard.Erase(place);

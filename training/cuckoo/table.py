@@ -109,11 +109,12 @@ class Table(TrackableResource):  # type: ignore[misc]
             "zero_nonfinite": nonfinite == "zero",
             "label": name,
         }
-        self._rates = [s.optimizer.learning_rate for s in segments]
         self._own = shared_name is None
         self._shared_name = shared_name or f"{name}#{next(_numbers)}"
         with tf.init_scope():  # made here, or the first tf.function to use it would make its own
             self._handle = self.resource_handle
+            self._rates = tf.constant([s.optimizer.learning_rate for s in segments])  # a list at each call costs 20 us
+            self._once = tf.zeros([0], tf.int64)
 
     def lookup(self, ids: Any, sights: Any = None) -> Any:
         """Rows of ids int64[n], float32[n, dim]; a new one is inserted and stamped with the present tick.
@@ -123,7 +124,7 @@ class Table(TrackableResource):  # type: ignore[misc]
         return self._lookup(ids, sights, insert=True)
 
     def _lookup(self, ids: Any, sights: Any, insert: bool) -> Any:
-        sights = _keys([] if sights is None else sights)
+        sights = self._once if sights is None else _keys(sights)
         return ops().cuckoo_lookup(self.resource_handle, _keys(ids), sights, dim=self.dim, insert=insert)
 
     def find(self, ids: Any) -> Any:
@@ -137,7 +138,7 @@ class Table(TrackableResource):  # type: ignore[misc]
         `learning_rate` is one number or tensor, or one a segment (a schedule's value of this step); without it each
         optimizer's own. Returns the number of rows changed, int64.
         """
-        rates = tf.convert_to_tensor(self._rates if learning_rate is None else learning_rate, tf.float32)
+        rates = self._rates if learning_rate is None else tf.convert_to_tensor(learning_rate, tf.float32)
         if rates.shape.rank == 0:
             rates = tf.fill([len(self.segments)], rates)
         return ops().cuckoo_apply(self.resource_handle, _keys(ids), gradients, rates)
