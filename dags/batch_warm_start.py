@@ -6,9 +6,7 @@
 - **train**: one pass over them in a process of its own: a new lineage, whose base names where its data ends.
 - **evaluate**: on the interval after, against the scores as served: paired, with an interval; all of it in MLflow.
 - **promote**: the gate. It learns on to the head while the old one serves, then trainer and replicas take it over;
-  what the gate refuses ends skipped, with the reason.
-
-Begins by itself when `sample_examples` has written a sample.
+  what is refused ends skipped, with the reason. Begins by itself when `sample_examples` has written a sample.
 """
 
 from typing import Any
@@ -22,13 +20,14 @@ CHOICE = INTERVAL | {
     "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest, and those before."),
     "judge_end": Param(None, type=["null", "string"], format="date-time", description="Judge on what follows, up to."),
 }
-MORE = {
+FORM = CHOICE | {
     "begin_from": Param("serving", enum=["serving", "none"], description="The serving lineage's base before, or none."),
+    "tolerance": Param(0.01, type="number", minimum=0, description="The gate allows an AUC lower by less than this."),
     "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."),
 }
 
 
-@dag(**arguments(__doc__, CHOICE | MORE, schedule=[EXAMPLES]))
+@dag(**arguments(__doc__, FORM, schedule=[EXAMPLES]))
 def batch_warm_start() -> None:
     def warm_start(verb: str, **named: object) -> dict[str, Any]:
         return run("training.warm_start", verb, *flags(**platform("source", "log", "mlflow"), **named))
@@ -49,7 +48,7 @@ def batch_warm_start() -> None:
     def promote(lineage: str, params: Any = None) -> dict[str, Any]:
         if not params["promote"]:
             raise AirflowSkipException("promote is off: the candidate waits in MLflow")
-        return warm_start("promote", lineage=lineage, **platform("kafka"))
+        return warm_start("promote", lineage=lineage, tolerance=params["tolerance"], **platform("kafka"))
 
     chosen = choose()
     lineage = train(chosen)["lineage"]

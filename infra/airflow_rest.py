@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 ASKED_TIMES = 4
@@ -30,6 +30,7 @@ class Task(NamedTuple):
     state: str
     seconds: float
     result: Any
+    tries: int
 
 
 class Airflow:
@@ -74,24 +75,36 @@ class Airflow:
         run: str = self.call(f"/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
         return run
 
+    def runs(self, dag: str) -> list[str]:
+        """The ids of its newest runs, the newest first."""
+        found = self.call(f"/api/v2/dags/{dag}/dagRuns?order_by=-run_after&limit=20")["dag_runs"]
+        return [str(run["dag_run_id"]) for run in found]
+
+    def clear(self, dag: str, run: str, tasks: Sequence[str]) -> None:
+        """These tasks are done again, and what comes after them; what came before is not."""
+        body = {"dag_run_id": run, "task_ids": list(tasks), "include_downstream": True, "only_failed": False}
+        self.call(f"/api/v2/dags/{dag}/clearTaskInstances", body | {"dry_run": False})
+
     def state(self, dag: str, run: str) -> str:
         state: str = self.call(f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}")["state"]
         return state
 
     def follower(self, dag: str, of: str) -> str | None:
         """The run of `dag` that an asset event of the run `of` began."""
-        for run in self.call(f"/api/v2/dags/{dag}/dagRuns?order_by=-run_after&limit=20")["dag_runs"]:
-            quoted = urllib.parse.quote(run["dag_run_id"])
-            events = self.call(f"/api/v2/dags/{dag}/dagRuns/{quoted}/upstreamAssetEvents")["asset_events"]
-            if any(e["source_run_id"] == of for e in events):
-                return str(run["dag_run_id"])
+        for run in self.runs(dag):
+            path = f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/upstreamAssetEvents"
+            if any(e["source_run_id"] == of for e in self.call(path)["asset_events"]):
+                return run
         return None
 
     def tasks(self, dag: str, run: str) -> dict[str, Task]:
         """By name, in order of their start; without their results, each of which is a question of its own."""
         found = self.call(f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances")["task_instances"]
         found.sort(key=lambda task: (task["start_date"] or "~", task["task_id"]))
-        return {t["task_id"]: Task(t["task_id"], t["state"] or "waiting", t["duration"] or 0.0, None) for t in found}
+        return {
+            t["task_id"]: Task(t["task_id"], t["state"] or "waiting", t["duration"] or 0.0, None, t["try_number"])
+            for t in found
+        }
 
     def result(self, dag: str, run: str, task: str) -> Any:
         """What a task returned; None if nothing."""

@@ -20,6 +20,7 @@ from infra.settings import Settings
 from training.delta import Log
 
 DAGS = {"sample_examples", "batch_warm_start"}
+OTHERS = ("materialize_features", "publish_base", "watch_platform")
 PARSED_WITHIN_S = 120.0
 FOLLOWS_WITHIN_S = 60.0
 TAKEN_UP_WITHIN_S = 180.0
@@ -53,6 +54,7 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--begin", metavar="TIME", help="instead of a day: event time from, 2022-05-07T06:00:00Z")
     p.add_argument("--end", metavar="TIME", help="event time to, not included")
     p.add_argument("--timeout", type=float, default=900.0, metavar="S", help="of each DAG (default: %(default)g)")
+    p.add_argument("--all", action="store_true", help=f"then {', '.join(OTHERS)} as well")
     p.set_defaults(run=run)
 
 
@@ -61,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
 
     conf = {name: getattr(args, name) for name in ("day", "begin", "end") if getattr(args, name)}
     try:
-        once(Platform(settings_of(args)), conf, args.timeout)
+        platform = Platform(settings_of(args))
+        once(platform, conf, args.timeout)
+        if args.all:
+            the_others(session(platform), args.timeout)
     except AirflowError as e:
         print(f"failed: {e}", flush=True)
         return 1
@@ -112,6 +117,16 @@ def tell(task: Task) -> None:
     print(f"  {task.name:10} {task.state:8} {task.seconds:6.1f} s  {said}", flush=True)
 
 
+def all_done(ask: Airflow, dag: str, run: str, timeout_s: float) -> dict[str, Task]:
+    """The run's tasks, each told as it ends. Raises AirflowError with the words of the first that was not a success:
+    a task that was skipped says why, and what can be done."""
+    tasks = ask.wait(dag, run, timeout_s, tell)
+    for task in tasks.values():
+        if task.state != "success":
+            raise AirflowError(f"{task.name} was {task.state}: {ask.last_words(dag, run, task.name)}")
+    return tasks
+
+
 def once(platform: Platform, conf: dict[str, str], timeout_s: float = 900.0) -> tuple[Served, Served]:
     """All of it; the same request's scores before and after. Raises AirflowError with what did not come about."""
     ask = session(platform)
@@ -125,18 +140,14 @@ def once(platform: Platform, conf: dict[str, str], timeout_s: float = 900.0) -> 
 
     sample = ask.trigger("sample_examples", conf)
     print(f"sample_examples, run {sample}", flush=True)
-    ask.wait("sample_examples", sample, timeout_s, tell)
+    all_done(ask, "sample_examples", sample, timeout_s)
     start = until(
         "the run of batch_warm_start that the sample begins",
         FOLLOWS_WITHIN_S,
         lambda: ask.follower("batch_warm_start", sample),
     )
     print(f"batch_warm_start, run {start}", flush=True)
-    tasks = ask.wait("batch_warm_start", start, timeout_s, tell)
-    if tasks["promote"].state != "success":
-        raise AirflowError(
-            f"promote was {tasks['promote'].state}: {ask.last_words('batch_warm_start', start, 'promote')}"
-        )
+    tasks = all_done(ask, "batch_warm_start", start, timeout_s)
     lineage = str(tasks["train"].result["lineage"])
 
     log = Log(platform.layout.log)
@@ -159,3 +170,12 @@ def once(platform: Platform, conf: dict[str, str], timeout_s: float = 900.0) -> 
         raise AirflowError("the same request has the same scores before and after")
     print("done: validated, registered, promoted, taken up, other scores", flush=True)
     return before, after
+
+
+def the_others(ask: Airflow, timeout_s: float) -> None:
+    """The DAGs that nothing of `once` begins, one after the other, as their forms stand."""
+    for dag in OTHERS:
+        run = ask.trigger(dag, {})
+        print(f"{dag}, run {run}", flush=True)
+        all_done(ask, dag, run, timeout_s)
+    print(f"green as well: {', '.join(OTHERS)}", flush=True)

@@ -90,6 +90,7 @@ def publish(delta_log: Log, places: list[Place], timeout_s: float, stop: Callabl
 
     result: dict[str, Any] = {"lineage": lineage, "state": "published", "reason": "", "replicas": []}
     base = None
+    before = {seq for seq in delta_log.seqs(lineage, "base") if any(p.has(version_of(lineage, seq)) for p in places)}
     try:
         base = wanted_base(delta_log, lineage, patience)
         version = version_of(lineage, base.seq)
@@ -111,7 +112,8 @@ def publish(delta_log: Log, places: list[Place], timeout_s: float, stop: Callabl
     except Failed as e:
         log.error("%s", e)
         result |= {"state": "rolled back", "reason": str(e)}
-        roll_back(delta_log, lineage, places, base, timeout_s)
+        # A base that some replica had before is not to blame that another one is away: it may be all that serves.
+        roll_back(delta_log, lineage, places, None if base and base.seq in before else base, timeout_s)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Files that outlive a crash of the machine: flushed, and made visible by a link that never replaces anything."""
+"""Files that outlive a crash of the machine: flushed, then visible by a rename, or a link that replaces nothing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def flush_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Under a name of this process, flushed, then renamed over what is there: the last of several writers stands."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    flushed(new, data)
+    os.replace(new, path)
+    flush_folder(path.parent)
 
 
 def publish(new: Path, final: Path, data: bytes) -> None:

@@ -30,11 +30,13 @@ JUDGED_ROWS = 1000
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a day may be from its reference: a rate by a factor, a mean by standard deviations of its values; both
-    by `sigmas` standard errors more, so that a small day is not refused for its size."""
+    """How far a day may be from its reference: a rate by a factor, a mean by standard deviations of its values or by
+    `least` (a number is of about unit scale); both by `sigmas` standard errors more, so that a small day is not refused
+    for its size."""
 
     ratio: float = 1.5
     deviations: float = 1.0
+    least: float = 0.1
     sigmas: float = 4.0
 
     def of_rate(self, rate: float, n: int) -> tuple[float, float]:
@@ -42,7 +44,8 @@ class Tolerance:
         return max(0.0, rate / self.ratio - error), min(1.0, rate * self.ratio + error)
 
     def of_mean(self, mean: float, deviation: float, n: int) -> tuple[float, float]:
-        room = deviation * (self.deviations + self.sigmas / math.sqrt(max(n, 1))) + 1e-6 * max(1.0, abs(mean))
+        error = self.sigmas * deviation / math.sqrt(max(n, 1))
+        room = max(deviation * self.deviations, self.least, 1e-6 * abs(mean)) + error
         return mean - room, mean + room
 
 

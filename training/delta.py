@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from streaming.disk import flush_folder, flushed
+from streaming.disk import flush_folder, replace
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -265,7 +265,4 @@ class Log:
         """Move the serving pointer, by rename; the lineage must have a base."""
         if not self.seqs(lineage, "base"):
             raise LogError(f"{self.path / lineage}: has no base, so it cannot be served")
-        new = self.path / "SERVING.new"
-        flushed(new, lineage.encode() + b"\n")
-        new.rename(self.path / "SERVING")
-        flush_folder(self.path)
+        replace(self.path / "SERVING", lineage.encode() + b"\n")

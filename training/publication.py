@@ -6,10 +6,9 @@ It says which state is wanted, not what to do, so each may be killed and look ag
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 
-from streaming.disk import flush_folder, flushed
+from streaming.disk import replace
 from training.delta import Log, LogBroken
 
 NAME = "PUBLISH"
@@ -36,7 +35,4 @@ class Publication:
             raise LogBroken(f"{path}: not a publication: {e}") from e
 
     def write(self, log: Log) -> None:
-        new = log.path / f"{NAME}.new"
-        flushed(new, json.dumps(asdict(self)).encode() + b"\n")
-        os.replace(new, log.path / NAME)
-        flush_folder(log.path)
+        replace(log.path / NAME, json.dumps(asdict(self)).encode() + b"\n")

@@ -7,7 +7,8 @@
 `train` begins the lineage: its base names the positions where its data ends. `evaluate` judges that base on a later
 interval beside the scores that were served. `promote` asks the gate, learns from those positions to the topic's head
 while the old lineage serves, then moves SERVING: trainer and syncs follow (docs/warm-start.md). Each prints one JSON
-object; exit 2: something was wrong or missing; 3: the gate refused. Times are ms of event time, begin <= t < end.
+object; exit 2: something was wrong or missing; 3: the gate refused, or there was nothing to learn. Times are ms of
+event time, begin <= t < end. Run again, each finds what it did before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,11 +50,13 @@ from training.step import Learner, Settings
 READ_AT_ONCE = 8192
 """Examples decoded at a time."""
 
+INSTEAD = "What serves stays; learn from more (days, or a longer interval), judge on more (judge_end), or set tolerance"
+
 log = logging.getLogger("warm_start")
 
 
 class Refused(RuntimeError):
-    """The gate refuses; the message names each figure that failed, and what is allowed."""
+    """The gate refuses, or there is nothing to learn; the message says why, what is allowed, and what can be done."""
 
 
 class Data(NamedTuple):
@@ -65,15 +69,15 @@ class Data(NamedTuple):
     known: int
     until_ms: int
 
-    @property
-    def sha256(self) -> str:
-        """Of the columns' values, whatever file they came from and however Arrow laid them out."""
-        digest = hashlib.sha256()
-        for name in self.table.schema.names:
-            digest.update(name.encode())
-            for part in _bytes_of(self.table[name].combine_chunks()):
-                digest.update(part)
-        return digest.hexdigest()
+
+def sha256_of(table: pa.Table) -> str:
+    """Of the columns' values, whatever file they came from and however Arrow laid them out."""
+    digest = hashlib.sha256()
+    for name in table.schema.names:
+        digest.update(name.encode())
+        for part in _bytes_of(table[name].combine_chunks()):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _bytes_of(column: Any) -> Iterator[bytes]:
@@ -144,42 +148,57 @@ def base_to_begin_from(delta_log: Log, table: pa.Table) -> Manifest:
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Begin the lineage, or find the one that the same data began before."""
-    source, delta_log, archive = load(args.source), Log(args.log), Archive(args.archive)
-    declaration = source.declaration
+    declaration, delta_log, archive = load(args.source).declaration, Log(args.log), Archive(args.archive)
     if args.examples:
         table = read_examples(args.examples, declaration)
     else:
         table = archive.read(EXAMPLES, args.begin, args.end)
-    base = base_to_begin_from(delta_log, table) if args.begin_from == "serving" else None
-    data = chosen(table, archive.positions(EXAMPLES, args.end), args.end, base)
-    if not data.table.num_rows:
-        raise ValueError(f"nothing to learn: {data.known} examples are in the base already, {data.behind} stand behind"
-                         " the positions, none is left: choose other days")  # fmt: skip
-    begun_from = f"{base.lineage}/{base.name}" if base else "none"
-    known: dict[str, Any] = {
-        "declaration": declaration.sha256, "from": begun_from, "begin_ms": args.begin, "end_ms": args.end,
-        "rows": data.table.num_rows, "behind": data.behind, "known": data.known, "data_sha256": data.sha256,
-        "pi": float(np.mean(data.table["pi"].to_numpy())), "positions": data.positions,
-    }  # fmt: skip
-    lineage = candidates.begun_with(delta_log, known["data_sha256"], begun_from, declaration.sha256)
-    if lineage is None:
-        prune_lineages(delta_log, args.keep_lineages)
-        state = _learned(args, declaration, delta_log, base, data)
-        begun = history.begin(state, delta_log, data.positions)
-        lineage = begun.lineage
-        known |= {"lineage": lineage, "trained": state.tested.figures(last=max(data.table.num_rows // 10, 1))}
-        known["learned"] = begun.learned
-        candidates.write(delta_log, lineage, known)
+    given = sha256_of(table)
+    known = candidates.that_serves(delta_log, given, declaration.sha256) if args.begin_from == "serving" else None
+    if known is not None:
+        log.info("%s serves, and began with the same data: nothing is done again", known["lineage"])
     else:
-        log.info("%s learned the same data before: nothing is done again", lineage)
-        known = candidates.read(delta_log, lineage)
+        known = _begin(args, declaration, delta_log, table, archive.positions(EXAMPLES, args.end), given)
     if args.mlflow != "none":
         client = registry.client_of(args.mlflow)
-        run = registry.run_of(client, args.source, lineage)
+        run = registry.run_of(client, args.source, known["lineage"])
         parameters = {k: known[k] for k in ("begin_ms", "end_ms", "rows", "pi", "from")}
         days = round((known["end_ms"] - known["begin_ms"]) / 86_400_000, 3)
         figures = {f"train_{name}": value for name, value in known["trained"].items()}
         registry.describe(client, run, {**parameters, "days": days}, {"data_sha256": known["data_sha256"]}, figures)
+    return known
+
+
+def _begin(
+    args: argparse.Namespace,
+    declaration: Declaration,
+    delta_log: Log,
+    table: pa.Table,
+    positions: dict[str, Any],
+    given: str,
+) -> dict[str, Any]:
+    """What is known of the lineage that the examples begin, or began before; Refused if none is left to learn."""
+    base = base_to_begin_from(delta_log, table) if args.begin_from == "serving" else None
+    data = chosen(table, positions, args.end, base)
+    if not data.table.num_rows:
+        raise Refused(f"nothing to learn: of {table.num_rows} examples {data.known} are in the base already and"
+                      f" {data.behind} stand behind the positions: choose other days, or begin from none")  # fmt: skip
+    begun_from = f"{base.lineage}/{base.name}" if base else "none"
+    known: dict[str, Any] = {
+        "declaration": declaration.sha256, "from": begun_from, "begin_ms": args.begin, "end_ms": args.end,
+        "rows": data.table.num_rows, "behind": data.behind, "known": data.known, "data_sha256": sha256_of(data.table),
+        "given_sha256": given, "pi": float(np.mean(data.table["pi"].to_numpy())), "positions": data.positions,
+    }  # fmt: skip
+    lineage = candidates.begun_with(delta_log, known["data_sha256"], begun_from, declaration.sha256)
+    if lineage is not None:
+        log.info("%s learned the same data before: nothing is done again", lineage)
+        return candidates.read(delta_log, lineage)
+    prune_lineages(delta_log, args.keep_lineages)
+    state = _learned(args, declaration, delta_log, base, data)
+    begun = history.begin(state, delta_log, data.positions)
+    known |= {"lineage": begun.lineage, "trained": state.tested.figures(last=max(data.table.num_rows // 10, 1))}
+    known["learned"] = begun.learned
+    candidates.write(delta_log, begun.lineage, known)
     return known
 
 
@@ -210,11 +229,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"--begin is {args.begin}, allowed is {known['end_ms']} or later: the lineage learned until it"
         )
-    table = Archive(args.archive).read(EXAMPLES, args.begin, args.end)
-    base, batch = delta_log.manifest(args.lineage, "base", 0), from_table(table, declaration)
-    logits = score_with(base, batch, declaration, args.source)
-    report = {"begin_ms": args.begin, "end_ms": args.end, **evaluation.evaluate(batch, logits, declaration, args.seed)}
-    candidates.write(delta_log, args.lineage, {**known, "evaluation": report})
+    report = known.get("evaluation", {})
+    if (report.get("begin_ms"), report.get("end_ms"), report.get("seed")) == (args.begin, args.end, args.seed):
+        log.info("%s was judged on the same interval before: nothing is done again", args.lineage)
+    else:
+        batch = from_table(Archive(args.archive).read(EXAMPLES, args.begin, args.end), declaration)
+        logits = score_with(delta_log.manifest(args.lineage, "base", 0), batch, declaration, args.source)
+        report = {"begin_ms": args.begin, "end_ms": args.end, "seed": args.seed}
+        report |= evaluation.evaluate(batch, logits, declaration, args.seed)
+        candidates.write(delta_log, args.lineage, {**known, "evaluation": report})
     if args.mlflow != "none":
         client = registry.client_of(args.mlflow)
         run = registry.run_of(client, args.source, args.lineage)
@@ -224,6 +247,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         said = {name: value for name, value in figures.items() if value is not None}
         registry.describe(client, run, {"eval_begin_ms": args.begin, "eval_end_ms": args.end}, {}, said)
         about = {"data_sha256": known["data_sha256"], "from": known["from"], **said}
+        base = delta_log.manifest(args.lineage, "base", delta_log.seqs(args.lineage, "base")[0])
         report["version"] = registry.register(client, args.source, run, base, registry.CANDIDATE, about)
     return {"lineage": args.lineage, **report}
 
@@ -240,7 +264,7 @@ def promote(args: argparse.Namespace) -> dict[str, Any]:
         if report is None:
             raise ValueError(f"{args.lineage} is not evaluated: python -m training.warm_start evaluate comes first")
         if refusals := gate.refusals(report):
-            raise Refused(f"{args.lineage} is not promoted: {'; '.join(refusals)}")
+            raise Refused(f"{args.lineage} is not promoted: {'; '.join(refusals)}. {INSTEAD}")
     if before != args.lineage:
         more = ["--lineage", args.lineage, "--until-head", "--mlflow", args.mlflow, "--keep-lineages", "1000000"]
         code = online.main(["--source", args.source, "--log", str(args.log), "--kafka", args.kafka, *more])
@@ -265,7 +289,10 @@ def main(argv: list[str] | None = None) -> int:
     for mine in (log, history.log):
         mine.setLevel(logging.INFO)
     try:
-        result = {"train": train, "evaluate": evaluate, "promote": promote}[args.step](args)
+        # A person who goes back by force does not wait for what is being learned.
+        alone = nullcontext() if getattr(args, "force", False) else candidates.one_at_a_time(Log(args.log))
+        with alone:
+            result = {"train": train, "evaluate": evaluate, "promote": promote}[args.step](args)
     except Refused as e:
         log.error("%s", e)
         return 3

@@ -1,20 +1,23 @@
-"""An Airflow in a process of its own, for tests: runs DAGs in process as they are asked for, one JSON line each.
+"""An Airflow in a process of its own, for tests: `airflow dags test` of DAGs as they are asked for, one JSON line each.
 
     with Airflow(home) as airflow:
         run = airflow.run("sample_examples", {"begin": ..., "end": ...}, platform)
         assert run.tasks["validate"] == "failed" and "seen is" in run.log
 
-One process and one SQLite database for all runs: both cost seconds. Airflow's settings stay out of pytest's process.
+One process and one SQLite database for all runs: both cost seconds. It is the command's own code, words parsed and all;
+what a scheduler adds (a queue, a process a task) has its test in tests/e2e/test_pipeline.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +36,17 @@ class Run:
 
 
 class Airflow:
-    """`run` is `dag.test()` there; `ask` any other question that `main` below knows."""
+    """`run` is `airflow dags test` there; `ask` any other question that `main` below knows."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, like: Airflow | None = None) -> None:
+        """`like`: one whose database is copied, which is quicker than to make one."""
         self.home, self.log = home, home / "child.log"
         self._lock = threading.Lock()
         home.mkdir(parents=True, exist_ok=True)
+        if like is not None:
+            like.ask(verb="look", daily=False)  # there is one now, and nobody writes to it
+            with sqlite3.connect(like.home / "airflow.db") as old, sqlite3.connect(home / "airflow.db") as new:
+                old.backup(new)
         settings = {
             "CORE__DAGS_FOLDER": PROJECT / "dags",
             "CORE__LOAD_EXAMPLES": False,
@@ -95,6 +103,7 @@ def main() -> None:
     from airflow.utils import db
 
     db.initdb()
+    _without_pauses()
     for line in sys.stdin:
         question = json.loads(line)
         answer = VERBS[question.pop("verb")](**question)
@@ -103,7 +112,7 @@ def main() -> None:
 
 
 def _bag(daily: bool) -> Any:
-    """All DAGs, read anew: a DAG's `test` leaves the run's params in it."""
+    """All DAGs, read anew."""
     from airflow.dag_processing.dagbag import DagBag
 
     os.environ["MINUTEHAND_DAILY"] = str(daily).lower()
@@ -136,24 +145,44 @@ def _look(daily: bool) -> dict[str, Any]:
 
 
 def _run(dag: str, conf: dict[str, Any], platform: str, at: str, done: str, daily: bool) -> dict[str, Any]:
+    from airflow.cli import cli_parser
     from airflow.models.asset import AssetEvent
+    from airflow.models.dagrun import DagRun
     from airflow.models.xcom import XComModel
-    from airflow.sdk import timezone
     from airflow.utils.session import create_session
 
-    os.environ["MINUTEHAND_PLATFORM"] = platform
-    chosen = _bag(daily).dags[dag]
-    for task in chosen.tasks:
-        task.retry_delay = timezone.datetime(2022, 1, 1) - timezone.datetime(2022, 1, 1)
-    more: dict[str, Any] = {"mark_success_pattern": done} if done else {}
-    run = chosen.test(run_conf=conf, logical_date=timezone.parse(at) if at else timezone.utcnow(), **more)
+    os.environ |= {"MINUTEHAND_PLATFORM": platform, "MINUTEHAND_DAILY": str(daily).lower()}
+    words = ["dags", "test", dag, *([at] if at else []), "--conf", json.dumps(conf)]
+    args = cli_parser.get_parser().parse_args([*words, *(["--mark-success-pattern", done] if done else [])])
+    try:
+        args.func(args)
+        code = "0"
+    except SystemExit as e:
+        code = str(e.code)
     with create_session() as session:
+        run = session.query(DagRun).filter_by(dag_id=dag).order_by(DagRun.id.desc()).first()
         kept = session.query(XComModel).filter_by(run_id=run.run_id, dag_id=dag, key="return_value").all()
         returned = {x.task_id: XComModel.deserialize_value(x) for x in kept}
         events = session.query(AssetEvent).filter_by(source_run_id=run.run_id, source_dag_id=dag)
         extra = {k: v for event in events for k, v in event.extra.items() if k != "from_dag_test"}
-    states = {t.task_id: str(t.state) for t in run.get_task_instances()}
-    return {"state": str(run.state), "tasks": states, "returned": returned, "extra": extra}
+        states = {t.task_id: str(t.state) for t in run.get_task_instances(session=session)}
+        assert (code == "0") == (str(run.state) == "success"), (code, run.state)
+        return {"state": str(run.state), "tasks": states, "returned": returned, "extra": extra}
+
+
+def _without_pauses() -> None:
+    """Ten seconds from a failed try to the next one say nothing."""
+    from airflow.cli.commands import dag_command
+
+    bagged = dag_command.get_bagged_dag
+
+    def found(*args: Any, **named: Any) -> Any:
+        dag = bagged(*args, **named)
+        for task in dag.tasks:
+            task.retry_delay = timedelta()
+        return dag
+
+    dag_command.get_bagged_dag = found
 
 
 VERBS = {"run": _run, "look": _look}

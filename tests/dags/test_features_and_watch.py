@@ -11,17 +11,34 @@ import pytest
 from conftest import write_platform
 from prometheus_client import CollectorRegistry, Gauge
 
+from streaming.feature_store import Features
 from streaming.health import Health
 from streaming.interval import Interval, text
+from streaming.views import COUNTERS
 
 INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 2 * archived.MINUTE_MS)
 GIVEN = {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)}
 
 
-def test_materialize_of_an_interval_without_rows_is_no_error(airflow, platform):
+def test_materialize_makes_an_intervals_newest_rows_readable_and_one_without_rows_is_no_error(airflow, platform):
+    folder = platform.parent / "features"
+    store = Features(folder, archived.SOURCE)
+    clip = store.plan.item_key
+    for k, at_ms in enumerate((INTERVAL.begin_ms, INTERVAL.end_ms - 1, INTERVAL.end_ms), 1):
+        store.write({"counters": {clip: [5], **{c.name: [k] for c in COUNTERS}, "item_event_ms": [at_ms]}})
+    for file in [*folder.glob("online.db*"), folder / "applied.json"]:  # the online store is lost
+        file.unlink()
     run = airflow.run("materialize_features", GIVEN, platform)
     assert run.state == "success", run.log[-6000:]
-    assert set(run.returned["materialize"].values()) == {0}
+    assert run.returned["materialize"] == dict.fromkeys(store.plan.columns, 0) | {"counters": 1}
+    asked = {"features": ["counters:item_shown"], "entity_rows": [{clip: 5}]}
+    online = Features(folder, archived.SOURCE).feast
+    assert online.get_online_features(**asked).to_dict()["item_shown"] == [2]
+
+    after = {"begin": text(INTERVAL.end_ms + 60_000), "end": text(INTERVAL.end_ms + 120_000)}
+    run = airflow.run("materialize_features", after, platform)
+    assert run.state == "success" and set(run.returned["materialize"].values()) == {0}
+    assert online.get_online_features(**asked).to_dict()["item_shown"] == [2]
 
 
 @pytest.fixture

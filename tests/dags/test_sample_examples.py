@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import archived
-import pyarrow.parquet as pq
 from conftest import DOCS
 
 from streaming.archive import Archive
@@ -92,17 +89,3 @@ def test_a_day_that_is_not_archived_says_so(airflow, platform):
     run = airflow.run("sample_examples", {"begin": GIVEN["begin"]}, platform)
     assert run.tasks["interval"] == "failed"
     assert "allowed is a day, or both begin and end" in run.log
-
-
-def test_two_samplers_at_once_leave_one_whole_sample(tmp_path):
-    archived.archive(tmp_path / "archive", 3)
-    flags = ["--source", archived.SOURCE, "--archive", tmp_path / "archive", "--to", tmp_path / "samples"]
-    times = ["--begin", GIVEN["begin"], "--end", GIVEN["end"]]
-    command = [sys.executable, "-m", "training.sampling", *map(str, flags), *times]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    one, two = (json.loads(child.communicate(timeout=120)[0]) for child in both)
-    assert [child.returncode for child in both] == [0, 0]
-    assert one == two
-    assert pq.read_table(one["file"]).num_rows == one["rows"]
-    assert hashlib.sha256(Path(one["file"]).read_bytes()).hexdigest() == one["sha256"]
-    assert sorted(p.name for p in Path(one["file"]).parent.iterdir()) == ["examples.parquet", "sample.json"]

@@ -5,38 +5,71 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import archived
-from airflow_child import PROJECT
+import pytest
+from airflow_child import PROJECT, Airflow, Run
 from conftest import write_platform
 
 from streaming.archive import Archive
-from streaming.interval import Interval
+from streaming.interval import Interval, text
+from training.delta import Log
+from training.log_check import verify
 from training.sampling import Sampling, take
 
 INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 3 * archived.MINUTE_MS)
 
 
-def test_a_sample_becomes_a_candidate_that_is_judged_on_the_day_after_and_the_gate_refuses_it(airflow, platform):
+def both(airflow: Airflow, second: Airflow, platform: Path, one: tuple[str, dict], two: tuple[str, dict]) -> list[Run]:
+    """A run of a DAG in each Airflow, begun at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(a.run, dag, form, platform) for a, (dag, form) in ((airflow, one), (second, two))]
+        return [run.result() for run in runs]
+
+
+@pytest.mark.timeout(600)
+def test_two_runs_at_once_leave_what_one_leaves_and_the_candidate_is_judged_and_refused(airflow, second, platform):
     folder = platform.parent
     archived.archive(folder / "archive", 6)
     missing = airflow.run("batch_warm_start", {}, platform)
     assert missing.tasks["choose"] == "failed" and missing.tasks["train"] == "upstream_failed"
     assert "there is no sample; samples that are not empty: none (sample_examples makes them)" in missing.log
 
-    sample = take(Archive(folder / "archive"), archived.declared(), INTERVAL, Sampling(), folder / "samples")
+    sampling = ("sample_examples", {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)})
+    one, two = both(airflow, second, platform, sampling, sampling)
+    assert (one.state, two.state) == ("success", "success"), one.log[-3000:] + two.log[-3000:]
+    sample = take(Archive(folder / "archive"), archived.declared(), INTERVAL, Sampling(), folder / "alone")
+    assert one.returned["sample"] == two.returned["sample"] == sample | {"file": one.returned["sample"]["file"]}
+    made = Path(one.returned["sample"]["file"])
+    assert made.read_bytes() == Path(sample["file"]).read_bytes()
+    assert sorted(p.name for p in made.parent.iterdir()) == ["examples.parquet", "sample.json"]
+
+    (folder / "log").mkdir()
     write_platform(folder, {"mlflow": "none", "kafka": "127.0.0.1:1"})
-    run = airflow.run("batch_warm_start", {"begin_from": "none"}, platform)
-    assert run.tasks == {"choose": "success", "train": "success", "evaluate": "success", "promote": "skipped"}
-    assert run.state == "success"
-    trained, judged = run.returned["train"], run.returned["evaluate"]
+    learning = ("batch_warm_start", {"begin_from": "none"})
+    one, two = both(airflow, second, platform, learning, learning)
+    for run in (one, two):
+        assert run.tasks == {"choose": "success", "train": "success", "evaluate": "success", "promote": "skipped"}
+        assert run.state == "success"
+        assert f"warm_start {run.returned['train']['lineage']} is not promoted: " in run.log
+    trained, judged, log = one.returned["train"], one.returned["evaluate"], Log(folder / "log")
+    assert trained == two.returned["train"] and judged == two.returned["evaluate"]
+    assert log.lineages() == [trained["lineage"]] and verify(log, trained["lineage"]) == []
     assert trained["rows"] == sample["rows"]
     assert judged["lineage"] == trained["lineage"]
     assert (judged["begin_ms"], judged["end_ms"]) == (INTERVAL.end_ms, INTERVAL.after().end_ms)
-    assert judged["low"] <= judged["difference"] <= judged["high"]
     # The scores as served are the truth here: three minutes of learning do not come near.
-    assert f"warm_start {trained['lineage']} is not promoted: " in run.log
-    assert " examples learned, " in run.log  # the child's own lines, in the task's log
+    assert judged["low"] <= judged["difference"] <= judged["high"]
+    # One learned, its child's own lines in its task's log; the other took over what it found.
+    for said in (" examples learned, ", "learned the same data before: nothing is done again"):
+        assert sorted(said in run.log for run in (one, two)) == [False, True], said
+
+    # A sample is made again while a warm start reads it.
+    one, two = both(airflow, second, platform, sampling, ("batch_warm_start", {"begin_from": "none", "promote": False}))
+    assert (one.state, two.state) == ("success", "success")
+    assert made.read_bytes() == Path(sample["file"]).read_bytes() and two.returned["train"] == trained
 
 
 def test_a_base_is_published_of_what_serves_only(airflow, tmp_path):

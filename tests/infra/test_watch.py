@@ -66,6 +66,22 @@ def test_drift_is_seen_and_chance_is_not():
     assert watch.drift(old[:100], moved, "score_watch", 0.25).seen is None
 
 
+def test_a_feature_that_ages_has_not_drifted_and_one_that_moved_has():
+    rng = np.random.default_rng(0)
+    uploaded = rng.choice([26.0, 27.0, 28.0, 29.0], 3000) - rng.uniform(0, 1 / 24, 3000)  # days before the hour's end
+    hour_ago, now = np.log1p(uploaded), np.log1p(uploaded + 1 / 24)
+    assert not watch.drift(hour_ago, now, "feature_age", 1).ok  # what the score's measure would say of it
+    figure = watch.moved(hour_ago, now, "feature_age", 1)
+    assert figure.ok and 0 < figure.seen < 0.1
+    old, stuck = rng.normal(1, 0.4, 3000), np.where(rng.random(3000) < 0.6, 0.0, rng.normal(1, 0.4, 3000))
+    figure = watch.moved(old, stuck, "feature_rate", 1)
+    assert not figure.ok and str(figure).startswith("drift of feature_rate, standard deviations: seen is 1.")
+    assert watch.moved(old, rng.normal(1.1, 0.4, 3000), "feature_rate", 1).ok
+    still = np.zeros(600)
+    assert watch.moved(still, still, "feature_age", 1).seen == 0 and not watch.moved(still, still + 1, "x", 1).ok
+    assert watch.moved(old[:100], stuck, "feature_age", 1).seen is None
+
+
 def test_what_a_process_says_of_itself():
     registry = CollectorRegistry()
     lag = Gauge("minutehand_trainer_lag_records", "records", registry=registry)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from world import ROOT, SOURCE, TOKEN, D, request, until
 
 from serving.publish import Place, publish
+from serving.replica import Replica
 from serving.sync import Sync
 from training.delta import Log, LogError
 from training.publication import Publication
@@ -39,6 +40,11 @@ def test_a_base_is_published_and_there_already_the_second_time(rig: Rig) -> None
     assert rig.seq(BASE + 2) == 2 and rig.digest(BASE + 2) == rig.lineage.digest()
     until(lambda: rig.seq(BASE) == -1, "the version before to be unloaded")
     assert asked(rig)[1]["version"] == BASE + 2 and rig.log_bases() == [0, 2]
+    # Another replica is away: that is no reason to take from this one what it serves.
+    here, away = Place(rig.folder / "models", rig.replica), Place(rig.folder / "none", Replica("127.0.0.1:1", "ranker"))
+    result = publish(rig.lineage.log, [here, away], 1, lambda: False)
+    assert result["state"] == "rolled back" and "127.0.0.1:1: version" in str(result["reason"])
+    assert Publication.read(rig.lineage.log) == Publication(rig.lineage.name, -1) and rig.seq(BASE + 2) == 2
 
 
 class Breaks(Sync):

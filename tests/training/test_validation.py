@@ -102,6 +102,13 @@ def test_a_good_day_passes_and_the_next_is_judged_against_it(folder, caplog):
     assert low < high
 
 
+def test_a_mean_may_move_by_what_its_values_vary_or_by_a_tenth():
+    low, high = Tolerance().of_mean(0.862, 0.026, 20_000)  # ages: the same videos a day later are no other day
+    assert low < 0.862 - 0.032 and 0.862 + 0.032 < high < 1.0
+    assert Tolerance().of_mean(0.0, 1.0, 10_000) == pytest.approx((-1.04, 1.04))
+    assert Tolerance().of_mean(5.0, 0.0, 100) == pytest.approx((4.9, 5.1))
+
+
 def test_a_poisoned_day_is_refused_and_each_finding_says_what_was_seen_and_what_is_allowed(folder):
     archive = archived.archive(folder / "archive", 3, poison)
     good = archived.archive(folder / "good", 3)

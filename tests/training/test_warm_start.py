@@ -231,10 +231,13 @@ def test_begun_from_what_serves_it_leaves_out_what_that_knows(
     newer = delta_log.manifest(more["lineage"], "base", 0)
     assert newer.learned_until_ms == LAST_MS and newer.positions["offsets"] == ends
     delta_log.serve(more["lineage"])
+    # The same again now that it serves: it is found. Others that it knows are nothing to learn.
+    assert run(capsys, "train", *given, "--end", LAST_MS + 1, "--from", "serving") == more
     assert (
-        warm_start.main(["train", "--source", SOURCE, *map(str, given), "--end", str(END_MS), "--from", "serving"]) == 2
+        warm_start.main(["train", "--source", SOURCE, *map(str, given), "--end", str(END_MS), "--from", "serving"]) == 3
     )
     assert "nothing to learn" in caplog.text and "are in the base already" in caplog.text
+    assert delta_log.lineages() == [first["lineage"], more["lineage"]]
 
 
 def test_what_is_missing_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
