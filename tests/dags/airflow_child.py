@@ -93,7 +93,7 @@ class Airflow:
     def __exit__(self, *_: object) -> None:
         assert self._child.stdin is not None and self._child.stdout is not None
         self._child.stdin.close()
-        self._child.wait(30)
+        self._child.wait(120)
         self._child.stdout.close()
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import archived
+import pyarrow as pa
 from conftest import DOCS
 
 from streaming.archive import Archive
+from streaming.feature_store import Features
 from streaming.interval import Interval, text
+from streaming.source import Exposure
 from training.sampling import Sampling, take
 
 INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 3 * archived.MINUTE_MS)
@@ -19,11 +22,23 @@ GIVEN = {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)}
 DAY = Interval.of(day="2023-11-14")
 
 
+def read_from_feast(folder: Path, shown: list[Exposure]) -> tuple[list[Exposure], list[int]]:
+    """The exposures with what the store in `folder` says of them, and when each was read."""
+    store, views = Features(folder, archived.SOURCE), archived.simulator().views
+    store.write({"profile": views.users().to_pydict(), "video": views.items().to_pydict()})
+    read = [store.read(e.user_id, [e.item_id], [e.ts_ms], [e.features]) for e in shown]
+    return [e._replace(features=rows[0]) for e, (rows, _) in zip(shown, read, strict=True)], [at for _, at in read]
+
+
 def test_a_day_by_its_data_interval_a_failed_step_resumes_and_the_bytes_are_the_same(airflow, platform):
     folder = platform.parent
     source = archived.simulator()
-    shown = archived.exposures(source, 0, DAY.end_ms - 100 * archived.MINUTE_MS)
-    archived.write(folder / "archive", source, [archived.tables(source, shown)], DAY.end_ms + 60_000)
+    shown = archived.exposures(source, DAY.end_ms - 105 * archived.MINUTE_MS, DAY.end_ms - 103 * archived.MINUTE_MS)
+    shown, read_ms = read_from_feast(folder / "features", shown)
+    day = archived.tables(source, shown)
+    place = day["impressions"].schema.get_field_index("read_ms")
+    day["impressions"] = day["impressions"].set_column(place, "read_ms", [pa.array(read_ms, pa.int64())])
+    archived.write(folder / "archive", source, [day], DAY.end_ms + 60_000)
     target = folder / "samples" / DAY.name / Sampling().name
     target.parent.mkdir(parents=True)
     target.write_text("in the way")
@@ -34,6 +49,9 @@ def test_a_day_by_its_data_interval_a_failed_step_resumes_and_the_bytes_are_the_
     page = failed.returned["validate"]["docs"]
     assert f"{DAY} keeps " in failed.log and f"Data Docs: {page}" in failed.log
     assert (folder / "data_docs" / unquote(page.removeprefix(f"{DOCS}/"))).is_file()
+    checked = failed.returned["features"]
+    assert checked["impressions"] == checked["compared"] == len(shown) > 400
+    assert checked["same"] == {f.name: 1.0 for f in source.declaration.features}
 
     target.unlink()
     done = "validate|features"

@@ -47,7 +47,7 @@ END_MS, JUDGED_MS = (int(np.quantile([r["event_ms"] for r in RECORDS], q)) for q
 LAST_MS = max(r["event_ms"] for r in RECORDS)
 
 
-def wait(until: Callable[[], Any], what: str, most_s: float = 120) -> Any:
+def wait(until: Callable[[], Any], what: str, most_s: float = 240) -> Any:
     deadline = time.monotonic() + most_s
     while not (found := until()):
         assert time.monotonic() < deadline, f"waited {most_s} s for {what}"
@@ -108,7 +108,7 @@ class Rig:
 
     def trained_by(self, lineage: str) -> int:
         """Who holds the lineage's lock, or held it last."""
-        return int((self.log.path / f"{lineage}.lock").read_text())
+        return int((self.log.path / f"{lineage}.lock").read_text() or -1)  # empty while it is being written
 
     def end(self) -> None:
         if self.trainer.poll() is None:
