@@ -8,10 +8,15 @@
 //   - A wish: nobody waits for it, and where it is late, or there is no thread, who writes first takes the page.
 //   - It changes no byte. What is wanted stays mapped until the pager has stopped.
 //   - The thread begins with the first wish: a small table has none.
+//   - The kernel refuses to collapse a page while another thread takes small ones in it (EAGAIN): it is asked again
+//   when
+//     there is nothing else to do.
 #pragma once
 
 #include <sys/mman.h>
 
+#include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <exception>
@@ -41,8 +46,7 @@ class Pager {
   // kNew: a huge page nobody has written to. kCollapse: small pages, half of them in use, to become a huge one.
   void Want(char* page, What what) {
     const std::lock_guard hold(mutex_);
-    if (count_ == kMost) return;
-    wishes_[(first_ + count_++) % kMost] = {page, what};
+    Add({page, what, 0});
     if (!thread_.joinable()) {
       try {
         thread_ = std::thread([this] { Run(); });
@@ -57,36 +61,52 @@ class Pager {
   static constexpr size_t kMost = 512;  // wishes: 16 shards that are restored at once; further ones are dropped
   static constexpr size_t kPage = size_t{2} << 20;
 
+  static constexpr auto kPause = std::chrono::milliseconds(10);
+  static constexpr int kTimes = 100;
+
   struct Wish {
     char* page;
     What what;
+    int times;  // asked so far
   };
 
+  void Add(const Wish& wish) {
+    if (count_ < kMost) wishes_[(first_ + count_++) % kMost] = wish;
+  }
+
   void Run() {
+    Wish again[kMost];
+    size_t agains = 0;
+    const auto ready = [this] { return stop_ || count_ > 0; };
     std::unique_lock hold(mutex_);
     for (;;) {
-      wanted_.wait(hold, [this] { return stop_ || count_ > 0; });
+      if (agains == 0) {
+        wanted_.wait(hold, ready);
+      } else if (!wanted_.wait_until(hold, std::chrono::system_clock::now() + kPause, ready)) {
+        while (agains > 0) Add(again[--agains]);
+      }
       if (stop_) return;
-      const Wish wish = wishes_[first_++ % kMost];
+      Wish wish = wishes_[first_++ % kMost];
       --count_;
       hold.unlock();
-      Take(wish);
+      if (!Take(wish) && ++wish.times < kTimes && agains < kMost) again[agains++] = wish;
       hold.lock();
     }
   }
 
-  static void Take(const Wish& wish) {
+  // False: another time, perhaps.
+  static bool Take(const Wish& wish) {
     if (wish.what == What::kNew) {
       // A write that changes nothing, also while another thread writes there. (MADV_POPULATE_WRITE would keep the whole
       // process from mapping memory meanwhile.)
       asm volatile("lock; orb $0, %0" : "+m"(*wish.page));
-      return;
+      return true;
     }
 #ifndef MADV_COLLAPSE
     constexpr int MADV_COLLAPSE = 25;  // Linux 6.1
 #endif
     madvise(wish.page, kPage, MADV_HUGEPAGE);  // what the kernel's own thread goes by, where it is older
-    madvise(wish.page, kPage, MADV_COLLAPSE);
+    return madvise(wish.page, kPage, MADV_COLLAPSE) == 0 || errno != EAGAIN;
   }
 
   std::mutex mutex_;
