@@ -1,7 +1,8 @@
 """Filling from empty, batch after batch: the longest of them, in the CPU time of its thread and by the wall.
 
 The op runs on the calling thread: the share of the process's CPU time that this thread took says so. The rest is the
-thread that takes pages from the kernel (training/cuckoo/pager.h); what it costs is in `M_rows_per_s` and by the wall.
+thread that takes pages from the kernel (training/cuckoo/pager.h); what it costs is by the wall. `control` is arithmetic
+within the core's own cache, of about a batch's length, after each batch: its longest piece is the machine's doing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ import tensorflow as tf
 
 from benchmarks.cuckoo import contestants
 
+NUMBERS = np.ones(4000)
+
+
+def control() -> None:
+    for _ in range(1400):
+        np.sqrt(NUMBERS, out=NUMBERS)
+
 
 def measure(keys: int, dim: int, batch: int, rounds: int, others: bool) -> dict[str, Any]:
     # From no expectation to `keys` rows: as a table grows that nobody has given a size.
-    fills = [fill(contestants.cuckoo(dim).lookup, keys, batch) for _ in range(rounds)]
+    fills = [fill(contestants.cuckoo(dim).lookup, keys, batch, control) for _ in range(rounds)]
     result: dict[str, Any] = {
         "keys": keys,
         "dim": dim,
@@ -42,9 +50,11 @@ def measure(keys: int, dim: int, batch: int, rounds: int, others: bool) -> dict[
     return result
 
 
-def fill(call: Callable[[Any], Any], keys: int, batch: int) -> dict[str, Any]:
+def fill(
+    call: Callable[[Any], Any], keys: int, batch: int, control: Callable[[], None] | None = None
+) -> dict[str, Any]:
     """One filling with the keys of places 0 .. keys - 1."""
-    cpu, wall = [], []
+    cpu, wall, idle = [], [], []
     process = thread = 0.0
     worst: dict[str, float] = {}
     for ids in contestants.all_keys(keys, batch):
@@ -59,10 +69,15 @@ def fill(call: Callable[[Any], Any], keys: int, batch: int) -> dict[str, Any]:
             worst |= {"kernel_ms": round(1e3 * (now.ru_stime - used.ru_stime), 3)}
             worst |= {"lost_core": now.ru_nivcsw - used.ru_nivcsw, "stolen_ms": stolen_ms() - stole}
         process, thread = process + time.process_time() - all_cpu, thread + cpu[-1]
+        if control is not None:
+            begin_cpu = time.thread_time()
+            control()
+            idle.append(time.thread_time() - begin_cpu)
     print(f"  {keys} keys in batches of {batch}: the longest {1e3 * max(cpu):.1f} ms of CPU", flush=True)
     return {
         "cpu_ms": longest(cpu),
         "wall_ms": longest(wall),
+        **({"control_cpu_ms": longest(idle)} if idle else {}),
         "worst_batch": {k: v for k, v in worst.items() if k != "cpu_s"},
         "thread_share_of_cpu": round(thread / process, 3),
         "M_rows_per_s": round(keys / sum(wall) / 1e6, 3),

@@ -63,6 +63,8 @@ def ratios(table: dict[str, Any], trainer: dict[str, Any]) -> str:
     for name, figure in table["summary"].items():
         around = table["spread"].get(name) or []
         two = f" ({around[0]:g} to {around[1]:g})" if "_vs_" in name and len(around) == 2 else ""
+        if control := table["control"].get(name):
+            two = f" (a round: {each(around)}; the machine alone: {each(control)})"
         goal = f"{table['goals'][name]}: {'reached' if reached(name, figure) else 'missed'}" if GOALS[name][0] else ""
         lines.append(f"| {SAID[name]} | {figure:g}{two} | {goal} |")
     for race in trainer.get("races", []):
@@ -76,8 +78,13 @@ def ratios(table: dict[str, Any], trainer: dict[str, Any]) -> str:
         lines.append(f"| examples/s a core, from Kafka to learned | {rate:,} | {goal} |")
         lines.append(f"| of it, us of CPU an example | {', '.join(f'{k} {v:g}' for k, v in us.items())} | |")
     machine = table["machine"]
-    where = f"{machine['cpu']}, {machine['cores']} virtual cores, {table['date']}, commit {table['commit']}"
-    return "\n".join([*lines, "", f"{where}; `{table['command']}`.", ""])
+    where = f"{machine['cpu']}, {machine['cores']} virtual cores, {table['date']}"
+    how = "`python -m benchmarks.table`, `.trainer`; date and commit of each part are in `benchmarks/results/`"
+    return "\n".join([*lines, "", f"{where}; {how}.", ""])
+
+
+def each(rounds: list[float]) -> str:
+    return ", ".join(f"{ms:.1f}" for ms in rounds)
 
 
 def cells(table: dict[str, Any]) -> str:

@@ -22,9 +22,11 @@ BATCH = 16_384
 
 
 def of(parts: dict[str, Any]) -> dict[str, Any]:
-    """`summary`: name -> figure; `spread`: name -> its p10 and p90, or what its rounds gave; `goals`."""
+    """`summary`: name -> figure; `spread`: name -> its p10 and p90, or what its rounds gave; `control`: name -> what
+    the machine alone gives, by rounds; `goals`."""
     figures: dict[str, float] = {}
     spread: dict[str, Any] = {}
+    control: dict[str, list[float]] = {}
 
     def ratio(name: str, cell: dict[str, float]) -> None:
         figures[name] = round(cell["median"], 3)
@@ -40,16 +42,19 @@ def of(parts: dict[str, Any]) -> dict[str, Any]:
     if growth := parts.get("growth-10M-16"):
         figures["worst_growth_cpu_ms"] = growth["worst_cpu_ms"]
         spread["worst_growth_cpu_ms"] = [fill["cpu_ms"]["worst"] for fill in growth["ours"]]
+        control["worst_growth_cpu_ms"] = [f["control_cpu_ms"]["worst"] for f in growth["ours"] if "control_cpu_ms" in f]
     if pause := parts.get("pause-10M-16"):
         figures["export_pause_ms"] = max(pause["export"]["worst_ms"])
         spread["export_pause_ms"] = pause["export"]["worst_ms"]
+        control["export_pause_ms"] = pause["copy"]["worst_ms"]
     for dim in (16, 32):
         if memory := parts.get(f"memory-10M-{dim}"):
             figures[f"memory_vs_payload_{dim}"] = memory["memory_vs_payload"]
             if dim == 16:
                 figures["index_bytes_per_key"] = memory["index_bytes_per_key"]
     goals = {name: f"{sign} {goal:g}" for name, (sign, goal) in GOALS.items() if sign}
-    return {"summary": {name: figures[name] for name in GOALS if name in figures}, "spread": spread, "goals": goals}
+    summary = {name: figures[name] for name in GOALS if name in figures}
+    return {"summary": summary, "spread": spread, "control": control, "goals": goals}
 
 
 def reached(name: str, figure: float) -> bool:
@@ -71,7 +76,8 @@ def table(whole: dict[str, Any]) -> str:
     for name, figure in whole["summary"].items():
         said = ("reached" if reached(name, figure) else "missed") if GOALS[name][0] else ""
         around = whole["spread"].get(name, "")
-        lines.append(f"{name:28}{figure:>9}  {whole['goals'].get(name, ''):10}{said:9}{around or ''}")
+        beside = f"; the machine alone {control}" if (control := whole["control"].get(name)) else ""
+        lines.append(f"{name:28}{figure:>9}  {whole['goals'].get(name, ''):10}{said:9}{around or ''}{beside}")
     if missing := [name for name in GOALS if name not in whole["summary"]]:
         lines.append(f"not measured: {', '.join(missing)}")
     return "\n".join(lines)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,8 +15,11 @@ from infra import pipeline
 from infra.airflow_rest import Airflow, AirflowError
 from infra.platform import Platform
 from infra.settings import PORTS, load
+from streaming.archive import Archive
+from streaming.interval import Interval, text
 from training.delta import Log
-from training.registry import CANDIDATE, CHAMPION, client_of, name_of
+from training.registry import CANDIDATE, CHAMPION, TRAINED, client_of, name_of
+from training.sampling import Sampling
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -36,13 +41,15 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         running.start(timeout_s=600)
         words = ["--source", SOURCE, "--kafka", running.address("kafka"), "--sync-every-ms", "60000", "--wall-s", "20"]
         words += ["--serving", running.address("model-server-0"), "--out", str(running.folder / "sent")]
+        words += ["--features", "feast", "--feature-folder", str(running.layout.features)]
         subprocess.run([sys.executable, "-m", "streaming.replay", *words], check=True, timeout=300)
         yield running
 
 
 def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.CaptureFixture[str]) -> None:
+    """The pilot is a model of MLflow's, by its alias; what was shown was scored with features read from Feast."""
     first = Log(platform.layout.log).serving()
-    before, after = pipeline.once(platform, {})
+    before, after = pipeline.once(platform, {"pilot": TRAINED})
     said = capfd.readouterr().out
     assert before.lineage == first != after.lineage == Log(platform.layout.log).serving()
     assert before.scores != after.scores
@@ -50,6 +57,9 @@ def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.Cap
     steps = ["sample_examples", "validate", "features", "sample", "batch_warm_start", "train", "evaluate", "promote"]
     places = [told.index(step) for step in steps]
     assert places == sorted(places) and said.rstrip().endswith("other scores")
+    (compared,) = re.findall(r"features +success .* impressions (\d+), compared (\d+)", said)
+    assert compared[0] == compared[1] != "0"
+    assert f"pilot {first}.0" in said
     # MLflow's own word: the alias has moved to the version of what serves now, and the figures are its tags.
     client, name = client_of(platform.address("mlflow")), name_of(SOURCE)
     champion = client.get_model_version_by_alias(name, CHAMPION)
@@ -66,9 +76,25 @@ def test_every_other_dag_is_green(platform: Platform, dag: str, form: dict[str, 
     assert tasks and {task.state for task in tasks.values()} == {"success"}
 
 
-def test_a_step_that_fails_says_why(platform: Platform) -> None:
-    with pytest.raises(AirflowError, match=r"sample_examples failed: .*2019"):
-        pipeline.once(platform, {"day": "2019-05-07"})
+def test_a_step_that_failed_says_why_and_resumes_when_it_is_cleared(platform: Platform) -> None:
+    ask = pipeline.session(platform)
+    begin_ms = Archive(platform.layout.archive).since_ms("examples") // 1000 * 1000
+    interval = Interval(begin_ms, begin_ms + 3_600_000)
+    way = platform.layout.samples / interval.name / Sampling().folder
+    way.parent.mkdir(parents=True, exist_ok=True)
+    way.write_text("in the way")
+    with pytest.raises(AirflowError, match=r"sample_examples failed: sample: .*File exists") as said:
+        pipeline.once(platform, {"begin": text(interval.begin_ms), "end": text(interval.end_ms)})
+    assert str(way) in str(said.value)
+    (run,) = [r for r in ask.runs("sample_examples") if ask.state("sample_examples", r) == "failed"]
+    before = ask.tasks("sample_examples", run)
+    way.unlink()
+    ask.clear("sample_examples", run, ["sample"])
+    after = ask.wait("sample_examples", run)
+    assert [after[task].tries for task in ("interval", "validate", "features", "sample")] == [1, 1, 1, 3]
+    for done in ("interval", "validate", "features"):
+        assert after[done].seconds == before[done].seconds
+    assert Path(after["sample"].result["file"]).parent == way
 
 
 def test_nothing_is_left_running(platform: Platform) -> None:

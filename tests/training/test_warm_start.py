@@ -125,6 +125,7 @@ def run(capsys: pytest.CaptureFixture[str], step: str, *arguments: object) -> di
     return found
 
 
+@pytest.mark.timeout(600)
 def test_every_record_once_in_both_lineages_through_take_over_and_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
