@@ -12,7 +12,7 @@
 
 #include "training/cuckoo/index.h"
 #include "training/cuckoo/optimizer.h"
-#include "training/cuckoo/row.h"
+#include "training/cuckoo/table.h"
 
 namespace cuckoo {
 
@@ -91,17 +91,17 @@ class Gradients {
   std::vector<float> own_;
 };
 
-// What Table::Update calls: the step of a row.
+// What Table::Update calls: the step of rows.
 struct GradientStep {
   const Layout& layout;
   const Gradients& gradients;
   const float* rates;
 
-  void Fetch(size_t i) const {
-    const char* at = reinterpret_cast<const char*>(gradients[i]);
-    for (size_t byte = 0; byte < layout.dim() * sizeof(float); byte += kLine) __builtin_prefetch(at + byte);
+  void operator()(float* const* rows, const uint32_t* places, size_t n) const {
+    const float* of[Table::kTogether];
+    for (size_t r = 0; r < n; ++r) of[r] = gradients[places[r]];
+    layout.Step({rows, of, n}, rates);
   }
-  void operator()(float* row, size_t i) const { layout.Step(row, gradients[i], rates); }
 };
 
 }  // namespace cuckoo

@@ -4,6 +4,7 @@
 //   - The formulas are Keras 3's, number by number; a row that no gradient names is not touched (lazy): neither its
 //     weights nor its moments decay in the meantime.
 //   - Kernels give the same bits in each of their versions (no contraction: build with -ffp-contract=off).
+//   - A version is called for many rows at once: what a call takes is a fourth of what a row's step does.
 #pragma once
 
 #include <algorithm>
@@ -12,21 +13,27 @@
 
 // One version a CPU: the user's machine picks at load. Sanitizers cannot run the picking.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#if __GNUC__ >= 12
+#define CUCKOO_VERSIONS __attribute__((target_clones("default", "arch=x86-64-v3")))
+#else
 #define CUCKOO_VERSIONS __attribute__((target_clones("default", "avx2")))
+#endif
 #else
 #define CUCKOO_VERSIONS
 #endif
+// What a version calls for each key, so that it is of that version too.
+#define CUCKOO_INLINE __attribute__((always_inline))
 
 namespace cuckoo {
 
 // w -= lr * g
-CUCKOO_VERSIONS inline void Sgd(float* __restrict w, const float* __restrict g, size_t n, float rate) {
+CUCKOO_INLINE inline void Sgd(float* __restrict w, const float* __restrict g, size_t n, float rate) {
   for (size_t i = 0; i < n; ++i) w[i] -= rate * g[i];
 }
 
 // m = momentum * m - lr * g; w += m   (Polyak 1964)
-CUCKOO_VERSIONS inline void Momentum(float* __restrict w, float* __restrict m, const float* __restrict g, size_t n,
-                                     float rate, float momentum) {
+CUCKOO_INLINE inline void Momentum(float* __restrict w, float* __restrict m, const float* __restrict g, size_t n,
+                                   float rate, float momentum) {
   for (size_t i = 0; i < n; ++i) {
     m[i] = m[i] * momentum - g[i] * rate;
     w[i] += m[i];
@@ -35,8 +42,8 @@ CUCKOO_VERSIONS inline void Momentum(float* __restrict w, float* __restrict m, c
 
 // m = momentum * m - lr * g; w += momentum * m - lr * g   (Sutskever et al., ICML 2013, equations 3 and 4, in Keras'
 // form)
-CUCKOO_VERSIONS inline void Nesterov(float* __restrict w, float* __restrict m, const float* __restrict g, size_t n,
-                                     float rate, float momentum) {
+CUCKOO_INLINE inline void Nesterov(float* __restrict w, float* __restrict m, const float* __restrict g, size_t n,
+                                   float rate, float momentum) {
   for (size_t i = 0; i < n; ++i) {
     const float step = g[i] * rate;
     m[i] = m[i] * momentum - step;
@@ -45,8 +52,8 @@ CUCKOO_VERSIONS inline void Nesterov(float* __restrict w, float* __restrict m, c
 }
 
 // a += g^2; w -= lr * g / sqrt(a + epsilon)   (Duchi et al., JMLR 12, 2011, figure 1)
-CUCKOO_VERSIONS inline void Adagrad(float* __restrict w, float* __restrict a, const float* __restrict g, size_t n,
-                                    float rate, float epsilon) {
+CUCKOO_INLINE inline void Adagrad(float* __restrict w, float* __restrict a, const float* __restrict g, size_t n,
+                                  float rate, float epsilon) {
   for (size_t i = 0; i < n; ++i) {
     a[i] += g[i] * g[i];
     w[i] -= rate * g[i] / std::sqrt(a[i] + epsilon);
@@ -55,9 +62,8 @@ CUCKOO_VERSIONS inline void Adagrad(float* __restrict w, float* __restrict a, co
 
 // m += (1 - beta_1) (g - m); v += (1 - beta_2) (g^2 - v); w -= alpha * m / (sqrt(v) + epsilon)
 // (Kingma and Ba, ICLR 2015, algorithm 1 in the order that section 2 ends with: alpha carries both corrections)
-CUCKOO_VERSIONS inline void Adam(float* __restrict w, float* __restrict m, float* __restrict v,
-                                 const float* __restrict g, size_t n, float alpha, float one_minus_beta_1,
-                                 float one_minus_beta_2, float epsilon) {
+CUCKOO_INLINE inline void Adam(float* __restrict w, float* __restrict m, float* __restrict v, const float* __restrict g,
+                               size_t n, float alpha, float one_minus_beta_1, float one_minus_beta_2, float epsilon) {
   for (size_t i = 0; i < n; ++i) {
     m[i] += (g[i] - m[i]) * one_minus_beta_1;
     v[i] += (g[i] * g[i] - v[i]) * one_minus_beta_2;
@@ -69,9 +75,8 @@ CUCKOO_VERSIONS inline void Adam(float* __restrict w, float* __restrict m, float
 // Keras):
 //   a' = a + g^2; z += g + 2 shrinkage w - w (sqrt(a') - sqrt(a)) / lr
 //   w = (clamp(z, -l1, l1) - z) / (sqrt(a') / lr + 2 l2 + beta / lr)
-CUCKOO_VERSIONS inline void Ftrl(float* __restrict w, float* __restrict a, float* __restrict z,
-                                 const float* __restrict g, size_t n, float rate, float l1, float l2, float shrinkage,
-                                 float beta) {
+CUCKOO_INLINE inline void Ftrl(float* __restrict w, float* __restrict a, float* __restrict z, const float* __restrict g,
+                               size_t n, float rate, float l1, float l2, float shrinkage, float beta) {
   const float fixed = 2 * (l2 + beta / (2 * rate));
   for (size_t i = 0; i < n; ++i) {
     const float sum = a[i] + g[i] * g[i], root = std::sqrt(sum);
@@ -81,6 +86,18 @@ CUCKOO_VERSIONS inline void Ftrl(float* __restrict w, float* __restrict a, float
     a[i] = sum;
   }
 }
+
+// Rows that take a step each, in their order: whole rows, and gradients of their weights.
+struct Rows {
+  float* const* row;
+  const float* const* gradient;
+  size_t count;
+};
+
+// Where in a row the weights and the slots of a segment begin.
+struct Span {
+  size_t weights, slots;
+};
 
 enum class Rule { kSgd, kMomentum, kNesterov, kAdagrad, kAdam, kFtrl };
 
@@ -120,11 +137,18 @@ struct Optimizer {
     if (rule == Rule::kAdagrad || rule == Rule::kFtrl) std::fill_n(slots, n, start);
   }
 
-  // One step with learning rate `rate`.
-  void Step(float* w, float* slots, const float* g, size_t n, float rate) const {
+  // One step of the segment of n weights at `span` in each row, with learning rate `rate`.
+  void Step(const Rows& rows, Span span, size_t n, float rate) const {
+    if (rule != Rule::kAdam && clip == 0 && clip_norm == 0 && decay == 0) return Run(rows, span, n, n, rate);
+    for (size_t r = 0; r < rows.count; ++r) {
+      StepOne(rows.row[r] + span.weights, rows.row[r] + span.slots, rows.gradient[r] + span.weights, n, rate);
+    }
+  }
+
+ private:
+  void StepOne(float* w, float* slots, const float* g, size_t n, float rate) const {
     // The correction counts the row's own steps: with the table's, a row first met late would hardly move.
     const float alpha = rule == Rule::kAdam ? Alpha(slots[2 * n] += 1, rate) : rate;
-    if (clip == 0 && clip_norm == 0 && decay == 0) return Run(w, slots, slots + n, g, n, alpha);
     constexpr size_t kPart = 64;
     float part[kPart];
     const float scale = clip_norm == 0 ? 1 : clip_norm / std::max(Norm(g, n), clip_norm);
@@ -132,12 +156,15 @@ struct Optimizer {
     for (size_t at = 0; at < n; at += kPart) {
       const size_t m = std::min(kPart, n - at);
       for (size_t i = 0; i < m; ++i) part[i] = std::min(std::max(g[at + i] * scale, -bound), bound);
-      for (size_t i = at; i < at + m; ++i) w[i] -= w[i] * decay * rate;
-      Run(w + at, slots + at, slots + n + at, part, m, alpha);
+      if (decay != 0) {
+        for (size_t i = at; i < at + m; ++i) w[i] -= w[i] * decay * rate;
+      }
+      float* const row = w + at;
+      const float* const gradient = part;
+      Run({&row, &gradient, 1}, {0, static_cast<size_t>(slots - w)}, m, n, alpha);
     }
   }
 
- private:
   float Alpha(double steps, float rate) const {
     return static_cast<float>(rate * std::sqrt(1 - std::pow(static_cast<double>(beta_2), steps)) /
                               (1 - std::pow(static_cast<double>(beta_1), steps)));
@@ -149,20 +176,32 @@ struct Optimizer {
     return static_cast<float>(std::sqrt(sum));
   }
 
-  void Run(float* w, float* s, float* t, const float* g, size_t n, float rate) const {
+  // `m` of the segment's `n` weights.
+  CUCKOO_VERSIONS void Run(const Rows& rows, Span span, size_t m, size_t n, float rate) const {
+    const auto each = [&](auto step) CUCKOO_INLINE {
+      for (size_t r = 0; r < rows.count; ++r) {
+        float* const slots = rows.row[r] + span.slots;
+        step(rows.row[r] + span.weights, slots, slots + n, rows.gradient[r] + span.weights);
+      }
+    };
     switch (rule) {
       case Rule::kSgd:
-        return Sgd(w, g, n, rate);
+        return each([=](float* w, float*, float*, const float* g) CUCKOO_INLINE { Sgd(w, g, m, rate); });
       case Rule::kMomentum:
-        return Momentum(w, s, g, n, rate, beta_1);
+        return each([=, this](float* w, float* s, float*, const float* g)
+                        CUCKOO_INLINE { Momentum(w, s, g, m, rate, beta_1); });
       case Rule::kNesterov:
-        return Nesterov(w, s, g, n, rate, beta_1);
+        return each([=, this](float* w, float* s, float*, const float* g)
+                        CUCKOO_INLINE { Nesterov(w, s, g, m, rate, beta_1); });
       case Rule::kAdagrad:
-        return Adagrad(w, s, g, n, rate, epsilon);
+        return each([=, this](float* w, float* s, float*, const float* g)
+                        CUCKOO_INLINE { Adagrad(w, s, g, m, rate, epsilon); });
       case Rule::kAdam:
-        return Adam(w, s, t, g, n, rate, 1 - beta_1, 1 - beta_2, epsilon);
+        return each([=, this](float* w, float* s, float* t, const float* g)
+                        CUCKOO_INLINE { Adam(w, s, t, g, m, rate, 1 - beta_1, 1 - beta_2, epsilon); });
       case Rule::kFtrl:
-        return Ftrl(w, s, t, g, n, rate, l1, l2, shrinkage, beta);
+        return each([=, this](float* w, float* s, float* t, const float* g)
+                        CUCKOO_INLINE { Ftrl(w, s, t, g, m, rate, l1, l2, shrinkage, beta); });
     }
   }
 };

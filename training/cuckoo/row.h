@@ -31,7 +31,7 @@ class Layout {
       dim_ += s.dim;
       slot_floats_ += s.optimizer.slot_floats(s.dim);
     }
-    for (Place& place : places_) place.slots += dim_;
+    for (Span& place : places_) place.slots += dim_;
   }
 
   bool operator==(const Layout& other) const { return segments_ == other.segments_ && seed_ == other.seed_; }
@@ -51,21 +51,16 @@ class Layout {
     }
   }
 
-  // One step of a row with a gradient of dim() numbers; a learning rate a segment.
-  void Step(float* row, const float* gradient, const float* rates) const {
+  // One step of each row with a gradient of dim() numbers; a learning rate a segment.
+  void Step(const Rows& rows, const float* rates) const {
     for (size_t s = 0; s < segments_.size(); ++s) {
-      const auto [weights, slots] = places_[s];
-      segments_[s].optimizer.Step(row + weights, row + slots, gradient + weights, segments_[s].dim, rates[s]);
+      segments_[s].optimizer.Step(rows, places_[s], segments_[s].dim, rates[s]);
     }
   }
 
  private:
-  struct Place {
-    size_t weights, slots;  // where a segment's begin in the row
-  };
-
   std::vector<Segment> segments_;
-  std::vector<Place> places_;
+  std::vector<Span> places_;
   uint64_t seed_ = 0;
   size_t dim_ = 0, slot_floats_ = 0;
 };

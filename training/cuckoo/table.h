@@ -23,6 +23,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <utility>
 #include <vector>
 
 #include "training/cuckoo/row.h"
@@ -45,6 +46,7 @@ struct Stats {
 class Table {
  public:
   static constexpr size_t kMaxShards = Shards::kMost;
+  static constexpr size_t kTogether = 16;  // rows of one call of Update's: those that were fetched meanwhile
 
   explicit Table(const Config& config)
       : config_(config), shards_(config.layout.floats(), config.admission, config.shards) {}
@@ -103,27 +105,29 @@ class Table {
     }
   }
 
-  // Calls f(float* row, size_t i) for each key i that has a row (weights, then slots), and stamps it; the row is f's
-  // alone. A key without a row is passed over: it was removed, or never admitted. Returns how many rows there were.
-  // A key given twice is called twice, in the batch's order. f must not call the table. If it has a
-  // Fetch(i), that is called a few keys before: to fetch what f will read beside the row.
+  // Calls f(float* const* rows, const uint32_t* places, size_t n) with the rows (weights, then slots) of up to
+  // kTogether keys, and their places in the batch; stamps them. The rows are f's alone. A key without a row is passed
+  // over: it was removed, or never admitted. Returns how many rows there were. A key given twice is there twice, in the
+  // batch's order. f must not call the table.
   template <class F>
   size_t Update(const int64_t* keys, size_t n, F f, Part part = {}) {
     size_t updated = 0;
     ForEachRun(shards_, keys, nullptr, n, RowBytes(), part,
                [&](Shard& shard, const Item* items, size_t count, auto ahead) {
+                 float* rows[kTogether];
+                 uint32_t places[kTogether];
+                 size_t held = 0;
                  std::unique_lock hold(shard.lock);
                  const uint32_t now = tick();
                  for (size_t m = 0; m < count; ++m) {
-                   Bucket* hint = ahead(m);
-                   if constexpr (requires { f.Fetch(size_t{}); }) {
-                     if (m + kFetch < count) f.Fetch(size_t{items[m + kFetch].i});
+                   if (const Place place = shard.index.Find(items[m].key, ahead(m))) {
+                     rows[held] = shard.slab.At(place.row());
+                     places[held++] = items[m].i;
+                     place.tick() = now;
                    }
-                   const Place place = shard.index.Find(items[m].key, hint);
-                   if (!place) continue;
-                   f(shard.slab.At(place.row()), size_t{items[m].i});
-                   place.tick() = now;
-                   ++updated;
+                   if (held < kTogether && m + 1 < count) continue;
+                   f(rows, places, held);
+                   updated += std::exchange(held, 0);
                  }
                });
     return updated;
@@ -254,7 +258,6 @@ class Table {
   }
 
  private:
-  static constexpr size_t kFetch = 6;         // keys: some 0.3 us, as long as memory takes
   static constexpr size_t kGlance = 1 << 14;  // bounds what is left to the locked way at a time
   static constexpr size_t kLinesHeld = 1024;  // 64 KB
 

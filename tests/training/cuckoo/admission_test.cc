@@ -192,7 +192,10 @@ void TestTable(size_t shards) {
   for (size_t i = 0; i < n; ++i) CHECK(all_zero(i));
   const auto apply = [&] {
     const float rate = 0.1f;
-    return strict.Update(keys.data(), n, [&](float* row, size_t) { config.layout.Step(row, ones.data(), &rate); });
+    return strict.Update(keys.data(), n, [&](float* const* rows, const uint32_t*, size_t m) {
+      const std::vector<const float*> gradients(m, ones.data());
+      config.layout.Step({rows, gradients.data(), m}, &rate);
+    });
   };
   CHECK_EQ(apply(), 0u);
   CHECK_EQ(strict.stats().size, 0u);

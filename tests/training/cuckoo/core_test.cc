@@ -35,8 +35,11 @@ Config Small(size_t dim, size_t shards) {
 // A step of Small's segments.
 size_t Apply(Table& table, const std::vector<int64_t>& keys, const float* gradients, float rate) {
   const float rates[2] = {rate, rate};
-  return table.Update(keys.data(), keys.size(), [&](float* row, size_t i) {
-    table.layout().Step(row, gradients + i * table.layout().dim(), rates);
+  return table.Update(keys.data(), keys.size(), [&](float* const* rows, const uint32_t* places, size_t n) {
+    for (size_t r = 0; r < n; ++r) {
+      const float* gradient = gradients + places[r] * table.layout().dim();
+      table.layout().Step({&rows[r], &gradient, 1}, rates);
+    }
   });
 }
 
@@ -168,8 +171,10 @@ void TestAgainstMap(size_t dim, size_t shards, int64_t space, int steps, uint64_
         size_t updated = 0;
         const size_t parts = 1 + random() % 3;
         for (size_t part = 0; part < parts; ++part) {
-          updated += table.Update(
-              keys.data(), n, [&](float* row, size_t i) { row[0] = static_cast<float>(i), ++calls[i]; }, {part, parts});
+          const auto count = [&](float* const* rows, const uint32_t* places, size_t m) {
+            for (size_t r = 0; r < m; ++r) rows[r][0] = static_cast<float>(places[r]), ++calls[places[r]];
+          };
+          updated += table.Update(keys.data(), n, count, {part, parts});
         }
         size_t want = 0;
         for (size_t k = 0; k < n; ++k) {

@@ -64,7 +64,10 @@ void Calls(Bytes& in) {
           ++model.at(key).first;
           model.at(key).second = tick;
         }
-        CHECK_EQ(table.Update(keys.data(), n, [](float* row, size_t) { ++row[0]; }), want);
+        const auto count = [](float* const* rows, const uint32_t*, size_t m) {
+          for (size_t r = 0; r < m; ++r) ++rows[r][0];
+        };
+        CHECK_EQ(table.Update(keys.data(), n, count), want);
         break;
       }
       case 4: {

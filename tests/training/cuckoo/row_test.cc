@@ -56,8 +56,15 @@ void TestAdagradVersions() {
       volatile float step = 0.05f * g[i];
       want_w[i] -= step / std::sqrt(want_a[i] + 1e-7f);
     }
-    Adagrad(w.data(), a.data(), g.data(), dim, 0.05f, 1e-7f);
-    CHECK(w == want_w && a == want_a);
+    const Layout layout({{dim, {}, {.rule = Rule::kAdagrad, .epsilon = 1e-7f}}}, 0);
+    std::vector<std::vector<float>> rows(3, w);
+    for (auto& row : rows) row.insert(row.end(), a.begin(), a.end());
+    float* const row[] = {rows[0].data(), rows[1].data(), rows[2].data()};
+    const float* const gradient[] = {g.data(), g.data(), g.data()};
+    const float rate = 0.05f;
+    layout.Step({row, gradient, 3}, &rate);
+    want_w.insert(want_w.end(), want_a.begin(), want_a.end());
+    for (const auto& got : rows) CHECK(got == want_w);
   }
 }
 
@@ -100,11 +107,14 @@ void TestStepsOfSegments() {
           const float g = normal(random) / 3, bounded = std::min(std::max(g, -0.5f), 0.5f);
           gradient[3 + i] = gradient[3 + dim + i] = bounded;
           gradient[3 + 2 * dim + i] = g;
-          const float rate = 0.1f;
-          one.Step(single[i].data(), &bounded, &rate);
+          const float rate = 0.1f, *const of_one = &bounded;
+          float* const single_row = single[i].data();
+          one.Step({&single_row, &of_one, 1}, &rate);
         }
         const float rates[] = {0.1f, 0.1f, 0.1f, 0.1f};
-        row.Step(whole.data(), gradient.data(), rates);
+        float* const whole_row = whole.data();
+        const float* const of_whole = gradient.data();
+        row.Step({&whole_row, &of_whole, 1}, rates);
       }
       for (size_t i = 0; i < dim; ++i) {
         for (size_t part = 0; part < 3; ++part) CHECK_EQ(whole[3 + part * dim + i], single[i][0]);

@@ -23,8 +23,10 @@ Config Zeros(size_t shards) {
 size_t ApplyOnes(Table& table, const std::vector<int64_t>& keys) {
   const std::vector<float> ones(kDim, 1);
   const float rate = 0.1f;
-  return table.Update(keys.data(), keys.size(),
-                      [&](float* row, size_t) { table.layout().Step(row, ones.data(), &rate); });
+  return table.Update(keys.data(), keys.size(), [&](float* const* rows, const uint32_t*, size_t n) {
+    const std::vector<const float*> gradients(n, ones.data());
+    table.layout().Step({rows, gradients.data(), n}, &rate);
+  });
 }
 
 template <class F>
