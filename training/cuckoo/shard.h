@@ -164,7 +164,7 @@ struct Part {
 //
 // and then the caller's own pass, over the rows. A pass has no branch on what it finds. It asks for the lines of 16
 // keys at once and then uses those of the 16 before: a core can wait for as many lines as its window holds instructions
-// that ask for one, so nothing else stands between them (a third of find's time, a fourth of apply's).
+// that ask for one, so nothing else stands between them (docs/table.md).
 class Ahead {
  public:
   static constexpr size_t kRound = 512;  // keys from one look at the shards to the next: some 20 us
