@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import EXAMPLES, INTERVAL, arguments, flags, platform, run
+from dags.common import EXAMPLES, GATE, INTERVAL, arguments, flags, gate, platform, run
 
 CHOICE = INTERVAL | {
     "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest, and those before."),
@@ -22,8 +22,8 @@ CHOICE = INTERVAL | {
 }
 FORM = CHOICE | {
     "begin_from": Param("serving", enum=["serving", "none"], description="The serving lineage's base before, or none."),
-    "tolerance": Param(0.01, type="number", minimum=0, description="The gate allows an AUC lower by less than this."),
     "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."),
+    **GATE,
 }
 
 
@@ -48,7 +48,7 @@ def batch_warm_start() -> None:
     def promote(lineage: str, params: Any = None) -> dict[str, Any]:
         if not params["promote"]:
             raise AirflowSkipException("promote is off: the candidate waits in MLflow")
-        return warm_start("promote", lineage=lineage, tolerance=params["tolerance"], **platform("kafka"))
+        return warm_start("promote", lineage=lineage, **platform("kafka"), **gate(params))
 
     chosen = choose()
     lineage = train(chosen)["lineage"]

@@ -35,6 +35,12 @@ INTERVAL = {
     "end": Param(None, type=["null", "string"], format="date-time", description="Event time to (not included)."),
 }
 
+NUMBER: dict[str, Any] = {"default": None, "type": ["null", "number"]}
+GATE = {  # what is left out: the settings gate_tolerance and gate_calibration (minutehand.toml)
+    "tolerance": Param(**NUMBER, minimum=0, description="Allowed is an AUC lower by less than this."),
+    "calibration": Param(**NUMBER, minimum=1, description="Allowed is a mean score / rate to this, from 1 / this."),
+}
+
 
 def arguments(doc: str, form: dict[str, Param] | None = None, cron: str = "0 0 * * *", schedule: Any = None) -> Any:
     """What each @dag is made with. By the clock only where event time is the wall's: MINUTEHAND_DAILY=true."""
@@ -70,11 +76,16 @@ def facts() -> dict[str, Any]:
     return found
 
 
-def platform(*names: str, **renamed: str) -> dict[str, str]:
-    """The source, folders and addresses of these names, to be given as flags: `to="samples"` is --to <that folder>."""
+def platform(*names: str, **renamed: str) -> dict[str, Any]:
+    """Folders, addresses and settings of these names, to be given as flags: `to="samples"` is --to <that folder>."""
     known = facts()
-    known = {"source": known["settings"]["source"], "mlflow": "none"} | known["addresses"] | known["folders"]
+    known = known["settings"] | {"mlflow": "none"} | known["addresses"] | known["folders"]
     return {name: known[name] for name in names} | {flag: known[name] for flag, name in renamed.items()}
+
+
+def gate(params: Any) -> dict[str, Any]:
+    """The gate's figures: the form's, and the platform's settings for what it leaves out."""
+    return {name: platform(x=f"gate_{name}")["x"] if params[name] is None else params[name] for name in GATE}
 
 
 def docs() -> dict[str, str]:

@@ -191,6 +191,10 @@ class Settings:
     keep_bases: int = setting(2, number(1, 1000, whole=True), "bases the delta log keeps, with all later deltas")
     base_every: int = setting(60, number(1, 1_000_000, whole=True), "a new base each so many deltas")
     digest: bool = setting(False, SWITCH, "each delta carries the digest of all tables, and each sync compares it")
+    gate_tolerance: float = setting(0.01, number(0, 1), "a warm start may have an AUC lower by less than this")
+    gate_calibration: float = setting(
+        1.25, number(1, 1000), "a warm start's mean score / rate may be up to this, down to 1 / this"
+    )
     log_bytes: int = setting("8m", size("64k"), "a log is cut at this size; the last cut is kept as <name>.log.1")
     start_within: float = setting("180s", duration("1s"), "a service not ready by then is started again")
     stop_within: float = setting("15s", duration("100ms"), "what ignores TERM for this long is killed")

@@ -62,13 +62,13 @@ class Features:
         for view in self.plan.columns:
             (self.folder / "offline" / view).mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        self.feast = self._open(yaml)
+        with _environment(MINUTEHAND_FEATURES=str(self.folder), MINUTEHAND_SOURCE=source):
+            self.feast = self._open(yaml)
         self._service = self.feast.get_feature_service("ranker")
         self._views = {name: self.feast.get_feature_view(name) for name in self.plan.columns}
 
     def _open(self, yaml: Path | None) -> Any:
         """Feast's store, with the definitions of this source applied."""
-        os.environ |= {"MINUTEHAND_FEATURES": str(self.folder), "MINUTEHAND_SOURCE": self.source}
         os.environ.setdefault("FEAST_USAGE", "False")
         from feast import FeatureStore
         from feast.repo_config import load_repo_config
@@ -298,6 +298,18 @@ class Features:
             yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _environment(**given: str) -> Iterator[None]:
+    """What feature_repo reads, for as long as it does: the same names are the platform's settings."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ |= given
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _definitions() -> list[Any]:

@@ -24,11 +24,10 @@ NEAR_ONE = 1e-7
 
 @dataclass(frozen=True)
 class Gate:
-    """What a candidate must reach to be promoted."""
+    """What a candidate must reach to be promoted; its mean score / rate is at most `calibration`, at least 1 / it."""
 
     tolerance: float = 0.01
-    calibration_low: float = 0.8
-    calibration_high: float = 1.25
+    calibration: float = 1.25
     least_examples: int = 200
 
     def refusals(self, report: dict[str, Any]) -> list[str]:
@@ -42,8 +41,8 @@ class Gate:
             found.append(
                 f"low, the lower bound of candidate - served AUC, is {said}, allowed is above {-self.tolerance:g}"
             )
-        allowed = f"{self.calibration_low:g} to {self.calibration_high:g}"
-        if calibration is None or not self.calibration_low <= calibration <= self.calibration_high:
+        if calibration is None or not 1 / self.calibration <= calibration <= self.calibration:
+            allowed = f"{1 / self.calibration:.3g} to {self.calibration:.3g}"
             said = "unknown (no positives)" if calibration is None else f"{calibration:.3f}"
             found.append(f"calibration, the candidate's mean score / rate, is {said}, allowed is {allowed}")
         return found

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from streaming.archive import Archive, NotArchived
 from streaming.archive_log import ArchiveError, by_time
@@ -50,7 +51,10 @@ from training.step import Learner, Settings
 READ_AT_ONCE = 8192
 """Examples decoded at a time."""
 
-INSTEAD = "What serves stays; learn from more (days, or a longer interval), judge on more (judge_end), or set tolerance"
+INSTEAD = (
+    "What serves stays; learn from more (days, or a longer interval), judge on more (judge_end), or set tolerance or"
+    " calibration"
+)
 
 log = logging.getLogger("warm_start")
 
@@ -60,8 +64,8 @@ class Refused(RuntimeError):
 
 
 class Data(NamedTuple):
-    """What a lineage learns: the examples in event order, where in Kafka they end, and how many of those given belong
-    to others: `behind` stand past the positions (they are learned online), `known` are in the base it begins from."""
+    """What a lineage learns: the examples in the order it does, where in Kafka they end, and how many of those given
+    belong to others: `behind` stand past the positions (they are learned online), `known` are in the base before."""
 
     table: pa.Table
     positions: dict[str, Any]
@@ -113,6 +117,18 @@ def read_examples(paths: list[Path], declaration: Declaration) -> pa.Table:
     return by_time(pa.concat_tables(parts), EXAMPLES)
 
 
+def in_order(event_ms: NDArray[np.int64], until_ms: int) -> NDArray[np.int64]:
+    """The order to learn in, of examples at int64[n] times: by time up to `until_ms`; those after it, whose negatives
+    partly stand behind the positions, one by one between the others.
+
+    The join writes a positive at once and a negative when its window is over, so a cut in Kafka has positives without
+    their negatives. Learned last they would leave a base that scores too high.
+    """
+    when, tail = event_ms.astype(np.float64), event_ms > until_ms
+    when[tail] = np.linspace(when.min(initial=until_ms), until_ms, int(tail.sum()))
+    return np.argsort(when, kind="stable")
+
+
 def chosen(table: pa.Table, positions: dict[str, Any], end_ms: int, base: Manifest | None) -> Data:
     """Of the examples those before `positions`, and not in `base`: what is behind is learned online, once."""
     partition, offset = table["partition"].to_numpy(), table["offset"].to_numpy()
@@ -127,7 +143,8 @@ def chosen(table: pa.Table, positions: dict[str, Any], end_ms: int, base: Manife
     times = table["event_ms"].to_numpy()
     until = int(times[behind].min()) - 1 if behind.any() else end_ms - 1
     offsets = {str(p): max(end, starts.get(p, 0)) for p, end in sorted(ends.items())}
-    rest = table.filter(pa.array(~behind & ~known)).combine_chunks()
+    mine = ~behind & ~known
+    rest = table.filter(pa.array(mine)).take(pa.array(in_order(times[mine], until))).combine_chunks()
     return Data(rest, {**positions, "offsets": offsets}, int(behind.sum()), int((known & ~behind).sum()), until)
 
 
@@ -257,7 +274,7 @@ def promote(args: argparse.Namespace) -> dict[str, Any]:
     from training import online  # Kafka, which the other steps do without
 
     delta_log = Log(args.log)
-    gate = Gate(args.tolerance, args.calibration_low, args.calibration_high, args.least_examples)
+    gate = Gate(args.tolerance, args.calibration, args.least_examples)
     before = delta_log.serving()
     if not args.force:
         report = candidates.read(delta_log, args.lineage).get("evaluation")
@@ -343,6 +360,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         take.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, metavar="X",
                           help="of the gate (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.step == "promote" and args.calibration < 1:
+        parser.error(f"--calibration is {args.calibration:g}, allowed is 1 or more")
     if args.step != "promote" and args.end <= args.begin:
         parser.error(f"--end is {args.end}, allowed is later than --begin, {args.begin}")
     return args

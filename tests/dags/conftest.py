@@ -33,8 +33,9 @@ def platform(tmp_path: Path) -> Path:
 
 
 def write_platform(folder: Path, addresses: dict[str, str] | None = None, **settings: Any) -> Path:
+    defaults = {"source": archived.SOURCE, "replicas": 1, "sync_every": 60.0}
     facts = {
-        "settings": {"source": archived.SOURCE, "replicas": 1, "sync_every": 60.0} | settings,
+        "settings": defaults | {"gate_tolerance": 0.01, "gate_calibration": 1.25} | settings,
         "addresses": {"data-docs": DOCS} | (addresses or {}),
         "folders": {name: str(folder / name) for name in FOLDERS},
     }

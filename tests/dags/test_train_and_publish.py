@@ -47,12 +47,13 @@ def test_two_runs_at_once_leave_what_one_leaves_and_the_candidate_is_judged_and_
     assert sorted(p.name for p in made.parent.iterdir()) == ["examples.parquet", "sample.json"]
 
     (folder / "log").mkdir()
-    write_platform(folder, {"mlflow": "none", "kafka": "127.0.0.1:1"})
-    learning = ("batch_warm_start", {"begin_from": "none"})
+    write_platform(folder, {"mlflow": "none", "kafka": "127.0.0.1:1"}, gate_calibration=1.5)
+    learning = ("batch_warm_start", {"begin_from": "none", "tolerance": 0.02})
     one, two = both(airflow, second, platform, learning, learning)
     for run in (one, two):
         assert run.tasks == {"choose": "success", "train": "success", "evaluate": "success", "promote": "skipped"}
         assert run.state == "success"
+        assert " --tolerance 0.02 --calibration 1.5 " in run.log  # the form's, and the platform's setting
         assert f"warm_start {run.returned['train']['lineage']} is not promoted: " in run.log
     trained, judged, log = one.returned["train"], one.returned["evaluate"], Log(folder / "log")
     assert two.returned["train"]["lineage"] == trained["lineage"] and two.returned["evaluate"] == judged

@@ -167,7 +167,7 @@ def test_every_record_once_in_both_lineages_through_take_over_and_back(
             assert warm_start.main(["promote", *ask]) == 3
             assert "served AUC, is -0.2000, allowed is above -0.01" in caplog.text
             candidates.write(rig.log, second, {**candidates.read(rig.log, second), "evaluation": report})
-            wide = ("--tolerance", "0.5", "--calibration-low", "0.01", "--calibration-high", "100")
+            wide = ("--tolerance", "0.5", "--calibration", "100")
             assert rig.promote(second, *wide, script=str(Path(__file__).parent / "promote_child.py")) == -signal.SIGKILL
             assert rig.log.serving() == rig.first and newest(rig.log, second).seq == 1
             assert newest(rig.log, second).learned == learned_by(RECORDS[:third])
@@ -213,6 +213,29 @@ def archived(path: Path) -> dict[str, int]:
     with Writer(path, SOURCE, DECLARATION.sha256) as writer:
         writer.commit({"examples": table}, positions, {}, {"examples": LAST_MS})
     return ends
+
+
+def test_positives_whose_negatives_stand_behind_are_not_learned_last() -> None:
+    # One each ms, every other one positive, a negative written 2 s later; two partitions, cut at 10 s.
+    event_ms = np.arange(20_000)
+    positive = event_ms % 2 == 0
+    partition = event_ms % 3 % 2
+    written = np.lexsort((event_ms, event_ms + np.where(positive, 0, 2000), partition))
+    offset = np.empty(20_000, np.int64)
+    for p in range(2):
+        mine = written[partition[written] == p]
+        offset[mine] = np.arange(len(mine))
+    ends = {str(p): int(offset[(partition == p) & (event_ms >= 10_000)].min()) for p in range(2)}
+    given = event_ms < 10_000
+    columns = {"event_ms": event_ms, "partition": partition, "offset": offset, "positive": positive}
+    table = pa.table({name: values[given] for name, values in columns.items()})
+    data = warm_start.chosen(table, {"offsets": ends, "topic_id": "t"}, 10_000, None)
+    assert (data.behind, data.until_ms, data.table.num_rows) == (999, 8002, 9001)
+    times, kinds = data.table["event_ms"].to_numpy(), data.table["positive"].to_numpy()
+    tail = times > data.until_ms
+    assert kinds[tail].all() and (np.diff(times[tail]) > 0).all() and (np.diff(times[~tail]) > 0).all()
+    # Evenly between the others: no part of the pass has more positives than another.
+    assert max(abs(part.mean() - kinds.mean()) for part in np.array_split(kinds, 10)) < 0.01
 
 
 def test_begun_from_what_serves_it_leaves_out_what_that_knows(
