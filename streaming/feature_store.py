@@ -131,13 +131,22 @@ class Features:
                 time.sleep(0.0002)
         return arrived_ms
 
-    def repair(self) -> None:
-        """Makes the newest logged rows of the counted views readable: a killed write may have stopped before that."""
+    def repair(self, committed_ms: int) -> None:
+        """Takes what a killed write logged and nobody could read out of the counted views' logs.
+
+        The events behind it, later than the pusher's last commit (wall clock), are counted again and pushed then;
+        readers of the meantime saw the row before. Older rows stay: an online store that lost them is filled from here.
+        """
         with self._locked(fcntl.LOCK_EX):
             for view in EVENT_MS:
-                newest = max((p for p in self._parts(view)), key=_arrived, default=None)
-                if newest is not None and (table := pq.read_table(newest)).num_rows:
-                    self._online(view, self._protos(view, table), _arrived(newest))
+                newest = max(self._parts(view), key=_arrived, default=None)
+                if newest is None or _arrived(newest) <= committed_ms:
+                    continue
+                table = pq.read_table(newest)
+                last = pc.equal(table["arrived"], pc.max(table["arrived"])).to_numpy()
+                stands = np.array(self._stands(view, self._protos(view, table)))
+                if (last & ~stands).any():
+                    self._keep(newest, table.filter(pa.array(~last | stands)))
 
     def historical(self, asked: pa.Table) -> pa.Table:
         """The declared features as they were readable: a row an asked one, in the same order.
@@ -268,7 +277,10 @@ class Features:
     def _log(self, view: str, table: pa.Table, arrived_ms: int) -> None:
         stamp = pa.array([arrived_ms * 1000] * table.num_rows, pa.int64()).cast(STAMP)
         table = table.set_column(table.schema.get_field_index("arrived"), pa.field("arrived", STAMP), stamp)
-        path = self.folder / "offline" / view / f"{arrived_ms}.parquet"
+        self._keep(self.folder / "offline" / view / f"{arrived_ms}.parquet", table)
+
+    @staticmethod
+    def _keep(path: Path, table: pa.Table) -> None:
         aside = path.with_suffix(".new")
         pq.write_table(table, aside)
         os.replace(aside, path)
@@ -290,6 +302,18 @@ class Features:
         rows = [(entity, values, at, arrived) for entity, values, at, _ in protos]
         provider = self.feast._get_provider()  # noqa: SLF001
         provider.online_write_batch(self.feast.config, self._views[view], rows, None)
+
+    def _stands(self, view: str, protos: list[Any]) -> list[bool]:
+        """Whether each row, or one of a newer event, is what is read of its key."""
+        provider = self.feast._get_provider()  # noqa: SLF001
+        column = EVENT_MS[view]
+        found = provider.online_read(
+            self.feast.config, self._views[view], [entity for entity, *_ in protos], list(protos[0][1])
+        )
+        return [
+            stored is not None and (stored[column].int64_val > values[column].int64_val or stored == values)
+            for (_, stored), (_, values, *_) in zip(found, protos, strict=True)
+        ]
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:

@@ -25,7 +25,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streaming.counters import Counters, Table
-from streaming.feature_store import Features
+from streaming.feature_store import Features, now_ms
 from streaming.health import Health
 from streaming.source import Source, load
 from streaming.topics import ACTIONS, IMPRESSIONS
@@ -137,7 +137,7 @@ class Push:
         self._gauges.lag.set(self._reader.lag())
 
     def commit(self) -> None:
-        self._state.save({"counters": self._counters.state(), "positions": self._reader.positions()})
+        self._state.save(committed(self._counters, self._reader.positions()))
         self._store.compact()
         self._read = False
 
@@ -156,6 +156,11 @@ class Push:
                 self._counters.action(event["impression_id"], event["action"], int(event["ts_ms"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             self._counters.ignored += 1
+
+
+def committed(counters: Counters, positions: Mapping[str, Any]) -> dict[str, Any]:
+    """What a commit keeps: all that was pushed until now is of events before the positions."""
+    return {"counters": counters.state(), "positions": positions, "committed_ms": now_ms()}
 
 
 def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
@@ -227,11 +232,11 @@ def _run(
     kept = state.load()
     if kept is None:
         begin(store, source, counters)
-        kept = {"counters": counters.state(), "positions": {}}
+        kept = committed(counters, {})
         state.save(kept)
     else:
         counters.restore(kept["counters"])
-        store.repair()
+        store.repair(kept.get("committed_ms", 0))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     wait_s = 0.2
