@@ -4,7 +4,7 @@
 //         ── Shard 1 ── ...         `---- row number ----------------^
 //
 //   Find, and Lookup of keys that are there: in the batch's order, without a lock (lock.h, glance)
-//   all others, and what a glance could not prove: dealt to shards, a lock for at most 256 keys (shard.h)
+//   all others, and what a glance could not prove: dealt to shards, a lock for at most 256 keys (batch.h)
 //
 // Invariants
 //   - Every call may be made from any number of threads. A row is read and written whole; a batch is not one step.
@@ -26,8 +26,8 @@
 #include <utility>
 #include <vector>
 
+#include "training/cuckoo/batch.h"
 #include "training/cuckoo/row.h"
-#include "training/cuckoo/shard.h"
 
 namespace cuckoo {
 
