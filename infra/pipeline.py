@@ -17,6 +17,7 @@ from infra.airflow_rest import Airflow, AirflowError, Task
 from infra.demo import metrics
 from infra.platform import Platform, PlatformError
 from infra.settings import Settings
+from streaming.download import NoConnection
 from training.delta import Log
 
 DAGS = {"sample_examples", "batch_warm_start"}
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         once(platform, conf, args.timeout)
         if args.all:
             the_others(session(platform), args.timeout)
-    except AirflowError as e:
+    except (AirflowError, NoConnection, OSError) as e:  # the last two: the source cannot be read
         print(f"failed: {e}", flush=True)
         return 1
     return 0

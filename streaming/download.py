@@ -23,8 +23,11 @@ _CHUNK = 1 << 20
 log = logging.getLogger("download")
 
 
-class NoConnection(RuntimeError):
-    """The archive's host could not be reached, or fell silent: a demo goes on with the simulator."""
+class NoConnection(ValueError):
+    """The archive's host could not be reached, or fell silent: a demo goes on with the simulator.
+
+    A ValueError, as all that is wrong with a source: a command says it in one line.
+    """
 
 
 class Archive(NamedTuple):

@@ -13,7 +13,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from streaming.download import Archive, fetch
+from streaming.download import Archive, NoConnection, fetch
 
 ARCHIVE = Archive(
     name="kuairand-pure",
@@ -34,7 +34,10 @@ _NAMES = ("log_standard_*_pure", "user_features_pure", "video_features_basic_pur
 def folder() -> Path:
     """Where the files are: MINUTEHAND_DATA if it is set, else the cache, after a download if need be."""
     given = os.environ.get("MINUTEHAND_DATA")
-    return Path(given) if given else fetch(ARCHIVE)
+    try:
+        return Path(given) if given else fetch(ARCHIVE)
+    except NoConnection as e:
+        raise NoConnection(f"{e}; MINUTEHAND_DATA may name a folder that has the files") from e
 
 
 def find(root: Path) -> list[list[Path]]:

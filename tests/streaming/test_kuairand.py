@@ -1,6 +1,7 @@
 """KuaiRand as a source, on made-up files of its columns: causal features, both file forms, broken files by name."""
 
 import gzip
+import socket
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 import pytest
 
+from streaming import kuairand_files
 from streaming.example import from_exposures
 from streaming.kuairand import KuaiRand, configure, declaration
 from streaming.kuairand_files import find
@@ -146,6 +148,18 @@ def test_features_are_as_declared(shown):
     # The user without a row has an empty profile.
     assert {len(e.features["profile"]) for e in shown[1] if e.user_id == 19} == {0}
     assert {len(e.features["profile"]) for e in shown[1] if e.user_id != 19} == {15}
+
+
+def test_without_a_connection_it_says_what_may_be_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINUTEHAND_CACHE", str(tmp_path))
+    monkeypatch.delenv("MINUTEHAND_DATA", raising=False)
+    with socket.socket() as nobody:  # bound, and nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        refused = kuairand_files.ARCHIVE._replace(url=f"http://127.0.0.1:{nobody.getsockname()[1]}/data.tar.gz")
+        monkeypatch.setattr(kuairand_files, "ARCHIVE", refused)
+        # A ValueError: what each command says in one line.
+        with pytest.raises(ValueError, match="no connection within .*; MINUTEHAND_DATA may name a folder"):
+            next(configure().live())
 
 
 def test_missing_and_broken_files_are_named(tmp_path, monkeypatch):
