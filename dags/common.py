@@ -85,7 +85,8 @@ def platform(*names: str, **renamed: str) -> dict[str, Any]:
 
 def gate(params: Any) -> dict[str, Any]:
     """The gate's figures: the form's, and the platform's settings for what it leaves out."""
-    return {name: platform(x=f"gate_{name}")["x"] if params[name] is None else params[name] for name in GATE}
+    settings = platform(**{name: f"gate_{name}" for name in GATE})
+    return settings | {name: params[name] for name in GATE if params[name] is not None}
 
 
 def docs() -> dict[str, str]:

@@ -245,9 +245,8 @@ class Features:
             if len(parts) < _COMPACT_FILES:
                 continue
             # Written aside first: for a moment a reader sees rows twice, which says the same, but never not at all.
-            aside = parts[-1].with_suffix(".new")
-            pq.write_table(pa.concat_tables([pq.read_table(p) for p in parts]), aside)
-            os.replace(aside, parts[-1].with_name(f"{_arrived(parts[-1])}-merged.parquet"))
+            merged = parts[-1].with_name(f"{_arrived(parts[-1])}-merged.parquet")
+            self._keep(merged, pa.concat_tables([pq.read_table(p) for p in parts]))
             for part in parts:
                 part.unlink()
 

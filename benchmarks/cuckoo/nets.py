@@ -6,6 +6,7 @@ read zeros in the test).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ from training.model import Ranker, loss
 from training.step import Settings
 
 
-class Net:
+class Net(ABC):
     """What the two have in common: the inputs of a batch, and rows of features out of rows of ids."""
 
     def __init__(self, declaration: Declaration, settings: Settings) -> None:
@@ -41,8 +42,9 @@ class Net:
     def ids(self, table: str, ids: Any) -> Any:
         return ids
 
+    @abstractmethod
     def _step(self, columns: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
-        raise NotImplementedError
+        """One step on a batch's inputs."""
 
     def fields(self, columns: Any, row_of: Any) -> dict[str, Any]:
         fields = {}

@@ -17,6 +17,7 @@ Settings of all of them, in Keras' order: the gradient is clipped, the weights d
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, fields
 
 SETTINGS = ("decay", "clip", "clip_norm", "start", "epsilon", "beta_1", "beta_2", "l1", "l2", "shrinkage", "beta")
@@ -24,7 +25,7 @@ SETTINGS = ("decay", "clip", "clip_norm", "start", "epsilon", "beta_1", "beta_2"
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(ABC):
     """What all have in common; not one by itself."""
 
     learning_rate: float = 0.001
@@ -52,9 +53,9 @@ class Optimizer:
         """The op's name of it."""
         return type(self).__name__.lower()
 
+    @abstractmethod
     def slot_floats(self, dim: int) -> int:
         """Numbers that it keeps beside `dim` weights."""
-        raise NotImplementedError
 
     def settings(self) -> list[float]:
         """Its settings in the order of SETTINGS."""
