@@ -1,7 +1,7 @@
 # The commands a person needs; `make` alone lists them.
 VENV ?= .venv
 PYTHON_IN := $(VENV)/bin/python
-CXX_FILES = $(wildcard training/cuckoo/*.h training/cuckoo/*.cc tests/training/cuckoo/*.h tests/training/cuckoo/*.cc)
+CXX_FILES = $(wildcard training/cuckoo/*/*.h training/cuckoo/*/*.cc tests/training/cuckoo/*.h tests/training/cuckoo/*.cc)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench
@@ -29,7 +29,7 @@ check: setup ## lint: ruff, mypy, clang-format, docker-compose.yml, and the lock
 	@$(PYTHON_IN) -m mypy
 	@clang-format --dry-run -Werror $(CXX_FILES)
 	@docker-compose --env-file tests/infra/compose.env config -q
-	@$(PYTHON_IN) -m infra.lock_guard uv.lock
+	@$(PYTHON_IN) -m infra.tools.lock_guard uv.lock
 	@build/tools/bin/uv lock --check -q
 	@echo 'check: all clean'
 

@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from streaming.counters import Counters
-from streaming.feature_store import Features
-from streaming.features import begin
+from features.counters import Counters
+from features.push import begin
+from features.store import Features
 
 ITEMS = 100
 SOURCE = "simulator?seed=1&minutes=1&history_minutes=10&viewers=2000&clips=2000"

@@ -3,14 +3,14 @@
     python -m benchmarks.trainer                          # goals: 3 x plain Keras; 10,000 examples/s a core from Kafka
     python -m benchmarks.trainer --examples 20000 --ids 20000 --rounds 5 --out build/trainer.json
 
-ours     training.step.Learner on the cuckoo tables; a test before each step is part of it
+ours     training.learn.learner.Learner on the cuckoo tables; a test before each step is part of it
 keras    keras.layers.Embedding with a place for each id, keras.optimizers.Adagrad over all, one tf.function
 mutable  MutableHashTable for rows and for accumulators: find, gradient, Adagrad in the graph, insert
 
 The examples are the simulator's with many viewers and clips. The race is run at several sizes: what a step of Keras
 costs grows with the ids that there are, ours with the batch's. The headline is of the largest: where ids are few, the
-net is all of a step. Then the trainer's own path from a real broker: training.feed.Feed polls and decodes,
-training.state.State learns, counted by the CPU time of the whole process; and where that goes. Prints a table and
+net is all of a step. Then the trainer's own path from a real broker: training.learn.feed.Feed polls and decodes,
+training.learn.state.State learns, counted by the CPU time of the whole process; and where that goes. Prints a table and
 writes benchmarks/results/trainer.json, and README.md's rows of it.
 """
 
@@ -42,18 +42,19 @@ from kafka import KafkaProducer  # noqa: E402
 from benchmarks.cuckoo import pages  # noqa: E402
 from benchmarks.cuckoo.figures import commit, machine, spread, timed, times_faster  # noqa: E402
 from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
-from streaming import simulator, topics  # noqa: E402
+from streaming import topics  # noqa: E402
 from streaming.example import Batch, decode  # noqa: E402
-from training.feed import Feed  # noqa: E402
-from training.model import loss  # noqa: E402
-from training.state import State  # noqa: E402
-from training.step import Learner, Settings  # noqa: E402
+from streaming.sources import simulator  # noqa: E402
+from training.learn.feed import Feed  # noqa: E402
+from training.learn.learner import Learner, Settings  # noqa: E402
+from training.learn.state import State  # noqa: E402
+from training.models.deepfm import loss  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "trainer.json"
 GOAL_KERAS, GOAL_RATE = 3.0, 10_000
 DECLARATION = simulator.declaration
 AT_ONCE = 4096
-"""What the trainer reads at once (training.online)."""
+"""What the trainer reads at once (training.learn.online)."""
 
 
 def source_of(ids: int) -> simulator.Simulator:

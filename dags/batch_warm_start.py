@@ -30,11 +30,13 @@ FORM = CHOICE | {
 @dag(**arguments(__doc__, FORM, schedule=[EXAMPLES]))
 def batch_warm_start() -> None:
     def warm_start(verb: str, **named: object) -> dict[str, Any]:
-        return run("training.warm_start", verb, *flags(**platform("source", "log", "mlflow"), **named))
+        return run("training.pipeline.warm_start", verb, *flags(**platform("source", "log", "mlflow"), **named))
 
     @task
     def choose(params: Any = None) -> dict[str, Any]:
-        return run("training.choice", *flags(**platform("samples", "archive"), **{n: params[n] for n in CHOICE}))
+        return run(
+            "training.pipeline.selection", *flags(**platform("samples", "archive"), **{n: params[n] for n in CHOICE})
+        )
 
     @task
     def train(chosen: dict[str, Any], params: Any = None) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def flags(**given: Any) -> list[str]:
 
 def interval() -> dict[str, int]:
     """begin and end of this run, ms of event time: its params, its data interval, or what the archive offers."""
-    from streaming.archive import Archive
-    from streaming.interval import Interval
+    from common.interval import Interval
+    from streaming.archive.archive import Archive
 
     context = get_current_context()
     given = {name: context["params"].get(name) or "" for name in INTERVAL}
@@ -140,7 +140,7 @@ def run(module: str, *args: str) -> dict[str, Any]:
 
     Fails with the last line it logged; without another try where that is of no use. Skips where a gate refused.
     """
-    from infra.processes import die_with_parent
+    from infra.supervise.processes import die_with_parent
 
     command = [sys.executable, "-m", module, *args]
     log.info("%s", " ".join(command[1:]))

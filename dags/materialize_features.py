@@ -22,7 +22,7 @@ def materialize_features() -> None:
 
     @task
     def materialize(when: dict[str, int]) -> dict[str, Any]:
-        return run("streaming.feature_store", "materialize", *flags(**platform("source", folder="features"), **when))
+        return run("features.store", "materialize", *flags(**platform("source", folder="features"), **when))
 
     materialize(interval())
 

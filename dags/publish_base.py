@@ -20,7 +20,7 @@ FORM = {"timeout_s": Param(300, type="integer", minimum=1, description="Seconds 
 def publish_base() -> None:
     @task
     def check() -> dict[str, Any]:
-        return run("training.delta_check", *flags(**platform("log"), **docs()))
+        return run("training.pipeline.delta_check", *flags(**platform("log"), **docs()))
 
     @task
     def publish(params: Any = None) -> dict[str, Any]:

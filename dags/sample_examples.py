@@ -36,16 +36,18 @@ def sample_examples() -> None:
 
     @task
     def validate(when: dict[str, int]) -> dict[str, Any]:
-        return run("training.validation", *flags(**platform("source", "archive", "samples"), **docs(), **when))
+        return run("training.pipeline.validation", *flags(**platform("source", "archive", "samples"), **docs(), **when))
 
     @task
     def features(when: dict[str, int]) -> dict[str, Any]:
-        return run("training.feature_check", *flags(**platform("source", "archive", "features"), **docs(), **when))
+        return run(
+            "training.pipeline.feature_check", *flags(**platform("source", "archive", "features"), **docs(), **when)
+        )
 
     @task(outlets=[EXAMPLES])
     def sample(when: dict[str, int], params: Any = None, outlet_events: Any = None) -> dict[str, Any]:
         chosen = platform("source", "archive", "log", "mlflow", to="samples") | {n: params[n] for n in SAMPLING}
-        facts = run("training.sampling", *flags(**when, **chosen))
+        facts = run("training.pipeline.sampling", *flags(**when, **chosen))
         if not facts["rows"]:
             raise AirflowSkipException("the interval has no examples: nothing to train on")
         outlet_events[EXAMPLES].extra = facts

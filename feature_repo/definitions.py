@@ -24,7 +24,7 @@ from feast import (
 from feast.data_format import ParquetFormat
 from feast.types import Array, Float64, Int64
 
-from streaming.views import EVENT_MS, GIVEN, TS, plan_of
+from features.plan import EVENT_MS, GIVEN, TS, plan_of
 
 SOURCE = os.environ["MINUTEHAND_SOURCE"]
 FOLDER = os.environ["MINUTEHAND_FEATURES"]
@@ -76,7 +76,7 @@ request = RequestSource(
 
 # Feast keeps the text and runs it anew wherever it reads the registry: it must say all it needs.
 COMPUTE = f"""def compute(inputs):
-    from streaming.views import on_demand
+    from features.plan import on_demand
 
     return on_demand({SOURCE!r}, inputs)
 """

@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra import airflow, kafka_server, layout, services, yaml_text
+from infra import kafka_server, layout, services, yaml_text
+from infra.airflow import services as airflow
 from infra.platform import declaration_of
-from infra.processes import write_json, write_private
 from infra.settings import FIELDS, PORTS, PROJECT, Settings, load
-from infra.supervisor import Service
+from infra.supervise.manager import Service
+from infra.supervise.processes import write_json, write_private
 
 HOME = Path("/var/lib/minutehand")  # the volume that all of ours share
 CODE = Path("/opt/minutehand")  # the project in our image

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from infra import airflow
+from infra.airflow import services as airflow
 from infra.checks import url_host
 from infra.settings import Settings
 

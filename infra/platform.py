@@ -20,10 +20,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from infra import layout, ports, services
-from infra.processes import alive, die_with_parent, end, read_json, send, write_json, write_private
-from infra.sentinel import lock, supervise, sweep
 from infra.settings import FIELDS, SettingError, Settings
-from infra.supervisor import Manager, say, tail
+from infra.supervise.manager import Manager, say, tail
+from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json, write_private
+from infra.supervise.sentinel import lock, supervise, sweep
 
 DECLARE = "import sys; from streaming.source import load; print(load(sys.argv[1]).declaration.to_json())"
 
@@ -97,7 +97,7 @@ class Platform:
         only_flag = ["--only", ",".join(only)] if only else []
         with (logs / "supervisor.log").open("wb") as out:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "infra.cli", "up", "--settings", str(file), *only_flag],
+                [sys.executable, "-m", "infra.cli.main", "up", "--settings", str(file), *only_flag],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -2,7 +2,7 @@
 
 kafka-format -> kafka -> topics -> join, trainer, archive, features
 base -> trainer, sync-<i>, model-server-<i>          mlflow
-airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer (infra.airflow)    data-docs
+airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer    data-docs
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from infra import airflow, checks, kafka_server
+from infra import checks, kafka_server
+from infra.airflow import services as airflow
 from infra.checks import url_host
 from infra.layout import Layout
 from infra.settings import PROJECT, SettingError, Settings
-from infra.supervisor import Service
+from infra.supervise.manager import Service
 
 MODELS = ("ranker", "frozen")
 JOIN_MAIN = "minutehand.join.JoinJob"
@@ -171,7 +172,7 @@ def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Map
 
 def _base(settings: Settings, at: Layout) -> Service:
     """An empty log gets an untrained base from the declaration; a demo has written its own before."""
-    command = [*_python("training.batch", source=settings.source, log=at.log), "--untrained"]
+    command = [*_python("training.learn.batch_pass", source=settings.source, log=at.log), "--untrained"]
     return Service("base", command, once=True, unless=(at.log / "SERVING").is_file)
 
 
@@ -188,7 +189,7 @@ def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Ma
     }
     return Service(
         "trainer",
-        [*_python("training.online", **flags), *(["--digest"] if settings.digest else [])],
+        [*_python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])],
         after=("topics", "base"),  # not mlflow: its absence must not delay a delta
         ready=checks.http_ok(f"{where['trainer']}/healthz"),
         address=where["trainer"],
@@ -201,7 +202,7 @@ def _consumer(settings: Settings, ports: Mapping[str, int], at: Layout, where: M
     flags = {"source": settings.source, "kafka": where["kafka"], "to": to, "port": ports[f"{name}_port"]}
     return Service(
         name,
-        _python(f"streaming.{name}", **flags),
+        _python({"archive": "streaming.archive.archiver", "features": "features.push"}[name], **flags),
         after=("topics",),
         env={"MINUTEHAND_FEATURES": str(at.features)} if name == "features" else {},
         ready=checks.http_ok(f"{where[name]}/healthz"),
@@ -239,7 +240,7 @@ def _sync(
     }
     return Service(
         f"sync-{i}",
-        _python("serving.sync", **flags),
+        _python("serving.sync.sync", **flags),
         after=("base",),
         env={"MINUTEHAND_WRITE_TOKEN": hidden["MINUTEHAND_WRITE_TOKEN"]},
         ready=checks.http_ok(f"{where[f'sync-{i}']}/healthz"),
@@ -265,7 +266,9 @@ def _model_server(
 
     return Service(
         f"model-server-{i}",
-        [binary, *(f"--{k}={v}" for k, v in flags.items())] if binary else _python("serving.model_server", **flags),
+        [binary, *(f"--{k}={v}" for k, v in flags.items())]
+        if binary
+        else _python("serving.server.model_server", **flags),
         after=("base",),
         when=lambda: "" if installed(served) else f"sync-{i} has not installed a version yet",
         prepare=prepare,

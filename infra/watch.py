@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra import checks
-from infra.live import read_lines
-from infra.report import freshness, weighted_percentiles
-from streaming.archive import Archive, NotArchived
+from infra.replay.live import read_lines
+from infra.replay.report import freshness, weighted_percentiles
+from streaming.archive.archive import Archive, NotArchived
 from streaming.declaration import Declaration
 from streaming.source import load
 

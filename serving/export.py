@@ -17,29 +17,32 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from delta_log.changes import fold, no_changes, read_changes
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself at each start
 
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving import change, journal
+from delta_log.log import Log
+from delta_log.manifest import Manifest
+from serving import journal
 from serving.graph import Ranker, Served, State
 from serving.journal import Journal
 from streaming.declaration import INT64_MIN, Declaration
 from streaming.source import load
-from training.delta import Log, Manifest
 
 log = logging.getLogger("serving.export")
 
 
 def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
     """The whole state after the last of `deltas`, as a journal that begins at nothing."""
-    first = last = change.read(base)
+    first = last = read_changes(base)
     tables = first.tables
     for delta in deltas:
-        last = change.read(delta)
-        tables = {name: journal.fold(tables[name], new) for name, new in last.tables.items()}
+        last = read_changes(delta)
+        tables = {name: fold(tables[name], new) for name, new in last.tables.items()}
     head = last.manifest
     return Journal(base.lineage, base.seq, head.seq, head.learned_until_ms, tables, last.dense)
 
@@ -87,7 +90,7 @@ def write(
     try:
         assets = aside / "given"
         assets.mkdir()
-        empty = {name: journal.nothing(declaration.row_dim) for name in declaration.tables}
+        empty = {name: no_changes(declaration.row_dim) for name in declaration.tables}
         start = Journal(state.lineage, state.to, state.to, state.learned_until_ms, empty, state.dense)
         (assets / "journal.bin").write_bytes(journal.encode(start))
         (assets / "token").touch(0o600)
@@ -127,7 +130,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if a.head_room < 1:
         parser.error(f"--head-room is {a.head_room}, allowed is 1 or more")
-    from training.model import Ranker as Trained  # here: the rest of this module serves any ranker
+    from training.models.deepfm import Ranker as Trained  # here: the rest of this module serves any ranker
 
     declaration, delta_log = load(a.source).declaration, Log(a.log)
     lineage = a.lineage or delta_log.serving()

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving import journal_ops
-from serving.change import input_name
+from serving.signatures import input_name
 from streaming.declaration import INT64_MIN, Declaration
 
 EMPTY_KEY, DELETED_KEY = INT64_MIN, INT64_MIN + 1
@@ -38,7 +38,7 @@ Tensors = dict[str, tf.Tensor]
 
 
 class Ranker(Protocol):
-    """What the served module needs of training.model.Ranker."""
+    """What the served module needs of training.models.deepfm.Ranker."""
 
     def logits(self, rows: dict[str, tf.Tensor], numbers: tf.Tensor) -> tf.Tensor: ...
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from delta_log.changes import TableChanges
+
 MAGIC, FORMAT = 0x4D48444A4E4C3031, 1
 HEADER_WORDS, LINEAGE_BYTES = 16, 64
 START, TO, LEARNED_UNTIL, BODY_WORDS, CHECK, LINEAGE_LENGTH = 2, 3, 4, 5, 6, 7
@@ -33,14 +35,6 @@ class JournalError(ValueError):
     """Not a whole journal; the message says what is wrong with it."""
 
 
-class Changes(NamedTuple):
-    """Of one table: keys int64[n], their rows float32[n, dim], and removed keys int64[m], none of them in keys."""
-
-    keys: Int64s
-    rows: Float32s
-    removed: Int64s
-
-
 class Journal(NamedTuple):
     """What changed from seq `start` to seq `to`; tables in declared order, dense weights whole."""
 
@@ -48,22 +42,8 @@ class Journal(NamedTuple):
     start: int
     to: int
     learned_until_ms: int
-    tables: dict[str, Changes]
+    tables: dict[str, TableChanges]
     dense: dict[str, Float32s]
-
-
-def fold(older: Changes, newer: Changes) -> Changes:
-    """Both as one: the newest value a key wins, a removal that a later row does not take back stays."""
-    stale = np.isin(older.keys, np.concatenate([newer.keys, newer.removed]))
-    return Changes(
-        np.concatenate([older.keys[~stale], newer.keys]),
-        np.concatenate([older.rows[~stale], newer.rows]),
-        np.setdiff1d(np.union1d(older.removed, newer.removed), newer.keys),
-    )
-
-
-def nothing(dim: int) -> Changes:
-    return Changes(np.empty(0, np.int64), np.empty((0, dim), np.float32), np.empty(0, np.int64))
 
 
 def check(words: Int64s) -> int:
@@ -116,7 +96,7 @@ def decode(data: bytes, dims: Mapping[str, int], shapes: Mapping[str, tuple[int,
     removed = np.split(words[at : at + counts[:, 1].sum()], np.cumsum(counts[:, 1])[:-1])
     values, place, tables = words[at + counts[:, 1].sum() :].view("<f4"), 0, {}
     for name, k, gone in zip(dims, keys, removed, strict=True):
-        tables[name] = Changes(k, values[place : place + len(k) * dims[name]].reshape(-1, dims[name]), gone)
+        tables[name] = TableChanges(k, values[place : place + len(k) * dims[name]].reshape(-1, dims[name]), gone)
         place += len(k) * dims[name]
     dense = {}
     for name, size in sizes.items():

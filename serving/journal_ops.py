@@ -11,7 +11,7 @@ import tensorflow as tf
 from serving import journal
 
 Check = tuple[tf.Tensor, str]
-TableChanges = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+TableTensors = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """removed int64[m], keys int64[n], rows float32[n, dim]: in the order in which they are applied."""
 
 _BODY = journal.HEADER_WORDS + journal.LINEAGE_BYTES // 8
@@ -56,13 +56,13 @@ def header(words: tf.Tensor, lineage: str, dims: Mapping[str, int], dense_floats
 
 def body(
     words: tf.Tensor, head: Header, dims: Mapping[str, int], shapes: Mapping[str, tf.TensorShape]
-) -> tuple[dict[str, TableChanges], dict[str, tf.Tensor]]:
+) -> tuple[dict[str, TableTensors], dict[str, tf.Tensor]]:
     """Table -> its changes, and dense weight -> value, of a journal whose checks hold."""
     ids, rest = tf.transpose(head.counts), words[_BODY + 2 * len(dims) :]
     listed = tf.reduce_sum(ids)
     split = tf.split(rest[:listed], tf.reshape(ids, [-1]), num=2 * len(dims))
     floats = tf.reshape(tf.bitcast(rest[listed:], tf.float32), [-1])
-    changes: dict[str, TableChanges] = {}
+    changes: dict[str, TableTensors] = {}
     at = tf.zeros([], tf.int64)
     for i, (name, dim) in enumerate(dims.items()):
         size = head.counts[i, 0] * dim

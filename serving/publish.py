@@ -21,14 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serving.installed import found
+from delta_log.compaction import compact
+from delta_log.log import Log
+from delta_log.manifest import LogBusy, LogError, Manifest
+from delta_log.publication import Publication
+from delta_log.writer import Writer
+from serving import client
 from serving.journal import version_of
 from serving.replica import Down, RefusedCall, Replica
-from streaming import client
-from training.compaction import compact
-from training.delta import Log, LogBusy, LogError, Manifest
-from training.log_writer import Writer
-from training.publication import Publication
+from serving.sync.version_folder import found
 
 LOOK_S = 0.2
 
@@ -83,7 +84,7 @@ def publish(delta_log: Log, places: list[Place], timeout_s: float, stop: Callabl
     """What came of it, as the module's JSON says it."""
     lineage, began = delta_log.serving(), time.monotonic()
     if lineage is None:
-        raise LogError(f"{delta_log.path}: serves no lineage yet (python -m training.batch begins one)")
+        raise LogError(f"{delta_log.path}: serves no lineage yet (python -m training.learn.batch_pass begins one)")
 
     def patience() -> bool:
         return time.monotonic() - began < timeout_s and not stop()

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from streaming.client import Scorer
-from streaming.feature_store import Features
+from features.store import Features
+from serving.client import Scorer
 
 CANDIDATES = 200
 

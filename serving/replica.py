@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from streaming import client
+from serving import client
 
 CALL_S = 30.0
 """Of one chunk, which takes milliseconds: longer, and the replica is as good as down."""

@@ -49,7 +49,7 @@ class Feature:
 
 
 MAX_ADMIT_AFTER = 255
-"""A sight count is 8 bits (training/cuckoo/admission.h)."""
+"""A sight count is 8 bits (training/cuckoo/core/admission.h)."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Reader:
 
     def __init__(
         self, bootstrap: str, topics: Sequence[str], positions: Mapping[str, Positions],
-        whose: str = "the log's", advice: str = "begin a new lineage (python -m training.batch)",
+        whose: str = "the log's", advice: str = "begin a new lineage (python -m training.learn.batch_pass)",
     ) -> None:  # fmt: skip
         self._bootstrap = bootstrap
         self.dead = 0

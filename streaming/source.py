@@ -40,7 +40,7 @@ class Source(Protocol):
 
 
 def load(name: str) -> Source:
-    """The source `name`: a module of `streaming` (kuairand, simulator), a dotted module, or a path to a .py file.
+    """The source `name`: a module of streaming/sources (kuairand, simulator), a dotted module, or a path to a .py file.
 
     A module that has parameters offers `configure(...) -> Source`; they are given as `simulator?seed=7&minutes=30`.
     """
@@ -66,7 +66,7 @@ def _module(where: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
-    dotted = where if "." in where else f"streaming.{where}"
+    dotted = where if "." in where else f"streaming.sources.{where}"
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError as e:

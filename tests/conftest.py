@@ -6,7 +6,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from servers import Postgres
+
+from tests.support.servers import Postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

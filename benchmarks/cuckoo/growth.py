@@ -1,7 +1,7 @@
 """Filling from empty, batch after batch: the longest of them, in the CPU time of its thread and by the wall.
 
 The op runs on the calling thread: the share of the process's CPU time that this thread took says so. The rest is the
-thread that takes pages from the kernel (training/cuckoo/pager.h); what it costs is by the wall. `control` is arithmetic
+thread that takes pages from the kernel (core/pager.h); what it costs is by the wall. `control` is arithmetic
 within the core's own cache, of about a batch's length, after each batch: its longest piece is the machine's doing.
 """
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from streaming.declaration import Declaration
 from streaming.example import Batch, Ragged
-from training.model import Ranker, loss
-from training.step import Settings
+from training.learn.learner import Settings
+from training.models.deepfm import Ranker, loss
 
 
 class Net(ABC):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from tests.support import PROJECT
+
+sys.path.insert(0, str(PROJECT))
 
 from benchmarks.cuckoo import pages, summary  # noqa: E402  # no package: found by the line above
 
@@ -19,7 +20,7 @@ from benchmarks.cuckoo import pages, summary  # noqa: E402  # no package: found 
 def test_a_small_run_measures_its_parts(tmp_path: Path) -> None:
     out = tmp_path / "table.json"
     command = [sys.executable, "benchmarks/table.py", "--quick", "--only", "speed", "memory", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, env=dict(os.environ))
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=280, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     whole = json.loads(out.read_text())
     assert {"find_vs_ceiling", "find_vs_row_copy", "find_vs_gather", "apply_vs_stock"} <= whole["summary"].keys()
@@ -39,7 +40,7 @@ def test_the_pages_show_the_results() -> None:
     found = {file.stem: json.loads(file.read_text()) for file in pages.RESULTS.glob("t*.json")}
     table, trainer = found.get("table", {}), found.get("trainer", {})
     for page, kind in pages.PAGES.items():
-        text = (ROOT / page).read_text()
+        text = (PROJECT / page).read_text()
         assert pages.filled(text, kind, pages.block(kind, table, trainer)) == text, page
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from airflow_child import PROJECT
+from tests.support.airflow_child import PROJECT
 
 FILES = sorted(path.name for path in (PROJECT / "dags").glob("*.py") if path.name != "common.py")
 PARSE = """

@@ -6,15 +6,15 @@ import json
 import socket
 import time
 
-import archived
 import pytest
-from conftest import write_platform
 from prometheus_client import CollectorRegistry, Gauge
 
-from streaming.feature_store import Features
-from streaming.health import Health
-from streaming.interval import Interval, text
-from streaming.views import COUNTERS
+from common.health import Health
+from common.interval import Interval, text
+from features.plan import COUNTERS
+from features.store import Features
+from tests.support import archived
+from tests.support.facts import write_platform
 
 INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 2 * archived.MINUTE_MS)
 GIVEN = {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)}

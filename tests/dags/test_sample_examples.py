@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from urllib.parse import unquote
 
-import archived
 import pyarrow as pa
-from conftest import DOCS
 
-from streaming.archive import Archive
-from streaming.feature_store import Features
-from streaming.interval import Interval, text
+from common.interval import Interval, text
+from features.store import Features
+from streaming.archive.archive import Archive
 from streaming.source import Exposure
-from training.sampling import Sampling, take
+from tests.support import archived
+from tests.support.facts import DOCS
+from training.pipeline.sampling import Sampling, take
 
 INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 3 * archived.MINUTE_MS)
 GIVEN = {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)}
@@ -57,7 +57,7 @@ def test_a_day_by_its_data_interval_a_failed_step_resumes_and_the_bytes_are_the_
     done = "validate|features"
     run = airflow.run("sample_examples", {}, platform, at="2023-11-15T00:00:00Z", done=done, daily=True)
     assert run.state == "success", run.log
-    assert "training.validation" not in run.log and "training.feature_check" not in run.log
+    assert "training.pipeline.validation" not in run.log and "training.pipeline.feature_check" not in run.log
     facts = run.returned["sample"]
     assert facts == json.loads((target / "sample.json").read_text()) == run.extra
     assert hashlib.sha256(Path(facts["file"]).read_bytes()).hexdigest() == facts["sha256"]

@@ -8,16 +8,16 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import archived
 import pytest
-from airflow_child import PROJECT, Airflow, Run
-from conftest import write_platform
 
-from streaming.archive import Archive
-from streaming.interval import Interval, text
-from training.delta import Log
-from training.log_check import verify
-from training.sampling import Sampling, take
+from common.interval import Interval, text
+from delta_log.log import Log
+from delta_log.verification import verify
+from streaming.archive.archive import Archive
+from tests.support import archived
+from tests.support.airflow_child import PROJECT, Airflow, Run
+from tests.support.facts import write_platform
+from training.pipeline.sampling import Sampling, take
 
 INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 3 * archived.MINUTE_MS)
 
@@ -81,7 +81,7 @@ def test_a_base_is_published_of_what_serves_only(airflow, tmp_path):
     assert run.tasks == {"check": "failed", "publish": "upstream_failed"}
     assert "no lineage serves: there is nothing to publish" in run.log
 
-    base = [sys.executable, "-m", "training.batch", "--source", archived.SOURCE, "--untrained"]
+    base = [sys.executable, "-m", "training.learn.batch_pass", "--source", archived.SOURCE, "--untrained"]
     subprocess.run([*base, "--log", tmp_path / "log"], check=True, cwd=PROJECT, capture_output=True, timeout=120)
     run = airflow.run("publish_base", {"timeout_s": 1}, platform)
     assert run.tasks == {"check": "success", "publish": "failed"}

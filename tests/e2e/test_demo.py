@@ -30,7 +30,7 @@ def demo(var: Path, **more: object) -> subprocess.Popen[str]:
     words = [f"{port}=0" for port in PORTS] + [f"var={var}", "sync_every=1s", "airflow=false", "feast=false"]
     words += [f"{k}={v}" for k, v in more.items()]
     flags = [part for word in words for part in ("--set", word)]
-    command = [sys.executable, "-m", "infra.cli", "demo", "--source", SOURCE, "--wall", "20s", *flags]
+    command = [sys.executable, "-m", "infra.cli.main", "demo", "--source", SOURCE, "--wall", "20s", *flags]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -84,7 +84,17 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(tmp_path: Path) -> None:
         ("--set", "sync_every=0"): ("sync_every is '0'", "a duration"),
         ("--set", "sinc_every=1s"): ("'sinc_every'", "did you mean sync_every?"),
     }.items():
-        command = [sys.executable, "-m", "infra.cli", "demo", "--source", SOURCE, "--set", f"var={tmp_path}", *flags]
+        command = [
+            sys.executable,
+            "-m",
+            "infra.cli.main",
+            "demo",
+            "--source",
+            SOURCE,
+            "--set",
+            f"var={tmp_path}",
+            *flags,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
         assert done.returncode == 2
         assert all(word in done.stderr for word in words), done.stderr

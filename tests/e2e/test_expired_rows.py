@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from broker import Broker, free_port
-from feeding import Sender, examples
 
+from delta_log.log import Log
+from delta_log.manifest import Manifest
+from serving.client import Scorer
 from streaming import topics
-from streaming.client import Scorer
 from streaming.source import Exposure, load
-from training import batch
-from training.delta import Log, Manifest
+from tests.support import PROJECT
+from tests.support.broker import Broker, free_port
+from tests.support.feeding import Sender, examples
+from training.learn import batch_pass as batch
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 SOURCE = "simulator?seed=3&minutes=20&history_minutes=2&rate=3&clips=100&viewers=100&new_clips=5&expire_minutes=10"
 LINEAGE_ENV = {"MINUTEHAND_WRITE_TOKEN": "a token of the test"}
 
@@ -44,11 +45,11 @@ class Loop:
         self.log, self.folder = Log(folder / "log"), folder
         self.serving, self.metrics = free_port(), free_port()
         self.processes = [
-            self.start("training.online", "--source", SOURCE, "--log", str(self.log.path), "--kafka", bootstrap,
+            self.start("training.learn.online", "--source", SOURCE, "--log", str(self.log.path), "--kafka", bootstrap,
                        "--sync-every-ms", "500", "--digest", "--port", str(self.metrics)),
-            self.start("serving.sync", "--source", SOURCE, "--log", str(self.log.path), "--models",
+            self.start("serving.sync.sync", "--source", SOURCE, "--log", str(self.log.path), "--models",
                        str(folder / "models"), "--serving", f"127.0.0.1:{self.serving}"),
-            self.start("serving.model_server", f"--port={self.serving}", "--model_name=ranker",
+            self.start("serving.server.model_server", f"--port={self.serving}", "--model_name=ranker",
                        f"--model_base_path={folder / 'models' / 'served'}", "--file_system_poll_wait_seconds=0.2"),
         ]  # fmt: skip
         self.scorer = Scorer([f"127.0.0.1:{self.serving}"], "ranker", load(SOURCE).declaration)
@@ -56,7 +57,11 @@ class Loop:
     def start(self, module: str, *words: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{module}.log").open("wb") as out:
             return subprocess.Popen(
-                [sys.executable, "-m", module, *words], cwd=ROOT, stdout=out, stderr=out, env=os.environ | LINEAGE_ENV
+                [sys.executable, "-m", module, *words],
+                cwd=PROJECT,
+                stdout=out,
+                stderr=out,
+                env=os.environ | LINEAGE_ENV,
             )
 
     def newest(self) -> Manifest:

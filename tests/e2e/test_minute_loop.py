@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import oracle
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,13 +22,15 @@ from kafka import KafkaProducer
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from infra.demo import caught_up, prepare
+from delta_log.log import Log
+from delta_log.manifest import Manifest
+from infra.cli.demo import caught_up, prepare
 from infra.platform import Platform
-from infra.report import joined
+from infra.replay.report import joined
 from infra.settings import PORTS, load
-from streaming.client import Scorer
+from serving.client import Scorer
 from streaming.source import load as load_source
-from training.delta import Log, Manifest
+from tests.support import join_oracle as oracle
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -96,7 +97,7 @@ def replay_in_stages(platform: Platform) -> None:
     words = ["--source", SOURCE, "--kafka", platform.address("kafka"), "--serving", serving, "--out", str(sent)]
     words += ["--frozen", "frozen"]
     words += ["--speed", str(SPEED), "--sync-every-ms", "1000", "--stage-file", str(stage_file)]
-    replay = subprocess.Popen([sys.executable, "-m", "streaming.replay", *words])
+    replay = subprocess.Popen([sys.executable, "-m", "infra.replay.replay", *words])
     try:
         before = stamps[0]
         for name, stage in zip(KILLS, stages, strict=True):

@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra import pipeline
-from infra.airflow_rest import Airflow, AirflowError
+from common.interval import Interval, text
+from delta_log.log import Log
+from infra.airflow.rest import Airflow, AirflowError
+from infra.cli import pipeline
 from infra.platform import Platform
 from infra.settings import PORTS, load
-from streaming.archive import Archive
-from streaming.interval import Interval, text
-from training.delta import Log
-from training.registry import CANDIDATE, CHAMPION, TRAINED, client_of, name_of
-from training.sampling import Sampling
+from streaming.archive.archive import Archive
+from training.pipeline.sampling import Sampling
+from training.record.registry import CANDIDATE, CHAMPION, TRAINED, client_of, name_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -44,7 +44,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         words = ["--source", SOURCE, "--kafka", running.address("kafka"), "--sync-every-ms", "60000", "--wall-s", "20"]
         words += ["--serving", running.address("model-server-0"), "--out", str(running.folder / "sent")]
         words += ["--features", "feast", "--feature-folder", str(running.layout.features)]
-        subprocess.run([sys.executable, "-m", "streaming.replay", *words], check=True, timeout=300)
+        subprocess.run([sys.executable, "-m", "infra.replay.replay", *words], check=True, timeout=300)
         yield running
 
 

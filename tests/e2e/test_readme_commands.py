@@ -14,10 +14,10 @@ import pytest
 
 from infra.platform import Platform
 from infra.settings import PORTS, load
+from tests.support import PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-PROJECT = Path(__file__).resolve().parents[2]
 SECTION = (PROJECT / "README.md").read_text().split("## Ask the served model")[1].split("## ")[0]
 SHELL, PYTHON = (re.findall(rf"```{kind}\n(.*?)```", SECTION, re.S) for kind in ("sh", "python"))
 

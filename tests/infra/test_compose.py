@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import airflow, compose, layout, services
+from infra import compose, layout, services
+from infra.airflow import services as airflow
 from infra.settings import FIELDS, PORTS, PROJECT, Settings
 
 FILE = PROJECT / "docker-compose.yml"

@@ -128,7 +128,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 
     def minutehand(*words: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "infra.cli", *words, *sets], capture_output=True, text=True, timeout=200
+            [sys.executable, "-m", "infra.cli.main", *words, *sets], capture_output=True, text=True, timeout=200
         )
         return done.returncode, done.stdout + done.stderr
 

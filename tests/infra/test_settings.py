@@ -80,7 +80,10 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(flag: str, said: list[str
     [
         ("postgresql://u:p%40%2Fss@h:5432/db", "postgresql://u:***@h:5432/db"),
         ("postgresql://u@h/db", "postgresql://u@h/db"),
-        ("postgresql://h/db?user=u&password=p&sslmode=require", "postgresql://h/db?user=u&password=***&sslmode=require"),
+        (
+            "postgresql://h/db?user=u&password=p&sslmode=require",
+            "postgresql://h/db?user=u&password=***&sslmode=require",
+        ),
         ("sqlite", "sqlite"),
     ],
 )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import socket
 
-import archived
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
+from common.health import Health
 from infra import watch
-from streaming.health import Health
+from tests.support import archived
 
 NOW = 1_800_000_000_000
 

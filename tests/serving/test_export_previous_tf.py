@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from world import ROOT, TOKEN, D, Lineage, request
 
-from serving import change, journal
+from delta_log.changes import fold, read_changes
+from serving import journal
 from serving.journal import Journal
+from serving.signatures import input_name
+from serving.sync import push
+from tests.support import PROJECT
+from tests.support.lineage import TOKEN, D, Lineage, request
 
 PREVIOUS = "2.20.0"
-ENVIRONMENT = ROOT / "build" / "tf220"
+ENVIRONMENT = PROJECT / "build" / "tf220"
 """Kept between runs: it is 1.3 GB, and half a minute to make."""
 
 
@@ -29,7 +33,7 @@ def make(environment: Path) -> Path:
         return python
     shutil.rmtree(environment, ignore_errors=True)
     environment.parent.mkdir(exist_ok=True)
-    uv = shutil.which("uv") or next((str(p) for p in (ROOT / "build").glob("*/bin/uv")), None)
+    uv = shutil.which("uv") or next((str(p) for p in (PROJECT / "build").glob("*/bin/uv")), None)
     wanted = f"tensorflow-cpu=={PREVIOUS}"
     if uv:
         subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
@@ -50,16 +54,16 @@ def test_every_signature_runs_by_both_loaders(prepared: tuple[Path, Lineage], tm
     lineage = known.copy(tmp_path / "log")
     x = request(lineage)
     before, base_digest = lineage.scores(x), lineage.digest()
-    first, second = (change.read(lineage.delta()) for _ in range(2))
-    tables = {n: journal.fold(first.tables[n], new) for n, new in second.tables.items()}
+    first, second = (read_changes(lineage.delta()) for _ in range(2))
+    tables = {n: fold(first.tables[n], new) for n, new in second.tables.items()}
     # The journal goes from the base to 2: what apply_file finds when the version is loaded.
     whole = Journal(lineage.name, 0, 2, second.manifest.learned_until_ms, tables, second.dense)
-    third = change.read(lineage.delta())
+    third = read_changes(lineage.delta())
     (path / "assets" / "journal.bin").write_bytes(journal.encode(whole))
 
-    dense = {change.input_name(n): v for n, v in third.dense.items()}
+    dense = {input_name(n): v for n, v in third.dense.items()}
     who = {"lineage": lineage.name, "seq": np.int64(3), "token": TOKEN}
-    rows = next(change.chunks(third.tables))
+    rows = next(push.chunks(third.tables))
     delta = who | {"chunk": np.int64(0), "chunks": np.int64(1), "learned_until_ms": np.int64(3000)} | rows
     calls: list[tuple[str, dict[str, Any]]] = [
         ("serving_default", x), ("status", {}), ("digest", {}), ("apply_file", {}), ("apply_dense", who | dense),

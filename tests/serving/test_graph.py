@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from world import TOKEN, D, Lineage, request
 
-from serving import change, journal
-from serving.change import Change
-from serving.journal import Changes, Journal
-from serving.servable import Servable
+from delta_log.changes import Changes, TableChanges, fold, read_changes
+from serving import journal
+from serving.journal import Journal
+from serving.server.servable import Servable
+from serving.signatures import input_name
+from serving.sync import push
+from tests.support.lineage import TOKEN, D, Lineage, request
 
 BASE = "1000000000"
 FAR = 2**62
@@ -40,8 +42,8 @@ class Loaded:
     def state(self) -> dict[str, Any]:
         return self.digest() | {n: np.asarray(v).item() for n, v in self.run("status").items()}
 
-    def next(self, **fields: Any) -> Change:
-        return change.read(self.lineage.delta(**fields))
+    def next(self, **fields: Any) -> Changes:
+        return read_changes(self.lineage.delta(**fields))
 
 
 def opened(prepared: tuple[Path, Lineage], folder: Path) -> Iterator[Loaded]:
@@ -68,14 +70,14 @@ def shared(prepared: tuple[Path, Lineage], tmp_path_factory: pytest.TempPathFact
     yield from opened(prepared, tmp_path_factory.mktemp("shared"))
 
 
-def dense_call(new: Change, **other: Any) -> dict[str, Any]:
+def dense_call(new: Changes, **other: Any) -> dict[str, Any]:
     m = new.manifest
-    weights = {change.input_name(n): v for n, v in new.dense.items()}
+    weights = {input_name(n): v for n, v in new.dense.items()}
     return {"lineage": m.lineage, "seq": np.int64(m.seq), "token": TOKEN, **weights, **other}
 
 
-def delta_calls(new: Change, rows: int = 2000, **other: Any) -> list[dict[str, Any]]:
-    m, calls = new.manifest, list(change.chunks(new.tables, rows))
+def delta_calls(new: Changes, rows: int = 2000, **other: Any) -> list[dict[str, Any]]:
+    m, calls = new.manifest, list(push.chunks(new.tables, rows))
     who = {
         "lineage": m.lineage,
         "seq": np.int64(m.seq),
@@ -85,7 +87,7 @@ def delta_calls(new: Change, rows: int = 2000, **other: Any) -> list[dict[str, A
     return [who | {"chunk": np.int64(i), "chunks": np.int64(len(calls))} | c | other for i, c in enumerate(calls)]
 
 
-def apply(to: Loaded, new: Change, rows: int = 2000) -> None:
+def apply(to: Loaded, new: Changes, rows: int = 2000) -> None:
     to.run("apply_dense", **dense_call(new))
     for call in delta_calls(new, rows):
         to.run("apply_delta", **call)
@@ -130,7 +132,7 @@ def test_a_removed_key_comes_back(loaded: Loaded) -> None:
     gone = int(new.tables["user"].removed[0])
     loaded.lineage.tables["user"][gone] = row = loaded.lineage.row()
     again = loaded.next(changed=0, removed=0, new=0, digest=False)
-    again.tables["user"] = Changes(np.array([gone]), row[None], np.empty(0, np.int64))
+    again.tables["user"] = TableChanges(np.array([gone]), row[None], np.empty(0, np.int64))
     apply(loaded, again)
     assert loaded.digest() == loaded.lineage.digest()
 
@@ -156,16 +158,16 @@ class Case:
     signature: str = "apply_delta"
     other: dict[str, Any] = field(default_factory=dict)
     seq: int = 0
-    first: Callable[[Loaded, Change], None] = lambda loaded, new: None
+    first: Callable[[Loaded, Changes], None] = lambda loaded, new: None
     token: str | None = TOKEN
 
 
-def begin(loaded: Loaded, new: Change) -> None:
+def begin(loaded: Loaded, new: Changes) -> None:
     loaded.run("apply_dense", **dense_call(new))
     loaded.run("apply_delta", **delta_calls(new, rows=50)[0])
 
 
-def whole(loaded: Loaded, new: Change) -> None:
+def whole(loaded: Loaded, new: Changes) -> None:
     apply(loaded, new)
 
 
@@ -240,10 +242,10 @@ def test_refused_changes_nothing(shared: Loaded, name: str) -> None:
 # -- apply_file ----------------------------------------------------------------------------------------------------
 
 
-def journal_of(loaded: Loaded, changes: list[Change], **other: Any) -> Journal:
+def journal_of(loaded: Loaded, changes: list[Changes], **other: Any) -> Journal:
     tables = changes[0].tables
     for c in changes[1:]:
-        tables = {n: journal.fold(tables[n], new) for n, new in c.tables.items()}
+        tables = {n: fold(tables[n], new) for n, new in c.tables.items()}
     last = changes[-1]
     m = last.manifest
     return Journal(m.lineage, changes[0].manifest.seq - 1, m.seq, m.learned_until_ms, tables, last.dense)._replace(
@@ -318,7 +320,7 @@ def test_a_broken_journal_changes_nothing(shared: Loaded, name: str) -> None:
 
 def with_rows(keys: list[int], value: float) -> Callable[[Journal], Journal]:
     rows = np.full((len(keys), D.row_dim), value, "f4")
-    new = Changes(np.array(keys, np.int64), rows, np.empty(0, np.int64))
+    new = TableChanges(np.array(keys, np.int64), rows, np.empty(0, np.int64))
     return lambda j: j._replace(tables=j.tables | {"item": new})
 
 

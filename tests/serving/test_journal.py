@@ -3,20 +3,21 @@
 import numpy as np
 import pytest
 
-from serving.journal import Changes, Journal, JournalError, decode, encode, fold, nothing, version_of
+from delta_log.changes import TableChanges, fold, no_changes
+from serving.journal import Journal, JournalError, decode, encode, version_of
 
 
-def changes(rng: np.random.Generator) -> Changes:
+def changes(rng: np.random.Generator) -> TableChanges:
     keys = rng.permutation(40)[: rng.integers(0, 20)]
     n = rng.integers(0, len(keys) + 1)
-    return Changes(keys[:n], rng.normal(size=(n, 3)).astype("f4"), keys[n:])
+    return TableChanges(keys[:n], rng.normal(size=(n, 3)).astype("f4"), keys[n:])
 
 
 def test_folding_is_what_dicts_make_of_it() -> None:
     rng = np.random.default_rng(3)
     for _ in range(50):
         parts = [changes(rng) for _ in range(rng.integers(1, 6))]
-        whole, rows, gone = nothing(3), {}, set()
+        whole, rows, gone = no_changes(3), {}, set()
         for part in parts:
             whole = fold(whole, part)
             for key in part.removed.tolist():
@@ -33,8 +34,8 @@ def test_folding_is_what_dicts_make_of_it() -> None:
 def test_there_and_back(n: int) -> None:
     rng = np.random.default_rng(n)
     tables = {
-        "b": Changes(np.arange(n), rng.normal(size=(n, 3)).astype("f4"), np.arange(n) + 100),
-        "a": Changes(-np.arange(n), rng.normal(size=(n, 5)).astype("f4"), np.empty(0, np.int64)),
+        "b": TableChanges(np.arange(n), rng.normal(size=(n, 3)).astype("f4"), np.arange(n) + 100),
+        "a": TableChanges(-np.arange(n), rng.normal(size=(n, 5)).astype("f4"), np.empty(0, np.int64)),
     }
     dense = {"w": rng.normal(size=(2, 3)).astype("f4"), "bias": np.float32([1.5])}
     found = decode(
@@ -50,7 +51,9 @@ def test_there_and_back(n: int) -> None:
 
 def test_every_flipped_byte_is_seen() -> None:
     data = encode(
-        Journal("000001-0a1b2c3d", 0, 1, 5, {"t": Changes(np.array([4]), np.ones((1, 2), "f4"), np.array([5]))}, {})
+        Journal(
+            "000001-0a1b2c3d", 0, 1, 5, {"t": TableChanges(np.array([4]), np.ones((1, 2), "f4"), np.array([5]))}, {}
+        )
     )
     for place in range(len(data)):
         with pytest.raises(JournalError):

@@ -9,21 +9,23 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import BASE, Rig
 from prometheus_client import CollectorRegistry
-from world import ROOT, SOURCE, TOKEN, D, request, until
 
+from delta_log.log import Log
+from delta_log.manifest import LogError
+from delta_log.publication import Publication
 from serving.publish import Place, publish
 from serving.replica import Replica
-from serving.sync import Sync
-from training.delta import Log, LogError
-from training.publication import Publication
+from serving.sync.sync import Sync
+from tests.support import PROJECT
+from tests.support.lineage import SOURCE, TOKEN, D, request, until
+from tests.support.rig import BASE, Rig
 
 
 def asked(rig: Rig, *more: str) -> tuple[int, dict[str, object]]:
     command = [sys.executable, "-m", "serving.publish", "--log", str(rig.folder / "log")]
     command += ["--replica", f"{rig.folder / 'models'}=127.0.0.1:{rig.port}", *more]
-    done = subprocess.run(command, cwd=ROOT, timeout=200, stdout=subprocess.PIPE)
+    done = subprocess.run(command, cwd=PROJECT, timeout=200, stdout=subprocess.PIPE)
     return done.returncode, json.loads(done.stdout or "{}")
 
 
@@ -103,6 +105,6 @@ def test_what_is_not_there_is_named(rig: Rig, tmp_path: Path) -> None:
     assert result["state"] == "rolled back" and "no base at 1" in str(result["reason"])
     done = subprocess.run(
         [sys.executable, "-m", "serving.publish", "--log", "x", "--replica", "127.0.0.1:1"],
-        cwd=ROOT, timeout=60, stderr=subprocess.PIPE, text=True,
+        cwd=PROJECT, timeout=60, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert done.returncode == 2 and "allowed is MODELS_FOLDER=HOST:PORT" in done.stderr

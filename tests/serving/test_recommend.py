@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Rig
-from world import SOURCE, D, until
 
-from infra import cli
+from features.counters import Counters
+from features.push import push
+from features.store import Features
+from infra.cli import main as cli
+from serving.client import Scorer
 from serving.recommend import NothingToRecommend, recommend
-from streaming.client import Scorer
-from streaming.counters import Counters
-from streaming.feature_store import Features
-from streaming.features import push
+from tests.support.lineage import SOURCE, D, until
+from tests.support.rig import Rig
 
 NOW_MS = 1_700_000_000_000
 

@@ -6,12 +6,12 @@ import json
 import time
 
 import pytest
-from broker import Broker
 
 from streaming.declaration import INT64_MAX, INT64_MIN
 from streaming.events import DEAD_BYTES, Publisher, Stopped, action, impression, problem, schemas
-from streaming.simulator import declaration
+from streaming.sources.simulator import declaration
 from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, MAX_MESSAGE_BYTES, create
+from tests.support.broker import Broker
 
 FEATURES = {"viewer": 1, "topics": [2], "age": 0.5}
 SHOWN = impression("i", "r", 1, 2, 3, 0, FEATURES, {"watch": 0.5}, "l", 4)

@@ -1,7 +1,6 @@
 """The hash, the draw and the sum, against the shared vectors and against plain Python integers."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.hashing import draw, fnv1a64, learned_sum, mix64
+from tests.support import PROJECT
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "hash.json").read_text())
+VECTORS = json.loads((PROJECT / "tests/vectors" / "hash.json").read_text())
 M = 2**64 - 1
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 

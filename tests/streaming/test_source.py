@@ -37,7 +37,7 @@ def test_a_wrong_name_says_what_is_allowed(name, said):
 
 def test_a_file_without_live_is_refused_and_its_own_import_error_speaks(tmp_path):
     half = tmp_path / "half.py"
-    half.write_text("from streaming.simulator import declaration\ndef history(): return iter(())\n")
+    half.write_text("from streaming.sources.simulator import declaration\ndef history(): return iter(())\n")
     with pytest.raises(ValueError, match="has no `live"):
         load(str(half))
     (tmp_path / "broken_source.py").write_text("import no_such_thing_at_all\n")

@@ -21,7 +21,7 @@ $(CUCKOO_BUILD)/tensorflow.version: $(if $(filter $(CUCKOO_TF_VERSION),$(CUCKOO_
 	@echo $(CUCKOO_TF_VERSION) > $@
 
 CUCKOO_OBJECTS := $(patsubst %,$(CUCKOO_BUILD)/%.o,ops signatures admission_ops)
-$(CUCKOO_OBJECTS): $(CUCKOO_BUILD)/%.o: $(CUCKOO)/%.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
+$(CUCKOO_OBJECTS): $(CUCKOO_BUILD)/%.o: $(CUCKOO)/op/%.cc $(CUCKOO_BUILD)/tensorflow.version $(CUCKOO)/build.mk
 	@# -w: TensorFlow's own headers and macros warn by the hundred; the core is held to -Wall by its tests
 	@echo "compiling the table op's $(<F) against TensorFlow $$(cat $(CUCKOO_BUILD)/tensorflow.version) (about half a minute)"
 	@$(CXX) $(CUCKOO_FLAGS) -fPIC -fvisibility=hidden -w -isystem $(CUCKOO_TF)/include -D_GLIBCXX_USE_CXX11_ABI=1 \

@@ -1,5 +1,5 @@
 // Admission's statistics at fixed seeds: the count against a plain one, the draws against 1 - (1 - p)^n.
-#include "training/cuckoo/admission.h"
+#include "training/cuckoo/core/admission.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "tests/training/cuckoo/check.h"
-#include "training/cuckoo/table.h"
+#include "training/cuckoo/core/table.h"
 
 namespace cuckoo {
 namespace {

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "tests/training/cuckoo/check.h"
-#include "training/cuckoo/table.h"
+#include "training/cuckoo/core/table.h"
 
 // The linker sends the core's allocations here (--wrap=aligned_alloc, --wrap=mprotect): after so many they fail.
 extern "C" void* __real_aligned_alloc(size_t align, size_t bytes);

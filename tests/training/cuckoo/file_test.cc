@@ -1,5 +1,5 @@
 // Shards in files: what is loaded is what was saved, and of what is not whole nothing is loaded.
-#include "training/cuckoo/file.h"
+#include "training/cuckoo/core/file.h"
 
 #include <cstdio>
 #include <map>

@@ -7,7 +7,7 @@
 #include <random>
 
 #include "tests/training/cuckoo/check.h"
-#include "training/cuckoo/file.h"
+#include "training/cuckoo/core/file.h"
 
 namespace cuckoo {
 namespace {

@@ -1,5 +1,5 @@
 // A row's parts: initializers, and the optimizers' kernels against their formulas in double.
-#include "training/cuckoo/row.h"
+#include "training/cuckoo/core/row.h"
 
 #include <cmath>
 #include <map>
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "tests/training/cuckoo/check.h"
-#include "training/cuckoo/gradients.h"
+#include "training/cuckoo/core/gradients.h"
 
 namespace cuckoo {
 namespace {

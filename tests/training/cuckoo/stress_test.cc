@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "tests/training/cuckoo/check.h"
-#include "training/cuckoo/file.h"
-#include "training/cuckoo/table.h"
+#include "training/cuckoo/core/file.h"
+#include "training/cuckoo/core/table.h"
 
 namespace cuckoo {
 namespace {

@@ -1,0 +1,45 @@
+"""What a base or delta holds for serving: rows without their optimizer slots, removed keys, dense weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from delta_log.files import Float32s, Int64s, read_dense, read_removed, read_rows
+from delta_log.manifest import Manifest
+
+
+class TableChanges(NamedTuple):
+    """Of one table: keys int64[n], their rows float32[n, dim], and removed keys int64[m], none of them in keys."""
+
+    keys: Int64s
+    rows: Float32s
+    removed: Int64s
+
+
+def fold(older: TableChanges, newer: TableChanges) -> TableChanges:
+    """Both as one: the newest value a key wins, a removal that a later row does not take back stays."""
+    stale = np.isin(older.keys, np.concatenate([newer.keys, newer.removed]))
+    return TableChanges(
+        np.concatenate([older.keys[~stale], newer.keys]),
+        np.concatenate([older.rows[~stale], newer.rows]),
+        np.setdiff1d(np.union1d(older.removed, newer.removed), newer.keys),
+    )
+
+
+def no_changes(dim: int) -> TableChanges:
+    return TableChanges(np.empty(0, np.int64), np.empty((0, dim), np.float32), np.empty(0, np.int64))
+
+
+class Changes(NamedTuple):
+    manifest: Manifest
+    tables: dict[str, TableChanges]
+    dense: dict[str, Float32s]
+
+
+def read_changes(manifest: Manifest) -> Changes:
+    """LogBroken if a file is not what the manifest says."""
+    removed = read_removed(manifest)
+    tables = {name: TableChanges(keys, rows, removed[name]) for name, (keys, rows) in read_rows(manifest).items()}
+    return Changes(manifest, tables, {name: w.value for name, w in read_dense(manifest).items()})

@@ -1,0 +1,32 @@
+"""A new base out of files: the newest base with its deltas laid over it, while training goes on."""
+
+from __future__ import annotations
+
+from delta_log.files import read_dense
+from delta_log.fold import merged, thinned, tick_times
+from delta_log.log import Log
+from delta_log.manifest import Manifest
+from delta_log.writer import Cut, Writer
+
+
+def compact(log: Log, writer: Writer) -> Manifest | None:
+    """Write the base of the newest delta; None if the newest base is already that."""
+    base, deltas = log.chain(writer.lineage)
+    if not deltas:
+        return None
+    last, tables = deltas[-1], merged(base, deltas)
+    oldest = min((int(t.ticks.min()) for t in tables.values() if len(t.ticks)), default=last.tick)
+    cut = Cut(
+        source=last.source,
+        declaration=last.declaration,
+        tables=tables,
+        dense=read_dense(last),
+        totals={name: info.total for name, info in last.tables.items()},
+        tick=last.tick,
+        tick_times=thinned(tick_times([base, *deltas]), oldest),
+        positions=last.positions,
+        learned=(int(last.learned["count"]), int(last.learned["sum"])),
+        learned_until_ms=last.learned_until_ms,
+        digest={name: int(value) for name, value in last.digest.items()},
+    )
+    return writer.base(last.seq, cut)

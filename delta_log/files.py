@@ -1,0 +1,235 @@
+"""The Arrow files of a base or delta: rows apart from slots, so that serving reads only what it needs (docs/delta.md).
+
+A table is written as its place among the manifest's tables. Row i of a slots file belongs to row i of its rows file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from delta_log.manifest import LogBroken, Manifest, TableInfo, file_bytes
+
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+UInt32s = npt.NDArray[np.uint32]
+Bytes = npt.NDArray[np.uint8]
+
+_BATCH = 1 << 20
+"""Rows a record batch: the 32-bit offsets of a list column end at 2^31 floats, so dims up to 2048 fit."""
+
+_FLOATS = pa.list_(pa.float32())
+ROWS = pa.schema([("table", pa.uint16()), ("key", pa.int64()), ("row", _FLOATS)])
+SLOTS = pa.schema([("table", pa.uint16()), ("tick", pa.uint32()), ("slots", _FLOATS)])
+REMOVED = pa.schema([("table", pa.uint16()), ("key", pa.int64())])
+LINE_BYTES = 64
+ADMISSION = pa.schema([("table", pa.uint16()), ("line", pa.uint32()), ("bytes", pa.binary(LINE_BYTES))])
+DENSE = pa.schema([("name", pa.string()), ("shape", pa.list_(pa.int64())), ("values", _FLOATS), ("slots", _FLOATS)])
+
+
+class Filter(NamedTuple):
+    """Lines of an admission filter: its shape ("": no filter), their places uint32[n], their bytes uint8[n, 64]."""
+
+    shape: str
+    places: UInt32s
+    lines: Bytes
+
+
+NO_FILTER = Filter("", np.empty(0, np.uint32), np.empty((0, LINE_BYTES), np.uint8))
+
+
+class TableRows(NamedTuple):
+    """Of one table: keys int64[n], rows float32[n, dim], slots float32[n, slots], ticks uint32[n], removed int64[m]."""
+
+    keys: Int64s
+    rows: Float32s
+    slots: Float32s
+    ticks: UInt32s
+    removed: Int64s
+    admission: Filter = NO_FILTER
+
+
+class Weight(NamedTuple):
+    """One dense weight and the flat state of its optimizer."""
+
+    value: Float32s
+    slots: Float32s
+
+
+def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, removed: bool) -> dict[str, bytes]:
+    """File name -> bytes. `removed`: with removed.arrow (a delta) or without (a base)."""
+    rows, slots, gone, lines = [], [], [], []
+    for place, t in enumerate(tables.values()):
+        for at in range(0, len(t.keys), _BATCH):
+            part = slice(at, at + _BATCH)
+            table = np.full(len(t.keys[part]), place, np.uint16)
+            rows.append([pa.array(table), pa.array(t.keys[part]), _lists(t.rows[part])])
+            slots.append([pa.array(table), pa.array(t.ticks[part]), _lists(t.slots[part])])
+        if len(t.removed):
+            gone.append([pa.array(np.full(len(t.removed), place, np.uint16)), pa.array(t.removed)])
+        if n := len(t.admission.places):
+            data = pa.py_buffer(np.ascontiguousarray(t.admission.lines))
+            column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LINE_BYTES), n, [None, data])
+            lines.append([pa.array(np.full(n, place, np.uint16)), pa.array(t.admission.places), column])
+    weights = [
+        pa.array(list(dense), pa.string()),
+        pa.array([list(w.value.shape) for w in dense.values()], pa.list_(pa.int64())),
+        pa.array([w.value.ravel() for w in dense.values()], _FLOATS),
+        pa.array([w.slots.ravel() for w in dense.values()], _FLOATS),
+    ]
+    files = {"rows-0.arrow": _file(ROWS, rows), "slots-0.arrow": _file(SLOTS, slots)}
+    if removed:
+        files["removed.arrow"] = _file(REMOVED, gone)
+    return {**files, "admission.arrow": _file(ADMISSION, lines), "dense.arrow": _file(DENSE, [weights])}
+
+
+def read_rows(manifest: Manifest) -> dict[str, tuple[Int64s, Float32s]]:
+    """Table -> (keys int64[n], rows float32[n, dim]): what serving reads. Checked against the manifest."""
+    return _read(manifest, "rows-", ROWS, {n: i.dim for n, i in manifest.tables.items()})
+
+
+def read_slots(manifest: Manifest) -> dict[str, tuple[UInt32s, Float32s]]:
+    """Table -> (ticks uint32[n], slots float32[n, slots]), in the order of `read_rows`."""
+    return _read(manifest, "slots-", SLOTS, {n: i.slots for n, i in manifest.tables.items()})
+
+
+def read_removed(manifest: Manifest) -> dict[str, Int64s]:
+    """Table -> removed keys int64[m]; a base has none."""
+    if manifest.kind == "base":
+        return {name: np.empty(0, np.int64) for name in manifest.tables}
+    parts: dict[str, list[Int64s]] = {name: [] for name in manifest.tables}
+    for name, batch in _batches(manifest, "removed.arrow", REMOVED):
+        parts[name].append(batch.column(1).to_numpy())
+    removed = {name: np.concatenate([np.empty(0, np.int64), *p]) for name, p in parts.items()}
+    for name, info in manifest.tables.items():
+        _count(manifest, "removed.arrow", name, len(removed[name]), info.removed)
+    return removed
+
+
+def read_admission(manifest: Manifest) -> dict[str, Filter]:
+    """Table -> the lines of its admission filter that are here."""
+    file, found = "admission.arrow", {n: NO_FILTER._replace(shape=i.admission) for n, i in manifest.tables.items()}
+    for name, batch in _batches(manifest, file, ADMISSION):
+        places, column = batch.column(1).to_numpy(), batch.column(2)
+        lines = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * LINE_BYTES :][: len(places) * LINE_BYTES]
+        if len(found[name].places) or len(np.unique(places)) != len(places):
+            raise LogBroken(f"{manifest.folder / file}: table {name}: a line is there twice")
+        found[name] = Filter(found[name].shape, places, lines.reshape(-1, LINE_BYTES))
+    for name, info in manifest.tables.items():
+        _count(manifest, file, name, len(found[name].places), info.lines)
+    return found
+
+
+def read_tables(manifest: Manifest) -> dict[str, TableRows]:
+    """All of every table: what the trainer restores from. No key is in both rows and removed."""
+    rows, slots, removed = read_rows(manifest), read_slots(manifest), read_removed(manifest)
+    admission = read_admission(manifest)
+    for name, gone in removed.items():
+        both = np.intersect1d(gone, rows[name][0])
+        if len(both):
+            raise LogBroken(f"{manifest.folder}: table {name}: key {both[0]} is in rows and in removed")
+    return {
+        name: TableRows(keys, values, slots[name][1], slots[name][0], removed[name], admission[name])
+        for name, (keys, values) in rows.items()
+    }
+
+
+def read_dense(manifest: Manifest) -> dict[str, Weight]:
+    """Name -> dense weight with its optimizer's slots, in the order of the model."""
+    path, data = "dense.arrow", file_bytes(manifest, "dense.arrow")
+    batches = _open(manifest, path, data, DENSE)
+    weights: dict[str, Weight] = {}
+    for batch in batches:
+        for name, shape, values, slots in zip(*(batch.column(i) for i in range(4)), strict=True):
+            value = np.array(values.values.to_numpy(), np.float32)
+            sizes = [int(n) for n in shape.as_py()]
+            if value.size != int(np.prod(sizes)):
+                raise LogBroken(f"{manifest.folder / path}: {name}: {value.size} values, expected shape {sizes}")
+            weights[name.as_py()] = Weight(value.reshape(sizes), np.array(slots.values.to_numpy(), np.float32))
+    return weights
+
+
+def _lists(values: Float32s) -> pa.ListArray:
+    """float32[n, k] as n lists of k, without a copy of the floats."""
+    n, k = values.shape
+    offsets = np.arange(n + 1, dtype=np.int32) * np.int32(k)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values, np.float32).ravel()))
+
+
+def _file(schema: pa.Schema, batches: Sequence[Sequence[pa.Array]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        for columns in batches:
+            writer.write_batch(pa.record_batch(list(columns), schema=schema))
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _open(manifest: Manifest, name: str, data: bytes, schema: pa.Schema) -> list[pa.RecordBatch]:
+    try:
+        reader = pa.ipc.open_file(pa.py_buffer(data))
+        if reader.schema != schema:
+            raise LogBroken(f"{manifest.folder / name}: columns {reader.schema.names}, expected {schema.names}")
+        return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    except pa.ArrowInvalid as e:
+        raise LogBroken(f"{manifest.folder / name}: not an Arrow file: {e}") from e
+
+
+def _batches(manifest: Manifest, name: str, schema: pa.Schema) -> list[tuple[str, pa.RecordBatch]]:
+    """(table, batch) of each record batch that holds rows; `table` is constant in a batch."""
+    names, found = list(manifest.tables), []
+    for batch in _open(manifest, name, file_bytes(manifest, name), schema):
+        if batch.num_rows == 0:
+            continue
+        table = batch.column(0).to_numpy()
+        if table[0] >= len(names) or np.any(table != table[0]):
+            raise LogBroken(f"{manifest.folder / name}: table {sorted(set(table.tolist()))}, known are {names}")
+        found.append((names[int(table[0])], batch))
+    return found
+
+
+def _read(
+    manifest: Manifest, prefix: str, schema: pa.Schema, dims: Mapping[str, int]
+) -> dict[str, tuple[npt.NDArray[Any], Float32s]]:
+    """The second column and the list column of every file that begins with `prefix`, by table."""
+    parts: dict[str, list[tuple[npt.NDArray[Any], Float32s]]] = {name: [] for name in manifest.tables}
+    shards = sum(f.startswith(prefix) for f in manifest.files)
+    for file in (f"{prefix}{shard}.arrow" for shard in range(shards)):
+        if file not in manifest.files:
+            raise LogBroken(f"{manifest.folder / file}: missing among {', '.join(manifest.files)}")
+        for name, batch in _batches(manifest, file, schema):
+            lists, n = batch.column(2), batch.num_rows
+            if np.any(np.diff(lists.offsets.to_numpy()) != dims[name]):
+                raise LogBroken(f"{manifest.folder / file}: table {name}: a row is not {dims[name]} floats")
+            parts[name].append((batch.column(1).to_numpy(), lists.flatten().to_numpy().reshape(n, dims[name])))
+    found = {}
+    for name, info in manifest.tables.items():
+        first = np.empty(0, schema.field(1).type.to_pandas_dtype())
+        keys = np.concatenate([first, *(k for k, _ in parts[name])])
+        found[name] = keys, np.concatenate([np.empty((0, dims[name]), np.float32), *(v for _, v in parts[name])])
+        _count(manifest, f"{prefix}*.arrow", name, len(keys), info.rows)
+    return found
+
+
+def _count(manifest: Manifest, file: str, table: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise LogBroken(f"{manifest.folder / file}: table {table}: {found} rows, expected {expected}")
+
+
+def infos(tables: Mapping[str, TableRows], totals: Mapping[str, int]) -> dict[str, TableInfo]:
+    """What a manifest says of tables that are written."""
+    return {
+        name: TableInfo(
+            dim=t.rows.shape[1],
+            slots=t.slots.shape[1],
+            rows=len(t.keys),
+            removed=len(t.removed),
+            total=totals[name],
+            admission=t.admission.shape,
+            lines=len(t.admission.places),
+        )
+        for name, t in tables.items()
+    }

@@ -1,0 +1,81 @@
+"""A base and its deltas laid over each other: whole tables as of a delta, and the times of their ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from delta_log.files import Filter, TableRows, read_tables
+from delta_log.manifest import LogBroken, Manifest
+
+
+def overlay(parts: list[TableRows]) -> TableRows:
+    """A base's rows and then each delta's, absolute values: the last word on a key stands; removed keys are gone."""
+    keys = np.concatenate([np.concatenate((p.removed, p.keys)) for p in parts])
+    # Place of each entry among all rows, -1 where the entry is a removal.
+    starts = np.cumsum([0, *(len(p.keys) for p in parts)])
+    place = np.concatenate(
+        [
+            np.concatenate((np.full(len(p.removed), -1), np.arange(len(p.keys)) + start))
+            for p, start in zip(parts, starts, strict=False)
+        ]
+    )
+    _, last = np.unique(keys[::-1], return_index=True)  # first of the reversed: the last of each key
+    chosen = place[len(keys) - 1 - last]
+    chosen = np.sort(chosen[chosen >= 0])
+    return TableRows(
+        np.concatenate([p.keys for p in parts])[chosen],
+        np.concatenate([p.rows for p in parts])[chosen],
+        np.concatenate([p.slots for p in parts])[chosen],
+        np.concatenate([p.ticks for p in parts])[chosen],
+        np.empty(0, np.int64),
+        overlay_lines([p.admission for p in parts]),
+    )
+
+
+def overlay_lines(parts: list[Filter]) -> Filter:
+    """The same of an admission filter's lines, by place; one of another shape than the one before began empty."""
+    shape, since = parts[-1].shape, 0
+    for i, part in enumerate(parts):
+        if part.shape != shape:
+            since = i + 1
+    places = np.concatenate([p.places for p in parts[since:]])
+    chosen, last = np.unique(places[::-1], return_index=True)
+    return Filter(shape, chosen, np.concatenate([p.lines for p in parts[since:]])[len(places) - 1 - last])
+
+
+def merged(base: Manifest, deltas: list[Manifest]) -> dict[str, TableRows]:
+    """The whole tables as of the last of `deltas`; LogBroken if their sizes are not what its manifest says."""
+    read = [read_tables(m) for m in (base, *deltas)]
+    last = deltas[-1] if deltas else base
+    tables = {name: overlay([r[name] for r in read]) for name in base.tables}
+    for name, info in last.tables.items():
+        if len(tables[name].keys) != info.total:
+            raise LogBroken(
+                f"{last.folder}: table {name}: {len(tables[name].keys)} rows after {last.name}, expected {info.total}"
+            )
+    return tables
+
+
+def tick_times(manifests: list[Manifest]) -> dict[int, int]:
+    """Tick -> newest event time when it ended, of all that a chain says."""
+    return {int(tick): ms for m in manifests for tick, ms in m.tick_times.items()}
+
+
+PRECISION = 128
+"""A row of age a may stay a / PRECISION longer: some thousand ticks are kept for a year of them."""
+
+
+def thinned(tick_times: Mapping[int, int], oldest: int = 0) -> dict[int, int]:
+    """What rows with ticks >= `oldest` need to know. A tick that is left out ends with the next one that is kept.
+
+    Kept is the last tick of each interval of event time, of a length by its age: the greatest power of two within
+    age / PRECISION. The intervals nest, so thinned again and again as they grow older they are exact to that.
+    """
+    newest = max(tick_times.values(), default=-1)
+    last: dict[tuple[int, int], int] = {}
+    for tick in sorted(t for t, ms in tick_times.items() if t >= oldest and ms >= 0):
+        length = max((newest - tick_times[tick]) // PRECISION, 1).bit_length() - 1
+        last[length, tick_times[tick] >> length] = tick
+    return {tick: tick_times[tick] for tick in sorted(last.values())}

@@ -1,0 +1,206 @@
+"""What is counted from the topics: recent activity of users, and items over one hour, one day and seven.
+
+Pure state, without any service. Each impression counts once (by its id, as the join knows it: late and repeated ones
+do not), and each one's first judged action within its window. The state is plain containers, so that it is committed
+together with the positions of what was read.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from features.plan import ACTIVITY, COUNTERS
+from streaming.source import Exposure
+
+MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+WINDOWS = {"1h": (MINUTE_MS, 60), "1d": (HOUR_MS, 24), "7d": (HOUR_MS, 168)}
+"""Name -> (bucket, how many of them)."""
+RECENT = 20
+"""How many of a user's last items are kept."""
+
+Table = dict[str, list[Any]]
+
+
+class Counters:
+    """Counts events as they come, in any order; `now_ms` is the newest event time seen.
+
+    `shown`, `action` and `heartbeat` take events; `take` hands out the rows that changed, at `now_ms`.
+    """
+
+    def __init__(self, judged: str, window_ms: int, max_disorder_ms: int) -> None:
+        self.judged, self.window_ms, self.max_disorder_ms = judged, window_ms, max_disorder_ms
+        self.now_ms = self.closed_ms = -1
+        self.counted = self.ignored = 0
+        self._beats: dict[tuple[str, int], int] = {}
+        # user -> [shown, positives, last_ms, items, {by: [shown, positives]}, pushed at]
+        self._users: dict[int, list[Any]] = {}
+        # item -> [shown, positives, {bucket size: {bucket: [shown, positives]}}, pushed at]
+        self._items: dict[int, list[Any]] = {}
+        # impression -> [user, item, ts_ms, by, has its positive]; and what came before its impression
+        self._open: dict[str, list[Any]] = {}
+        self._held: dict[str, list[int]] = {}
+        self._closing: deque[tuple[int, str]] = deque()
+        self._due: dict[tuple[int, int], set[int]] = {}
+        self._dirty_users: set[int] = set()
+        self._dirty_items: set[int] = set()
+
+    def shown(self, impression_id: str, user: int, item: int, ts_ms: int, by: int | None) -> None:
+        """An impression; one that is late or was seen before is ignored."""
+        if impression_id in self._open or ts_ms <= self.closed_ms:
+            self.ignored += 1
+            return
+        self._count(user, item, ts_ms, by, 0)
+        self._open[impression_id] = [user, item, ts_ms, by, False]
+        self._closing.append((ts_ms + self.window_ms, impression_id))
+        for at_ms in sorted(self._held.pop(impression_id, ())):
+            self.action(impression_id, self.judged, at_ms)
+
+    def action(self, impression_id: str, task: str, ts_ms: int) -> None:
+        """An action: the first judged one within an impression's window counts; before its impression it is held."""
+        if task != self.judged:
+            return
+        shown = self._open.get(impression_id)
+        if shown is None:
+            if ts_ms > self.closed_ms:
+                self._held.setdefault(impression_id, []).append(ts_ms)
+            else:
+                self.ignored += 1
+            return
+        user, item, shown_ms, by, done = shown
+        if done or not shown_ms <= ts_ms <= shown_ms + self.window_ms:
+            self.ignored += 1
+            return
+        shown[4] = True
+        self._count(user, item, ts_ms, by, 1)
+
+    def heartbeat(self, topic: str, partition: int, ms: int, partitions: int) -> None:
+        """Event time of one of `partitions` partitions in all: behind the slowest one, less the disorder, nothing comes
+        any more, as the join counts it."""
+        key = topic, partition
+        self._beats[key] = max(ms, self._beats.get(key, -1))
+        if len(self._beats) < partitions:
+            return
+        least = min(self._beats.values())
+        self.closed_ms = max(self.closed_ms, least - self.max_disorder_ms - 1)
+        self._advance(least)
+        while self._closing and self._closing[0][0] <= self.closed_ms:
+            self._open.pop(self._closing.popleft()[1], None)
+        for impression_id in [k for k, held in self._held.items() if max(held) <= self.closed_ms]:
+            self.ignored += len(self._held.pop(impression_id))
+
+    def seed(self, exposures: Iterable[Exposure], by: str) -> None:
+        """The days before, from the source itself. Actions behind the last exposure do not move the clock."""
+        waiting: list[tuple[int, int, int, int | None]] = []
+        for e in exposures:
+            value = e.features.get(by) if by else None
+            while waiting and waiting[0][0] <= e.ts_ms:
+                at_ms, user, item, then = heapq.heappop(waiting)
+                self._count(user, item, at_ms, then, 1)
+            self._count(e.user_id, e.item_id, e.ts_ms, value, 0)
+            done_ms = e.outcomes.get(self.judged)
+            if done_ms is not None and done_ms <= e.ts_ms + self.window_ms:
+                heapq.heappush(waiting, (done_ms, e.user_id, e.item_id, value))
+        for at_ms, user, item, then in waiting:
+            self._count(user, item, at_ms, then, 1, moves=False)
+
+    def take(self) -> tuple[Table, Table]:
+        """The rows of activity and counters that changed since they were taken last; their keys are in column `key`.
+
+        A row is of time `now_ms`. One that was taken at this very time stays until the clock has moved, so that no two
+        rows of a key have one event time.
+        """
+        activity: Table = {name: [] for name in ("key", *(c.name for c in ACTIVITY))}
+        counters: Table = {name: [] for name in ("key", *(c.name for c in COUNTERS))}
+        for user in sorted(k for k in self._dirty_users if self._users[k][5] < self.now_ms):
+            shown, positives, last_ms, items, by, _ = self._users[user]
+            values = sorted(by)
+            counts = [[by[value][what] for value in values] for what in (0, 1)]
+            row = (user, self.now_ms, shown, positives, last_ms, list(items), values, *counts)
+            for column, value in zip(activity.values(), row, strict=True):
+                column.append(value)
+            self._users[user][5] = self.now_ms
+            self._dirty_users.discard(user)
+        for item in sorted(k for k in self._dirty_items if self._items[k][3] < self.now_ms):
+            shown, positives, buckets, _ = self._items[item]
+            row = (item, self.now_ms, shown, positives, *self._windows(buckets))
+            for column, value in zip(counters.values(), row, strict=True):
+                column.append(value)
+            self._items[item][3] = self.now_ms
+            self._dirty_items.discard(item)
+        return activity, counters
+
+    def state(self) -> dict[str, Any]:
+        """All of it as plain JSON, for a commit; `restore` takes it back."""
+        return {
+            "numbers": [self.now_ms, self.closed_ms, self.counted, self.ignored],
+            "beats": [[*key, ms] for key, ms in self._beats.items()],
+            "users": [[k, *u[:3], list(u[3]), list(u[4].items()), u[5]] for k, u in self._users.items()],
+            "items": [[k, *i[:2], [[size, list(b.items())] for size, b in i[2].items()], i[3]]
+                      for k, i in self._items.items()],
+            "open": self._open,
+            "held": self._held,
+            "closing": list(self._closing),
+            "due": [[*key, sorted(items)] for key, items in self._due.items()],
+            "dirty": [sorted(self._dirty_users), sorted(self._dirty_items)],
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.now_ms, self.closed_ms, self.counted, self.ignored = state["numbers"]
+        self._beats = {(topic, partition): ms for topic, partition, ms in state["beats"]}
+        self._users = {k: [*u[:3], deque(u[3], RECENT), dict(u[4]), u[5]] for k, *u in state["users"]}
+        self._items = {k: [*i[:2], {size: dict(b) for size, b in i[2]}, i[3]] for k, *i in state["items"]}
+        self._open, self._held = state["open"], state["held"]
+        self._closing = deque((ms, impression_id) for ms, impression_id in state["closing"])
+        self._due = {(size, bucket): set(items) for size, bucket, items in state["due"]}
+        self._dirty_users, self._dirty_items = map(set, state["dirty"])
+
+    def _count(self, user: int, item: int, ts_ms: int, by: int | None, what: int, moves: bool = True) -> None:
+        """One impression (what 0) or judged action (1)."""
+        self.counted += 1
+        known = self._users.setdefault(user, [0, 0, -1, deque(maxlen=RECENT), {}, -1])
+        known[what] += 1
+        if by is not None:
+            known[4].setdefault(by, [0, 0])[what] += 1
+        if what == 0:
+            known[2] = max(known[2], ts_ms)
+            known[3].appendleft(item)
+        of_item = self._items.setdefault(item, [0, 0, {MINUTE_MS: {}, HOUR_MS: {}}, -1])
+        of_item[what] += 1
+        for size, buckets in of_item[2].items():
+            bucket = ts_ms // size
+            if bucket not in buckets:
+                buckets[bucket] = [0, 0]
+                self._due.setdefault((size, bucket), set()).add(item)
+                for windowed, many in WINDOWS.values():
+                    if windowed == size:
+                        self._due.setdefault((size, bucket + many), set()).add(item)
+            buckets[bucket][what] += 1
+        self._dirty_users.add(user)
+        self._dirty_items.add(item)
+        if moves:
+            self._advance(ts_ms)
+
+    def _advance(self, ms: int) -> None:
+        """Moves the clock; an item of which a bucket enters or leaves a window has changed."""
+        if ms <= self.now_ms:
+            return
+        before, self.now_ms = self.now_ms, ms
+        if all(before // size == ms // size for size in (MINUTE_MS, HOUR_MS)):
+            return
+        for key in [k for k in self._due if k[1] <= ms // k[0]]:
+            self._dirty_items |= self._due.pop(key)
+
+    def _windows(self, buckets: dict[int, dict[int, list[int]]]) -> list[int]:
+        """The counts over each window at `now_ms`; buckets that are in no window any more are forgotten."""
+        found = []
+        for size, many in WINDOWS.values():
+            first = self.now_ms // size - many + 1
+            inside = [count for bucket, count in buckets[size].items() if first <= bucket <= self.now_ms // size]
+            found += [sum(count[what] for count in inside) for what in (0, 1)]
+        for size, many in ((MINUTE_MS, 60), (HOUR_MS, 168)):
+            for bucket in [b for b in buckets[size] if b <= self.now_ms // size - many]:
+                del buckets[size][bucket]
+        return found

@@ -1,0 +1,123 @@
+"""Does the offline point-in-time join say what was served? Compares an archive's impressions with the feature store.
+
+    python -m features.reproduction --source simulator --features var/local/features --archive var/local/archive
+
+Each logged value is compared with what was readable when it was read (`read_ms`). A value that differs is explained
+where the rows around it can: `unfinished`, the row before the newest one is what was served, so a write was logged and
+its process died before it was readable; `ahead`, it is the row after. Prints one JSON object; exit code 1 below
+`--least` of the values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.plan import EVENT_MS
+from features.store import Features
+
+LEAST = 0.999
+
+
+def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
+    """The figures of impressions with the archive's columns; those that were not read from the store are left out.
+
+    -> impressions, values, reproduced, share, missed (feature -> values), why (reason -> values), misses
+    ([impression_id, feature, served, joined, why], the first 100).
+    """
+    names = [f.name for f in store.plan.declaration.features]
+    asked = impressions.filter(pc.greater(impressions["read_ms"], 0))
+    asked = asked.rename_columns([c.removeprefix("feature_") for c in asked.column_names])
+    served, joined = asked.select(names).to_pylist(), store.historical(asked).to_pylist() if asked.num_rows else []
+    wrong = {}
+    for k, (was, now) in enumerate(zip(served, joined, strict=True)):
+        differing = [name for name in names if not _same(was[name], now[name])]
+        if differing:
+            wrong[k] = differing
+    why = _explain(store, asked, wrong, served)
+    misses = [
+        [asked["impression_id"][k].as_py(), name, served[k][name], joined[k][name], why[k, name]]
+        for k, differing in wrong.items()
+        for name in differing
+    ]
+    values = len(served) * len(names)
+    return {
+        "impressions": len(served),
+        "values": values,
+        "reproduced": values - len(misses),
+        "share": 1 - len(misses) / values if values else 1.0,
+        "missed": dict(Counter(name for _, name in why)),
+        "why": dict(Counter(why.values())),
+        "misses": misses[:100],
+    }
+
+
+def _explain(
+    store: Features, asked: pa.Table, wrong: dict[int, list[str]], served: list[dict[str, Any]]
+) -> dict[tuple[int, str], str]:
+    """(row, feature) -> which neighbouring version of the row's views was served."""
+    found = {(k, name): "unexplained" for k, differing in wrong.items() for name in differing}
+    if not found:
+        return found
+    rows = asked.take(pa.array(list(wrong)))
+    users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
+    around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
+    arrivals = {view: store.arrivals(view) for view in EVENT_MS}
+    for user, item, at_ms in zip(users, items, read_ms, strict=True):
+        near = np.sort(np.concatenate([arrivals["activity"].get(user, _NONE), arrivals["counters"].get(item, _NONE)]))
+        place = int(np.searchsorted(near, at_ms, side="right"))
+        around["unfinished"].append(int(near[place - 1]) - 1 if place else int(at_ms))
+        around["ahead"].append(int(near[place]) if place < len(near) else int(at_ms))
+    for reason, at in around.items():
+        column = rows.schema.get_field_index("read_ms")
+        joined = store.historical(rows.set_column(column, "read_ms", pa.array(at, pa.int64()))).to_pylist()
+        for (k, differing), now in zip(wrong.items(), joined, strict=True):
+            for name in differing:
+                if found[k, name] == "unexplained" and _same(served[k][name], now[name]):
+                    found[k, name] = reason
+    return found
+
+
+_NONE = np.zeros(0, np.int64)
+
+
+def _same(served: Any, joined: Any) -> bool:
+    """The archive keeps numbers as float32."""
+    if isinstance(served, float):
+        return bool(np.float32(served) == np.float32(joined))
+    return bool(served == joined)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from streaming.archive.archive import Archive
+
+    parser = argparse.ArgumentParser(
+        "features.reproduction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", required=True, metavar="S", help="kuairand, simulator?seed=7, a dotted module or a .py file")
+    add("--features", required=True, type=Path, metavar="DIR", help="the feature folder")
+    add("--archive", required=True, type=Path, metavar="DIR", help="the archive's folder")
+    add("--begin", type=int, metavar="MS", help="event time, ms (default: all that is archived)")
+    add("--end", type=int, metavar="MS", help="event time, ms; not included")
+    add("--least", type=float, default=LEAST, help="share of the values that must be reproduced (%(default)s)")
+    args = parser.parse_args(argv)
+    archive = Archive(args.archive)
+    begin = archive.since_ms("impressions") if args.begin is None else args.begin
+    end = archive.until_ms("impressions") + 1 if args.end is None else args.end
+    found = reproduce(Features(args.features, args.source), archive.read("impressions", begin, end))
+    print(json.dumps(found, indent=1))
+    return 0 if found["share"] >= args.least else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Airflow as four processes of the platform, over the DAGs of dags/.
+
+airflow-migrate -> airflow-api, airflow-scheduler (runs the tasks), airflow-dag-processor, airflow-triggerer
+
+Never `airflow standalone`: it leaves its children behind. All give way to the minute loop by NICE.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from infra import checks
+from infra.settings import PROJECT, Settings
+from infra.supervise.manager import Service
+
+USER = "admin"
+NICE = 10
+PARALLELISM = 3  # tasks at once: one may wait for the others' work and still leave two for two cores
+COMPONENTS = {"scheduler": "scheduler", "dag-processor": "dag_processor", "triggerer": "triggerer"}
+KEYS: dict[str, Callable[[], str]] = {
+    "AIRFLOW__CORE__FERNET_KEY": lambda: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+    "AIRFLOW__API_AUTH__JWT_SECRET": lambda: secrets.token_hex(32),
+    "AIRFLOW__API__SECRET_KEY": lambda: secrets.token_hex(32),
+}
+
+
+def _private(path: Path, make: Mapping[str, str]) -> dict[str, str]:
+    """The object in a file that only its owner reads; `make` if there is none yet."""
+    if not path.is_file():
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)  # its database holds connections
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+            json.dump(make, f)
+    found: dict[str, str] = json.loads(path.read_text())
+    return found
+
+
+def keys(folder: Path) -> dict[str, str]:
+    """The keys all processes share: the environment's, else made once and kept in `folder`."""
+    kept = _private(folder / "keys.json", {name: make() for name, make in KEYS.items()})
+    return {name: os.environ.get(name) or kept[name] for name in KEYS}
+
+
+def password(folder: Path) -> str:
+    """USER's, made once. Airflow reads the same file, so there is one before it would make and print its own."""
+    return _private(folder / "passwords.json", {USER: secrets.token_urlsafe(12)})[USER]
+
+
+def login(folder: Path, url: str) -> str:
+    """One line: where its page is and who may enter."""
+    return f"Airflow: {url}  user {USER}, password {password(folder)}"
+
+
+def settings_of(url: str, host: str, port: int, database: str, dags: Path) -> dict[str, str]:
+    """Airflow's settings that are no secret, by AIRFLOW__SECTION__NAME; `url` is its page as others reach it."""
+    chosen = {
+        "CORE__DAGS_FOLDER": dags,
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": PARALLELISM,
+        "CORE__LOAD_EXAMPLES": False,
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": False,
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        # The tasks' way to the API server does not follow its port by itself.
+        "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "API__BASE_URL": url,
+        "API__HOST": host,
+        "API__PORT": port,
+        "API__WORKERS": 1,
+        "DATABASE__SQL_ALCHEMY_CONN": database,
+        "DAG_PROCESSOR__REFRESH_INTERVAL": 5,
+        "LOGGING__COLORED_CONSOLE_LOG": False,
+        "LOGGING__UVICORN_LOGGING_LEVEL": "WARNING",  # else a line for each look at its health
+        "LOGGING__NAMESPACE_LEVELS": "airflow.dag_processing.manager=WARNING",  # else three lines each five seconds
+        "USAGE_DATA_COLLECTION__ENABLED": False,
+    }
+    return {f"AIRFLOW__{name}": str(value) for name, value in chosen.items()}
+
+
+def secrets_of(folder: Path) -> dict[str, str]:
+    """The keys, and the login's file made."""
+    password(folder)
+    return keys(folder)
+
+
+def environment(
+    settings: Settings, folder: Path, facts: Path, where: Mapping[str, str], hidden: Mapping[str, str]
+) -> dict[str, str]:
+    """What every process of Airflow gets, and so every task: Airflow's settings, and where the platform is."""
+    url, database = where["airflow"], settings.airflow_db.replace("postgresql://", "postgresql+psycopg2://", 1)
+    if database == "sqlite":
+        database = f"sqlite:///{folder / 'airflow.db'}"
+    return {
+        "AIRFLOW_HOME": str(folder),
+        **settings_of(url, settings.host, int(url.rpartition(":")[2]), database, PROJECT / "dags"),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
+        **{name: hidden[name] for name in KEYS},
+        "PYTHONWARNINGS": "ignore:Using `httpx`",  # Airflow's own use of Starlette
+        "MINUTEHAND_PLATFORM": str(facts),
+        "MINUTEHAND_FEATURES": str(facts.parent / "features"),
+        "MINUTEHAND_SOURCE": settings.source,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
+        **({"MLFLOW_TRACKING_URI": where["mlflow"]} if "mlflow" in where else {}),
+    }
+
+
+def command(name: str) -> list[str]:
+    """The words of one process behind `python`: migrate, api, or one of COMPONENTS."""
+    if name == "migrate":
+        return ["-m", "infra.airflow.migrate"]
+    words = {
+        "api": ["api-server"],
+        # Nobody else serves the log of a running task: the API server reads the same folder.
+        "scheduler": ["scheduler", "--skip-serve-logs"],
+        "triggerer": ["triggerer", "--skip-serve-logs"],
+    }
+    return ["-m", "airflow", *words.get(name, [name])]
+
+
+def services(
+    settings: Settings, folder: Path, facts: Path, where: Mapping[str, str], hidden: Mapping[str, str]
+) -> list[Service]:
+    """The processes; `facts` is platform.json, `folder` Airflow's home, `hidden` holds KEYS."""
+    env, url = environment(settings, folder, facts, where, hidden), where["airflow"]
+
+    def service(name: str, **more: object) -> Service:
+        return Service(f"airflow-{name}", [sys.executable, *command(name)], env=env, nice=NICE, **more)  # type: ignore[arg-type]
+
+    migrated, healthy = ("airflow-migrate",), checks.http_ok(f"{url}/api/v2/monitor/health")
+    return [
+        service("migrate", once=True),
+        service("api", after=(*migrated, "data-docs"), ready=healthy, address=url),  # its pages link to them
+        *(
+            service(
+                name,
+                after=migrated,
+                ready=checks.airflow_component(url, key),
+                alive=checks.airflow_stalled(url, key),
+            )
+            for name, key in COMPONENTS.items()
+        ),
+    ]

@@ -1,0 +1,251 @@
+"""What a replay showed: one table, one report.json, two pictures, from files and the `examples` topic alone.
+
+Inputs are the replay's own send log (what was shown, when, with which scores, and what came of it), the delta log's
+manifests, the sync's `sync.jsonl`, and the join's output in Kafka. Nothing here is estimated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from common import auc
+from delta_log.manifest import Manifest
+from streaming.declaration import Declaration
+from streaming.hashing import draw, learned_sum
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The send log as columns, one row an impression; a failed prediction has NaN scores, an absent outcome is -1."""
+
+    impression_id: list[str]
+    user_id: Array
+    ts_ms: Array
+    wall_ms: Array
+    predict_ms: Array
+    ok: Array
+    outcome_ms: Array  # int64[n, tasks]
+    served: Array  # float64[n, tasks]
+    frozen: Array  # float64[n, tasks]
+
+    @classmethod
+    def read(cls, folder: Path, declaration: Declaration) -> Sent:
+        parts = sorted(folder.glob("impressions-*.parquet"))
+        if not parts:
+            raise FileNotFoundError(f"no impressions-*.parquet in {folder}: the replay sent nothing")
+        table = pa.concat_tables([pq.read_table(p) for p in parts])
+
+        def plain(name: str) -> Array:
+            return np.asarray(table[name].to_numpy(zero_copy_only=False))
+
+        def stack(prefix: str, fill: float, dtype: type) -> Array:
+            columns = [table[f"{prefix}_{t}"].fill_null(fill) for t in declaration.tasks]
+            return np.stack([np.asarray(c.to_numpy(zero_copy_only=False), dtype) for c in columns], axis=1)
+
+        return cls(
+            impression_id=table["impression_id"].to_pylist(),
+            user_id=plain("user_id"),
+            ts_ms=plain("ts_ms"),
+            wall_ms=plain("wall_ms"),
+            predict_ms=plain("predict_ms"),
+            ok=plain("ok"),
+            outcome_ms=stack("outcome", -1, np.int64),
+            served=stack("served", float("nan"), np.float64),
+            frozen=stack("frozen", float("nan"), np.float64),
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What the offline join expects of a send log whose events went out in order (docs/example.md)."""
+
+    positive: Array  # bool[n, tasks]
+    late: Array
+    negative: Array
+    sampled_out: Array
+
+    @classmethod
+    def of(cls, sent: Sent, declaration: Declaration, pi: float, salt: str) -> Pairs:
+        happened = sent.outcome_ms >= 0
+        positive = happened & (sent.outcome_ms <= sent.ts_ms[:, None] + declaration.window_ms)
+        kept = (draw(sent.impression_id, salt) < pi)[:, None]
+        return cls(positive, happened & ~positive, ~positive & kept, ~positive & ~kept)
+
+    def keys(self, sent: Sent) -> Counter[tuple[str, int, int]]:
+        expected: Counter[tuple[str, int, int]] = Counter()
+        for label, which in ((1, self.positive), (0, self.negative)):
+            for row, task in zip(*np.nonzero(which), strict=True):
+                expected[sent.impression_id[row], int(task), label] += 1
+        return expected
+
+    def learned(self, sent: Sent) -> tuple[int, int]:
+        """Count and sum that the newest manifest must hold once everything is learned."""
+        total = 0
+        for label, which in ((1, self.positive), (0, self.negative)):
+            rows, tasks = np.nonzero(which)
+            total += learned_sum([sent.impression_id[r] for r in rows], tasks, np.full(len(rows), label))
+        return int(self.positive.sum() + self.negative.sum()), total % 2**64
+
+
+def joined(bootstrap: str, topic: str, offsets: dict[str, int]) -> tuple[Counter[tuple[str, int, int]], int]:
+    """The pairs of `topic` below `offsets` (read_committed), and the number of records they came in."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, isolation_level="read_committed", enable_auto_commit=False)
+    found: Counter[tuple[str, int, int]] = Counter()
+    records = 0
+    try:
+        ends = {TopicPartition(topic, int(p)): end for p, end in offsets.items()}
+        consumer.assign(list(ends))
+        consumer.seek_to_beginning(*ends)
+        while any(consumer.position(p) < end for p, end in ends.items()):
+            for partition, messages in consumer.poll(timeout_ms=500, max_records=5000).items():
+                for message in messages:
+                    if message.offset >= ends[partition]:
+                        continue
+                    record = json.loads(message.value)
+                    if "heartbeat_ms" in record:
+                        continue
+                    records += 1
+                    for task, weight in enumerate(record["weights"]):
+                        if weight > 0:
+                            found[record["impression_id"], task, int(record["labels"][task])] += 1
+    finally:
+        consumer.close()
+    return found, records
+
+
+def weighted_percentiles(histogram: dict[float, int], at: tuple[int, ...]) -> dict[str, float | None]:
+    """Percentiles of value -> count; None of an empty one."""
+    values = np.array(sorted(histogram), float)
+    if not len(values):
+        return {f"p{p}": None for p in at}
+    below = np.cumsum([histogram[v] for v in values])
+    picks = [values[np.searchsorted(below, p / 100 * below[-1])] for p in at]
+    return {f"p{p}": round(float(v), 3) for p, v in zip(at, picks, strict=True)}
+
+
+def freshness(confirmed: list[dict[str, Any]], kind: str) -> dict[float, int]:
+    """Seconds from an event's Kafka timestamp to its delta's confirmation -> how many events (docs/delta.md)."""
+    histogram: Counter[float] = Counter()
+    for line in confirmed:
+        for written, count in line["written_ms"][kind].items():
+            histogram[(line["confirmed_ms"] - int(written)) / 1000] += count
+    return dict(histogram)
+
+
+def compared(labels: Array, served: Array, frozen: Array, users: Array, seed: int) -> dict[str, float | None]:
+    """AUC of both scores and the interval of their difference, rounded; None where it cannot be said."""
+    figures = zip(("served", "frozen", "difference", "low", "high"), auc.compared(labels, served, frozen, users, seed),
+                  strict=True)  # fmt: skip
+    return {name: None if np.isnan(value) else round(value, 4) for name, value in figures}
+
+
+def build(
+    sent: Sent,
+    pairs: Pairs,
+    declaration: Declaration,
+    found: Counter[tuple[str, int, int]],
+    records: int,
+    base: Manifest,
+    newest: Manifest,
+    confirmed: list[dict[str, Any]],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The report as plain data, of what lies between `base` and `newest`; `confirmed` is one replica's sync.jsonl."""
+    expected = pairs.keys(sent)
+    # The base's pairs came from the history, not through the join.
+    learned = newest.learned["count"] - base.learned["count"]
+    learned_total = (int(newest.learned["sum"]) - int(base.learned["sum"])) % 2**64
+    count, total = pairs.learned(sent)
+    unlearned = found.total() - learned
+    judged = declaration.tasks.index(declaration.judged)
+    later = (sent.ts_ms >= sent.ts_ms.min() + 2 * declaration.window_ms) & sent.ok
+    labels = pairs.positive[later, judged].astype(int)
+    served, frozen = sent.served[later, judged], sent.frozen[later, judged]
+    rows = [line["rows"] for line in confirmed]
+    size = [line["bytes"] for line in confirmed]
+    rare = []
+    for task, name in enumerate(declaration.tasks):
+        y = pairs.positive[later, task].astype(int)
+        both: list[float | None] = [None, None]
+        if 0 < y.sum() < len(y):
+            both = [round(float(auc.auc(y, s[later, task])), 4) for s in (sent.served, sent.frozen)]
+        rare.append({"task": name, "positives": int(y.sum()), "served": both[0], "frozen": both[1]})
+    return {
+        **about,
+        "events": int(len(sent.ts_ms) + (sent.outcome_ms >= 0).sum()),
+        "records": records,
+        "pairs": {
+            "offered": int(pairs.positive.size),
+            "learned_pos": sum(n for (_, _, label), n in found.items() if label == 1),
+            "learned_neg": sum(n for (_, _, label), n in found.items() if label == 0),
+            "sampled_out": int(pairs.sampled_out.sum()),
+            "late": int(pairs.late.sum()),
+            "lost": (expected - found).total() + max(unlearned, 0),
+            "double": (found - expected).total() + max(-unlearned, 0),
+        },
+        "learned_equal": (learned, learned_total) == (count, total),
+        "deltas": newest.seq - base.seq,
+        "rows_per_delta": round(float(np.mean(rows)), 1) if rows else 0,
+        "bytes_per_delta": round(float(np.mean(size)), 1) if size else 0,
+        "freshness_s": weighted_percentiles(freshness(confirmed, "positive"), (50, 95, 99)),
+        "freshness_negative_s": weighted_percentiles(freshness(confirmed, "negative"), (50, 95, 99)),
+        "predictions": int(len(sent.ok)),
+        "failed_predictions": int((~sent.ok).sum()),
+        "predict_ms": {f"p{p}": round(float(np.percentile(sent.predict_ms[sent.ok], p)), 2) for p in (50, 99)},
+        "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
+        "calibration": round(float(served.mean() / labels.mean()), 4) if labels.sum() else None,
+        "tasks": rare,
+        # None: the replica had gone on before it was asked (after a kill), so there was nothing to compare.
+        "digests_equal": {line["digests_equal"] for line in confirmed} - {None} == {True},
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people: report.md, and the table at the end of a demo."""
+    pairs, auc, age = report["pairs"], report["auc"], report["freshness_s"]
+
+    def shown(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    rows = [
+        ("source, commit, seed", f"{report['source']}, {report['commit']}, {report['seed']}"),
+        (
+            "sync_every, wall, set-up",
+            f"{report['sync_every_s']:g} s, {report['wall_s']:.0f} s, {report['setup_s']:.0f} s",
+        ),
+        ("events in, examples out", f"{report['events']}, {report['records']}"),
+        ("pairs offered", f"{pairs['offered']}"),
+        ("... learned positive, negative", f"{pairs['learned_pos']}, {pairs['learned_neg']}"),
+        ("... sampled out, late", f"{pairs['sampled_out']}, {pairs['late']}"),
+        ("... lost, double", f"{pairs['lost']}, {pairs['double']}"),
+        (
+            "deltas; rows, kB a delta",
+            f"{report['deltas']}; {report['rows_per_delta']:.0f}, {report['bytes_per_delta'] / 1000:.0f}",
+        ),
+        ("freshness p50, p95, p99 (s)", ", ".join(shown(age[p], 2) for p in ("p50", "p95", "p99"))),
+        ("predictions, failed", f"{report['predictions']}, {report['failed_predictions']}"),
+        ("predict p50, p99 (ms)", f"{report['predict_ms']['p50']:.1f}, {report['predict_ms']['p99']:.1f}"),
+        (f"AUC of {auc['task']}: served, frozen", f"{shown(auc['served'])}, {shown(auc['frozen'])}"),
+        ("... difference (95 % by user)", f"{shown(auc['difference'])} ({shown(auc['low'])} to {shown(auc['high'])})"),
+        ("calibration (mean score / rate)", shown(report["calibration"], 3)),
+        ("served digest == trained digest", "yes" if report["digests_equal"] else "NO"),
+    ]
+    lines = ["| what | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines += ["| task | positives | AUC served | AUC frozen |", "|---|---|---|---|"]
+    lines += [
+        f"| {t['task']} | {t['positives']} | {shown(t['served'])} | {shown(t['frozen'])} |" for t in report["tasks"]
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,378 @@
+"""The manager of services: starts them in order, watches, restarts, stops. The sentinel runs it and cleans up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infra.supervise.processes import (
+    Identity,
+    descendants,
+    die_with_parent,
+    end_descendants,
+    identity,
+    reap,
+    send,
+    write_json,
+)
+
+TICK_S = 0.1
+CHECK_S = 0.25  # between two readiness checks
+SURVEY_S = 2.0  # between two looks at descendants and log sizes
+ALIVE_S = 5.0  # between two looks at what is ready
+STALLED_S = 60.0  # what says for so long that it is not alive is ended
+STEADY_S = 10.0  # ready for so long: the deaths before are forgotten
+BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
+GIVE_UP = 5  # deaths in a row
+TAIL_LINES = 30
+LAST_WORDS = 400  # characters of what a service said last, as the reason of its end
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is run, when, and how one knows that it is ready.
+
+    `after`: services that must be ready (or done) before its first start. `when`: says what it still waits for, ""
+    when nothing. `ready`: as in infra.checks. `alive`: the same of a service that was ready; ended after a minute of
+    complaints. `prepare` is called before each start. `once`: runs to exit 0 and is done; `unless`: is done without
+    running. `nice`: what it gives way by to the others.
+    """
+
+    name: str
+    command: Sequence[str]
+    after: tuple[str, ...] = ()
+    ready: Callable[[], str] = lambda: ""
+    alive: Callable[[], str] = lambda: ""
+    when: Callable[[], str] = lambda: ""
+    prepare: Callable[[], None] = lambda: None
+    once: bool = False
+    unless: Callable[[], bool] = lambda: False
+    env: Mapping[str, str] = field(default_factory=dict)
+    address: str = ""
+    nice: int = 0
+
+
+@dataclass
+class Run:
+    """A service's life so far. `state`: off (until it is asked for), waiting, starting, ready, done, dead (will be
+    started again), stopped."""
+
+    service: Service
+    state: str = "waiting"
+    reason: str = ""
+    process: Identity | None = None
+    restarts: int = 0
+    deaths: int = 0
+    began: float = 0.0
+    ready_s: float = 0.0
+    next_start: float = 0.0
+    next_check: float = 0.0
+    stalled: float = 0.0  # since when it is not alive
+    kill_at: float = 0.0  # it was asked to end; KILL then
+    asked: bool = False  # somebody asked for the restart: no death
+    given_up: bool = False
+    family: list[Identity] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        pid = self.process[0] if self.process else None
+        return {
+            "state": self.state,
+            "pid": pid,
+            "restarts": self.restarts,
+            "reason": self.reason,
+            "ready_s": round(self.ready_s, 1),
+            "address": self.service.address,
+        }
+
+
+def tail(path: Path, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as f:
+        f.seek(max(0, path.stat().st_size - 64 * 1024))
+        return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])
+
+
+def _prologue(nice: int) -> Callable[[], None]:
+    """What a service's process does before it becomes the service."""
+    tie = die_with_parent(signal.SIGKILL)
+
+    def prologue() -> None:
+        tie()
+        os.nice(nice)
+
+    return prologue
+
+
+def say(text: str) -> None:
+    """A line for the person; a terminal that went away must not stop the stopping."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
+class Manager:
+    """Starts, watches and stops; see the module. `run` returns the exit code. `off`: what waits for an order."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        folder: Path,
+        *,
+        off: Collection[str] = (),
+        stop_within: float = 15.0,
+        start_within: float = 180.0,
+        log_bytes: int = 8 << 20,
+        when_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        names = [s.name for s in services]
+        for s in services:
+            if missing := [a for a in s.after if a not in names]:
+                raise ValueError(f"service {s.name} comes after {missing[0]!r}; there are {', '.join(names)}")
+        self.runs = {s.name: Run(s, "off" if s.name in off else "waiting") for s in services}
+        self.folder, self.logs, self.control = folder, folder / "logs", folder / "control"
+        self.stop_within, self.start_within, self.log_bytes = stop_within, start_within, log_bytes
+        self.when_ready = when_ready
+        self.ready = self.stopping = self.hurry = False
+        self.code = 0
+        self.sentinel = os.getpid()  # made before the fork
+        self.next_survey = 0.0
+        self.written: dict[str, Any] = {}
+
+    def run(self) -> int:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, self._asked_to_stop)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.control.mkdir(exist_ok=True)
+        for stale in self.control.iterdir():
+            stale.unlink()
+        try:
+            while not self.stopping:
+                self._bury(reap())
+                self._obey()
+                for run in self.runs.values():
+                    self._step(run)
+                if not self.ready and all(r.state in ("ready", "done", "off") for r in self.runs.values()):
+                    self.ready = True
+                    self._write()
+                    self.when_ready()
+                self._survey()
+                self._write()
+                time.sleep(TICK_S)
+        finally:
+            self._stop()
+        return self.code
+
+    def _asked_to_stop(self, signum: int, frame: object) -> None:
+        self.hurry = self.stopping  # asked twice: no more patience
+        self.stopping = True
+
+    # One step of one service
+
+    def _step(self, run: Run) -> None:
+        now = time.monotonic()
+        if run.state == "waiting":
+            unready = [a for a in run.service.after if self.runs[a].state not in ("ready", "done")]
+            run.reason = f"after {', '.join(unready)}" if unready else run.service.when()
+            if not run.reason:
+                self._start(run)
+        elif run.state == "dead":
+            if now >= run.next_start:
+                run.restarts += 1
+                self._start(run)
+        elif run.kill_at and now >= run.kill_at and run.process:
+            self._kill_family(run)
+        elif run.state == "starting" and not run.service.once and now >= run.next_check:
+            run.reason = run.service.ready()
+            now = time.monotonic()
+            run.next_check = now + CHECK_S
+            if not run.reason:
+                run.state, run.ready_s = "ready", now - run.began
+                self._say(run, f"ready after {run.ready_s:.1f} s", run.service.address)
+            elif now - run.began > self.start_within and not run.kill_at:
+                self._say(run, f"not ready after {self.start_within:g} s: {run.reason}")
+                run.kill_at = now
+        elif run.state == "ready":
+            if run.deaths and now - run.began - run.ready_s > STEADY_S:
+                run.deaths, run.given_up = 0, False
+            if now >= run.next_check and not run.kill_at:
+                self._look(run)
+
+    def _look(self, run: Run) -> None:
+        """Ends what has its process but has not been alive for STALLED_S; it is started again like one that died."""
+        run.reason = run.service.alive()
+        now = time.monotonic()
+        run.next_check = now + ALIVE_S
+        run.stalled = (run.stalled or now) if run.reason else 0.0
+        if run.stalled and now - run.stalled > STALLED_S:
+            self._say(run, f"not alive for {STALLED_S:g} s: {run.reason}")
+            run.kill_at = now
+
+    def _start(self, run: Run) -> None:
+        service = run.service
+        run.began, run.kill_at, run.stalled, run.reason = time.monotonic(), 0.0, 0.0, ""
+        if service.once and service.unless():
+            run.state = "done"
+            return
+        run.state = "starting"
+        try:
+            service.prepare()
+            # Straight to the file, never through a pipe: nobody has to live for it to be written. Appending, so that
+            # a cut log goes on at its new end.
+            with (self.logs / f"{service.name}.log").open("ab") as log:
+                process = subprocess.Popen(
+                    list(service.command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **service.env},
+                    process_group=0,  # Ctrl-C in the terminal is the sentinel's
+                    preexec_fn=_prologue(service.nice),  # noqa: PLW1509 - single-threaded
+                )
+        except (OSError, ValueError) as e:
+            with (self.logs / f"{service.name}.log").open("a") as log:
+                log.write(f"cannot be started: {e}\n")
+            self._died(run, str(e))
+            return
+        process.returncode = 0  # reaped by us, all children in one place
+        run.process = identity(process.pid)
+        self._say(run, f"starting, pid {process.pid}")
+
+    def _bury(self, ended: Mapping[int, int]) -> None:
+        for run in self.runs.values():
+            if not run.process or run.process[0] not in ended:
+                continue
+            code = ended[run.process[0]]
+            self._kill_family(run)
+            run.process = None
+            if run.service.once and code == 0:
+                run.state, run.ready_s = "done", time.monotonic() - run.began
+                self._say(run, f"done in {run.ready_s:.1f} s")
+            elif run.asked:
+                run.state, run.asked, run.next_start = "dead", False, 0.0
+            elif code < 0:
+                self._died(run, f"killed by {signal.Signals(-code).name}")
+            else:
+                last = tail(self.logs / f"{run.service.name}.log", 1).strip()[:LAST_WORDS]
+                self._died(run, f"exit code {code}{': ' if last else ''}{last}")
+
+    def _died(self, run: Run, how: str) -> None:
+        wait = BACK_OFF_S[min(run.deaths, len(BACK_OFF_S) - 1)]
+        run.deaths += 1
+        run.state, run.reason, run.next_start = "dead", how, time.monotonic() + wait
+        self._say(run, f"ended: {how}; again in {wait:g} s")
+        if run.deaths >= GIVE_UP and not run.given_up:
+            run.given_up = True
+            log = self.logs / f"{run.service.name}.log"
+            self._say(run, f"died {run.deaths} times in a row; the end of {log}:")
+            say("\n".join(f"    {line}" for line in tail(log).splitlines()))
+            if not self.ready:
+                self.code, self.stopping = 1, True
+
+    def _kill_family(self, run: Run) -> None:
+        """What a service started goes with it, wherever it went: all our descendants that are not another service's."""
+        others = [r.process for r in self.runs.values() if r is not run and r.process]
+        spared = {*others, *(who for r in self.runs.values() if r is not run for who in r.family)}
+        spared.update(who for other in others for who in descendants(other[0]))
+        if run.process:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(run.process[0], signal.SIGKILL)
+        for who in {*descendants(), *run.family} - spared:
+            send(who, signal.SIGKILL)
+        run.family = []
+
+    def _ask(self, run: Run) -> None:
+        if run.process and not run.kill_at:
+            run.kill_at = time.monotonic() + self.stop_within
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(run.process[0], signal.SIGTERM)
+
+    def _obey(self) -> None:
+        for order in self.control.iterdir():
+            verb, _, name = order.name.partition("-")
+            run = self.runs.get(name)
+            order.unlink(missing_ok=True)
+            if run and verb == "start":
+                self._turn_on(run)
+            elif run and run.process:
+                run.asked = True
+                run.deaths = 0
+                self._ask(run)
+            elif run and run.state == "dead":
+                run.deaths, run.next_start = 0, 0.0
+
+    def _turn_on(self, run: Run) -> None:
+        """It, and what it comes after."""
+        if run.state == "off":
+            run.state = "waiting"
+            for name in run.service.after:
+                self._turn_on(self.runs[name])
+
+    def _stop(self) -> None:
+        """TERM to those nobody needs any more, and so on down the order; KILL to all that is left at the end."""
+        say("stopping")
+        deadline = time.monotonic() + self.stop_within
+        told: set[str] = set()
+        while time.monotonic() < deadline and not self.hurry:
+            ended = reap()
+            alive = [r for r in self.runs.values() if r.process and r.process[0] not in ended]
+            for run in self.runs.values():
+                if run not in alive:
+                    run.process, run.state = None, "stopped"
+            if not alive:
+                break
+            needed = {a for r in alive for a in r.service.after}
+            for run in alive:
+                if run.service.name not in needed | told:
+                    told.add(run.service.name)
+                    run.kill_at = 0.0  # of a restart that was under way
+                    self._ask(run)
+            self._write()
+            time.sleep(0.05)
+        for run in self.runs.values():
+            if run.process:
+                self._say(run, "did not stop in time, killed")
+        end_descendants(0.0)
+        for run in self.runs.values():
+            run.process, run.state = None, "stopped"
+        self.ready = False
+        self._write()
+        say("stopped")
+
+    # What others read
+
+    def _survey(self) -> None:
+        now = time.monotonic()
+        if now < self.next_survey:
+            return
+        self.next_survey = now + SURVEY_S
+        for run in self.runs.values():
+            run.family = descendants(run.process[0]) if run.process else []
+            log = self.logs / f"{run.service.name}.log"
+            if log.is_file() and log.stat().st_size > self.log_bytes:
+                # Copy and truncate: the service has the file open. What it writes in between is lost.
+                log.with_suffix(".log.1").write_bytes(log.read_bytes())
+                os.truncate(log, 0)
+
+    def _write(self) -> None:
+        family = [who for r in self.runs.values() for who in ([r.process] if r.process else []) + r.family]
+        state = {
+            "sentinel": identity(self.sentinel),
+            "manager": identity(os.getpid()),
+            "ready": self.ready,
+            "services": {name: run.as_dict() for name, run in self.runs.items()},
+            "processes": family,
+        }
+        if state != self.written:
+            self.written = state
+            write_json(self.folder / "state.json", state)
+
+    def _say(self, run: Run, what: str, more: str = "") -> None:
+        say(f"{run.service.name:<16} {what}{'  ' if more else ''}{more}")

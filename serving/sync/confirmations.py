@@ -1,0 +1,102 @@
+"""What sync says of itself: one JSON line a confirmed delta in sync.jsonl, metrics, and why it is not well."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from delta_log.manifest import Manifest
+
+FRESHNESS_S = (0.25, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 30, 45, 60, 61, 62, 63, 65, 75, 90, 120, 300, 900, 3600)
+
+
+class Confirmations:
+    """Appends to <models>/sync.jsonl and counts. A delta is confirmed once, whatever is killed in between."""
+
+    def __init__(self, path: Path, registry: CollectorRegistry) -> None:
+        self._path = path
+        self._last: dict[str, int] = {}
+        self._read()
+        name = "minutehand_sync_"
+        self.seq = Gauge(name + "seq", "The seq the replica stands at", ["lineage"], registry=registry)
+        self.behind = Gauge(name + "behind", "Deltas in the log that the replica lacks", registry=registry)
+        self.errors = Counter(name + "errors", "What was refused, by reason", ["reason"], registry=registry)
+        self.mismatches = Counter(name + "digest_mismatches", "Served digests that differ", registry=registry)
+        self.journals = Counter(name + "journals", "Journals written", registry=registry)
+        self._deltas = Counter(name + "deltas", "Deltas confirmed", registry=registry)
+        self._rows = Counter(name + "rows", "Rows applied", registry=registry)
+        self._bytes = Counter(name + "bytes", "Bytes of the deltas", registry=registry)
+        self._apply = Histogram(name + "apply_seconds", "From reading a delta to its confirmation", registry=registry)
+        self._fresh = Histogram(
+            "minutehand_freshness_seconds", "From an event's Kafka timestamp to the delta's confirmation here",
+            ["kind"], buckets=FRESHNESS_S, registry=registry,
+        )  # fmt: skip
+
+    def _read(self) -> None:
+        """Where each lineage's lines end; a line torn by a kill is taken away, its delta is confirmed again."""
+        data = self._path.read_bytes() if self._path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with open(self._path, "r+b") as f:
+                f.truncate(len(whole))
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            self._last[entry["lineage"]] = max(entry["seq"], self._last.get(entry["lineage"], 0))
+
+    def last(self, lineage: str, base_seq: int) -> int:
+        """The newest confirmed seq; what a base holds came with the base."""
+        return max(base_seq, self._last.get(lineage, 0))
+
+    def confirm(
+        self, m: Manifest, chunks: int, apply_ms: float, confirmed_s: float, digests_equal: bool | None
+    ) -> None:
+        """`m` is served since `confirmed_s` (wall clock). `digests_equal` is None where there was none to compare."""
+        if m.seq <= self._last.get(m.lineage, 0):
+            return
+        now = int(confirmed_s * 1000)
+        written = {kind: m.written_ms.get(kind, {}) for kind in ("positive", "negative")}
+        rows = sum(t.rows for t in m.tables.values())
+        entry: dict[str, Any] = {
+            "lineage": m.lineage, "seq": m.seq, "rows": rows, "bytes": m.bytes,
+            "removed": sum(t.removed for t in m.tables.values()), "chunks": chunks, "apply_ms": round(apply_ms, 3),
+            "confirmed_ms": now, "learned_until_ms": m.learned_until_ms, "written_ms": written,
+            "digests_equal": digests_equal,
+        }  # fmt: skip
+        with open(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), "ab") as f:
+            f.write(json.dumps(entry).encode() + b"\n")
+        self._last[m.lineage] = m.seq
+        self._deltas.inc()
+        self._rows.inc(rows)
+        self._bytes.inc(m.bytes)
+        self._apply.observe(apply_ms / 1000)
+        for kind, bins in written.items():
+            for ms, count in bins.items():
+                for _ in range(count):
+                    self._fresh.labels(kind).observe(max(0.0, (now - int(ms)) / 1000))
+
+
+class Ailments:
+    """Named reasons why the replica does not follow the log. Said once in the log when they come and when they go."""
+
+    def __init__(self, logger: Any, errors: Counter) -> None:
+        self._logger, self._errors = logger, errors
+        self._now: dict[str, str] = {}
+
+    def say(self, reason: str, text: str) -> None:
+        """`reason` is a short constant (a metric's label), `text` the whole story."""
+        if self._now.get(reason) != text:
+            self._logger.error("%s: %s", reason, text)
+            self._errors.labels(reason).inc()
+        self._now[reason] = text
+
+    def heal(self, *reasons: str) -> None:
+        for reason in reasons:
+            if self._now.pop(reason, None) is not None:
+                self._logger.info("%s: no more", reason)
+
+    def text(self) -> str:
+        return "; ".join(f"{reason}: {text}" for reason, text in self._now.items())

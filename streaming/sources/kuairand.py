@@ -1,0 +1,328 @@
+"""KuaiRand-Pure: a month of exposures of a real short-video app, with eight kinds of feedback.
+
+Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos", CIKM 2022,
+https://kuairand.com, CC BY-SA 4.0. The live part is the last two days of the standard feed, the history the `days`
+before them (China time). The files are taken from MINUTEHAND_DATA, else from the cache, else downloaded.
+
+Features are causal: counts are of what was known when the video was shown. A label is known at
+time_ms + play_time_ms, when the person leaves the video; the monthly statistics of the archive are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from streaming.declaration import Declaration, Feature
+from streaming.hashing import fnv1a64
+from streaming.source import Exposure
+from streaming.sources.kuairand_files import find, folder, integers, places, read_tables
+from streaming.views import Column, Rows, Views
+
+_DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
+_CHINA_MS = 8 * _HOUR_MS
+LIVE_DAYS = 2
+Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Exposures and clicks."""
+
+_TASKS = {
+    "click": "is_click",
+    "like": "is_like",
+    "follow": "is_follow",
+    "comment": "is_comment",
+    "forward": "is_forward",
+    "long_view": "long_view",
+    "profile_enter": "is_profile_enter",
+    "hate": "is_hate",
+}
+_PROFILE_COUNTS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+_PROFILE_CODES = tuple(f"onehot_feat{k}" for k in (0, 1, 2, 3, 6, 7, 8, 9, 10, 11))
+
+declaration = Declaration(
+    name="kuairand",
+    features=(
+        Feature("user", "id", view="user"),
+        Feature("video", "id", view="item"),
+        Feature("author", "id", view="video"),
+        Feature("music", "id", view="video"),
+        Feature("tags", "ids", view="video"),
+        Feature("profile", "ids", view="profile"),
+        Feature("tab", "id"),
+        Feature("upload_type", "id", view="video"),
+        Feature("hour", "id", view="derived"),
+        Feature("duration", "number", view="video"),
+        Feature("age", "number", view="derived"),
+        Feature("user_shown", "number", view="derived"),
+        Feature("user_rate", "number", view="derived"),
+        Feature("user_tab_rate", "number", view="derived"),
+        Feature("video_shown", "number", view="derived"),
+        Feature("video_rate", "number", view="derived"),
+        Feature("gap", "number", view="derived"),
+    ),
+    tasks=tuple(_TASKS),
+    judged="click",
+    window_ms=20 * 60_000,
+)
+
+
+class KuaiRand:
+    """The data set in a folder (None: found, or downloaded, when the first event is asked for)."""
+
+    declaration = declaration
+
+    def __init__(self, days: int, folder: Path | None = None) -> None:
+        self.days, self.folder = days, folder
+
+    def history(self) -> Iterator[Exposure]:
+        shown = self._columns()
+        yield from _exposures(shown, np.flatnonzero(shown["ts_ms"] < shown["live_ms"]))
+
+    def live(self) -> Iterator[Exposure]:
+        shown = self._columns()
+        yield from _exposures(shown, np.flatnonzero(shown["ts_ms"] >= shown["live_ms"]))
+
+    @property
+    def views(self) -> Views:
+        """For the feature store: profiles and what is known of a video, read when they are asked for."""
+        return Views(
+            video=(Column("uploaded", "int"),),
+            users=lambda: profiles(*self._tables()),
+            items=lambda: attributes(*self._tables()),
+            derive=_derive,
+            by="tab",
+        )
+
+    def _columns(self) -> dict[str, Any]:
+        return columns(*self._tables(), self.days)
+
+    def _tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """The log, the users, the videos."""
+        log, users, videos = (
+            read_tables(paths, names) for paths, names in zip(find(self.folder or folder()), _NEEDED, strict=True)
+        )
+        return log, users, videos
+
+
+def configure(days: int = 12) -> KuaiRand:
+    """The last two days live, the `days` before them as history (the official archive has 29)."""
+    if days < 1:
+        raise ValueError(f"kuairand: days is {days}, allowed is >= 1")
+    return KuaiRand(days)
+
+
+_LOG = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab", *_TASKS.values())
+_USERS = ("user_id", "user_active_degree", *_PROFILE_COUNTS, *_PROFILE_CODES)
+_VIDEOS = ("video_id", "author_id", "upload_dt", "upload_type", "music_id", "tag")
+_NEEDED = (_LOG, _USERS, _VIDEOS)
+
+
+def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict[str, Any]:
+    """One array (or list) a column, in event order, from `days` before the live part on."""
+    order = np.argsort(integers(log, "time_ms"), kind="stable")
+    ts_ms = integers(log, "time_ms")[order]
+    live_ms = int((ts_ms[-1] + _CHINA_MS) // _DAY_MS - LIVE_DAYS + 1) * _DAY_MS - _CHINA_MS
+    order = order[ts_ms >= live_ms - days * _DAY_MS]
+    log = log.take(pa.array(order))
+    ts_ms, left_ms = integers(log, "time_ms"), integers(log, "time_ms") + np.maximum(0, integers(log, "play_time_ms"))
+    user, video, tab = integers(log, "user_id"), integers(log, "video_id"), integers(log, "tab")
+    clicked = integers(log, "is_click") > 0
+    user_row, video_row = places(user, users, "user_id"), places(video, videos, "video_id")
+    profiled, told = _profiles(users), _attributes(videos)
+    formulas = _formulas(
+        ts_ms,
+        uploaded=told["uploaded"][video_row],
+        since_ms=_since(user, ts_ms),
+        user=_known(user, ts_ms, left_ms, clicked),
+        user_tab=_known(user * 64 + tab, ts_ms, left_ms, clicked),
+        video=_known(video, ts_ms, left_ms, clicked),
+    )
+    return {
+        "live_ms": live_ms,
+        "ts_ms": ts_ms,
+        "left_ms": left_ms,
+        "labels": np.stack([integers(log, column) > 0 for column in _TASKS.values()], 1),
+        "user": user,
+        "video": video,
+        "author": told["author"][video_row],
+        "music": told["music"][video_row],
+        "tags": [told["tags"][k] for k in video_row],
+        "profile": [profiled[k] for k in user_row],
+        "tab": tab,
+        "upload_type": told["upload_type"][video_row],
+        "duration": _duration(integers(log, "duration_ms")),
+        **formulas,
+    }
+
+
+def _formulas(
+    ts_ms: NDArray[np.int64],
+    uploaded: NDArray[np.int64],
+    since_ms: NDArray[np.int64],
+    user: Counts,
+    user_tab: Counts,
+    video: Counts,
+) -> dict[str, NDArray[Any]]:
+    """The features of view `derived`: of the log as a whole here, and of the feature store's views in `_derive`."""
+    age_days = (ts_ms + _CHINA_MS) / _DAY_MS - uploaded
+    return {
+        "hour": (ts_ms + _CHINA_MS) % _DAY_MS // _HOUR_MS,
+        "age": np.log1p(np.maximum(0, age_days)) - 2.5,
+        "user_shown": np.log1p(user[0]) / 2 - 1,
+        "user_rate": _log_odds(user),
+        "user_tab_rate": _log_odds(user_tab),
+        "video_shown": np.log1p(video[0]) / 2 - 1.5,
+        "video_rate": _log_odds(video),
+        # The first exposure counts as one after a day.
+        "gap": np.log1p(np.minimum(since_ms, _DAY_MS) / 1000) / 3 - 1.5,
+    }
+
+
+def _derive(rows: Rows) -> dict[str, list[Any]]:
+    """As `_formulas`, from the columns of the views; what the store does not know is nothing shown yet."""
+
+    def known(name: str) -> NDArray[np.int64]:
+        return np.array([value or 0 for value in rows[name]], np.int64)
+
+    ts_ms = known("ts_ms")
+    last = np.array([-_DAY_MS if value is None else value for value in rows["user_last_ms"]], np.int64)
+    of_tab = np.zeros((2, len(ts_ms)), np.int64)
+    for k, (tab, tabs) in enumerate(zip(rows["tab"], rows["user_by"], strict=True)):
+        if tabs and tab in tabs:
+            place = list(tabs).index(tab)
+            of_tab[:, k] = rows["user_by_shown"][k][place], rows["user_by_positives"][k][place]
+    found = _formulas(
+        ts_ms,
+        uploaded=known("uploaded"),
+        since_ms=np.maximum(0, ts_ms - last),
+        user=(known("user_shown"), known("user_positives")),
+        user_tab=(of_tab[0], of_tab[1]),
+        video=(known("item_shown"), known("item_positives")),
+    )
+    every = np.arange(len(ts_ms))
+    return {name: _plain(column, every) for name, column in found.items()}
+
+
+def profiles(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
+    """The batch view of users; true since the log began."""
+    ids, lists = integers(users, "user_id"), pa.array(_profiles(users)[:-1], pa.list_(pa.int64()))
+    return pa.table({"user": ids, "ts_ms": np.full(len(ids), _begin_ms(log)), "profile": lists})
+
+
+def attributes(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
+    """The batch view of videos; true since the log began. How long one is only the log says, always the same."""
+    ids, told = integers(videos, "video_id"), _attributes(videos)
+    duration_ms = np.zeros(len(ids) + 1, np.int64)
+    duration_ms[places(integers(log, "video_id"), videos, "video_id")] = integers(log, "duration_ms")
+    columns = {name: column[:-1] for name, column in told.items() if name != "tags"}
+    return pa.table(
+        {
+            "video": ids,
+            "ts_ms": np.full(len(ids), _begin_ms(log)),
+            "tags": pa.array(told["tags"][:-1], pa.list_(pa.int64())),
+            "duration": np.round(_duration(duration_ms[:-1]), 4),
+            **columns,
+        }
+    )
+
+
+def _begin_ms(log: pa.Table) -> int:
+    return int(integers(log, "time_ms").min()) // _DAY_MS * _DAY_MS
+
+
+def _duration(ms: NDArray[np.int64]) -> NDArray[np.float64]:
+    scaled: NDArray[np.float64] = np.log1p(np.maximum(0, ms) / 1000) / 2 - 1.5
+    return scaled
+
+
+def _attributes(videos: pa.Table) -> dict[str, Any]:
+    """What is known of each video, and of none in the last place of each column."""
+    dates = pc.cast(videos["upload_dt"], pa.date32()).cast(pa.int32())
+    types = fnv1a64(pc.fill_null(videos["upload_type"].cast(pa.string()), "")).view(np.int64)
+    return {
+        "author": np.append(integers(videos, "author_id"), 0),
+        "music": np.append(integers(videos, "music_id"), 0),
+        "tags": _tags(videos),
+        "upload_type": np.append(types, 0),
+        "uploaded": np.append(pc.fill_null(dates, 0).to_numpy().astype(np.int64), 0),
+    }
+
+
+def _exposures(shown: dict[str, Any], rows: NDArray[np.int64]) -> Iterator[Exposure]:
+    names = [f.name for f in declaration.features]
+    values = [_plain(shown[name], rows) for name in names]
+    keys = zip(
+        rows.tolist(), *(shown[name][rows].tolist() for name in ("ts_ms", "left_ms", "labels", "user", "video")),
+        strict=True,
+    )  # fmt: skip
+    tasks = declaration.tasks
+    for (row, ts_ms, left_ms, labels, user, video), features in zip(keys, zip(*values, strict=True), strict=True):
+        outcomes = {task: left_ms for task, label in zip(tasks, labels, strict=True) if label}
+        # The log repeats (user, video, time) here and there: the number of the row in event order is the key.
+        named = dict(zip(names, features, strict=True))
+        yield Exposure(f"k{ts_ms}-{row}", user, video, ts_ms, named, outcomes)
+
+
+def _plain(column: Any, rows: NDArray[np.int64]) -> list[Any]:
+    if isinstance(column, list):
+        return [column[k] for k in rows]
+    picked = column[rows]
+    return list(np.round(picked, 4).tolist() if picked.dtype.kind == "f" else picked.tolist())
+
+
+def _known(
+    key: NDArray[np.int64], ts_ms: NDArray[np.int64], left_ms: NDArray[np.int64], clicked: NDArray[np.bool_]
+) -> Counts:
+    """For each row: how many exposures of its key had ended before it, and how many of them had a click."""
+    return _before(key, left_ms, key, ts_ms), _before(key[clicked], left_ms[clicked], key, ts_ms)
+
+
+def _log_odds(counts: Counts) -> NDArray[np.float64]:
+    """A click rate as smoothed log-odds."""
+    shown, clicks = counts
+    odds: NDArray[np.float64] = (clicks + 1.0) / (np.maximum(0, shown - clicks) + 1.3)
+    return np.log(odds)
+
+
+def _before(
+    key: NDArray[np.int64], at_ms: NDArray[np.int64], asked: NDArray[np.int64], ts_ms: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each (asked key, ts): the events of that key with at < ts. One sort, and two binary searches a row."""
+    times = np.concatenate([at_ms, ts_ms])
+    first = times.min()
+    span = int(times.max() - first) + 1
+    _, codes = np.unique(np.concatenate([key, asked]), return_inverse=True)
+    events = np.sort(codes[: len(key)] * span + (at_ms - first))
+    base = codes[len(key) :] * span
+    found: NDArray[np.int64] = np.searchsorted(events, base + (ts_ms - first)) - np.searchsorted(events, base)
+    return found
+
+
+def _since(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The time since the user's exposure before; a day for the first one."""
+    order = np.lexsort((ts_ms, user))
+    since = np.full(len(user), _DAY_MS, np.int64)
+    same = user[order][1:] == user[order][:-1]
+    since[order[1:][same]] = np.diff(ts_ms[order])[same]
+    return since
+
+
+def _profiles(users: pa.Table) -> list[list[int]]:
+    """The ids of each user's profile: one a column, of the column's number and its value, and one empty list more."""
+    degree = fnv1a64(users["user_active_degree"].cast(pa.string()).fill_null("")) >> np.uint64(2)
+    ids = [degree.astype(np.int64)]
+    for place, name in enumerate(_PROFILE_COUNTS, 1):
+        ids.append(10_000 * place + np.log2(1 + np.maximum(0, integers(users, name))).astype(np.int64))
+    for place, name in enumerate(_PROFILE_CODES, 1 + len(_PROFILE_COUNTS)):
+        ids.append(10_000 * place + integers(users, name))
+    return [*np.stack(ids, 1).tolist(), []]
+
+
+def _tags(videos: pa.Table) -> list[list[int]]:
+    texts = videos["tag"].cast(pa.string()).fill_null("").to_pylist()
+    return [*([int(tag) for tag in text.split(",") if tag.strip().isdigit()] for text in texts), []]

@@ -1,0 +1,223 @@
+"""The feature push as a process, under kill -9, beside an app that reads from the store and logs what it read."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from features import store as feature_store
+from features.counters import Counters
+from features.push import push
+from features.reproduction import reproduce
+from features.store import Features
+from streaming import topics
+from streaming.archive.rows import Decoder
+from streaming.events import Publisher, action, impression
+from streaming.source import Exposure, load
+from tests.features.test_counters import by_sql
+from tests.support import PROJECT
+from tests.support.broker import Broker, free_port
+
+SHOP = PROJECT / "tests/support/shop_views.py"
+SOURCE = load(str(SHOP))
+DECLARATION = SOURCE.declaration
+WAIT_S = 120
+
+
+class Pusher:
+    """`python -m features.push` on one folder."""
+
+    def __init__(self, broker: Broker, folder: Path) -> None:
+        self.port, self.broker, self.folder = free_port(), broker, folder
+        self.log = folder.parent / "push.log"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "features.push", "--source", str(SHOP)]
+        command += ["--kafka", self.broker.bootstrap, "--to", str(self.folder), "--port", str(self.port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--push-ms", "50", "--commit-ms", "300"], stdout=log, stderr=log, cwd=PROJECT
+            )
+        self.until(lambda: self.asks("healthz") is not None)
+
+    def asks(self, page: str) -> str | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{page}", timeout=2) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return None
+
+    def metric(self, name: str) -> float:
+        lines = (self.asks("metrics") or "").splitlines()
+        return next((float(line.split()[1]) for line in lines if line.startswith(f"minutehand_features_{name} ")), -1)
+
+    def until(self, true: Callable[[], bool]) -> None:
+        end = time.monotonic() + WAIT_S
+        while not true():
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Broker]:
+    with Broker() as started:
+        topics.create(started.bootstrap)
+        yield started
+
+
+def serve(
+    exposures: list[Exposure], store: Features, publisher: Publisher, waiting: list[tuple[int, str, str]]
+) -> list[dict[str, Any]]:
+    """The app: reads features, logs them with the impression, sends outcomes in their time. -> the impressions."""
+    sent = []
+    for e in exposures:
+        while waiting and waiting[0][0] <= e.ts_ms:
+            at_ms, impression_id, task = heapq.heappop(waiting)
+            publisher.send(topics.ACTIONS, action(impression_id, task, at_ms))
+        (row,), read_ms = store.read(e.user_id, [e.item_id], [e.ts_ms], [e.features])
+        event = impression(e.impression_id, "r", e.user_id, e.item_id, e.ts_ms, 0, row, {}, read_ms=read_ms)
+        assert publisher.send(topics.IMPRESSIONS, event)
+        sent.append(event)
+        for task, at_ms in e.outcomes.items():
+            heapq.heappush(waiting, (at_ms, e.impression_id, task))
+        publisher.heartbeat(e.ts_ms - 1)
+    return sent
+
+
+def archived(events: list[dict[str, Any]]) -> pa.Table:
+    """The impressions as the archive keeps them."""
+    lines = [SimpleNamespace(value=json.dumps(e).encode(), offset=k, timestamp=0) for k, e in enumerate(events)]
+    return Decoder(DECLARATION).rows(topics.IMPRESSIONS, 0, lines).table
+
+
+def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_served(
+    broker: Broker, tmp_path: Path
+) -> None:
+    pusher, folder = Pusher(broker, tmp_path / "features"), tmp_path / "features"
+    history, live = list(SOURCE.history()), list(SOURCE.live())
+    pusher.start()
+    store, waiting, sent = Features(folder, str(SHOP)), [], []
+    with Publisher(broker.bootstrap, DECLARATION) as publisher:
+        for third in range(3):
+            # Killed twice: anywhere between reading, pushing and committing. The app goes on meanwhile.
+            sent += serve(live[third * 100 : third * 100 + 80], store, publisher, waiting)
+            if third < 2:
+                pusher.kill()
+            sent += serve(live[third * 100 + 80 : third * 100 + 100], store, publisher, waiting)
+            if third < 2:
+                pusher.start()
+        for at_ms, impression_id, task in sorted(waiting):
+            publisher.send(topics.ACTIONS, action(impression_id, task, at_ms))
+        end_ms = live[-1].ts_ms + 2 * DECLARATION.window_ms
+        publisher.heartbeat(end_ms)
+    pusher.until(lambda: pusher.metric("event_ms") == end_ms and pusher.metric("lag_records") == 0)
+    pusher.process.send_signal(signal.SIGTERM)
+    assert pusher.process.wait(60) == 0, pusher.log.read_text()[-3000:]
+
+    # The counters: SQL over the send log, window for window.
+    expected = by_sql([*history, *live], end_ms, DECLARATION.window_ms, "buy")
+    newest = store.newest("counters").drop_columns(["item_event_ms", "event_timestamp", "arrived"])
+    assert {row[0]: row[1:] for row in zip(*newest.to_pydict().values(), strict=True)} == expected
+
+    # And the same through Feast's online read.
+    online, _ = store.read(1, list(expected), [end_ms] * len(expected), [{}] * len(expected))
+    assert [row["item_seen"] for row in online] == [float(counts[0]) for counts in expected.values()]
+
+    # What was served is what the offline join says was readable then.
+    found = reproduce(store, archived(sent))
+    assert found["impressions"] == len(sent) and found["share"] == 1, found
+    served = {row["features"]["item_seen"] for row in sent}
+    assert len(served) > 10, "the served counts moved while it ran"
+
+    # A second pusher of the same folder is told so, while the first one runs.
+    pusher.start()
+    command = [sys.executable, "-m", "features.push", "--source", str(SHOP)]
+    second = subprocess.run(
+        [*command, "--kafka", broker.bootstrap, "--to", str(folder)],
+        capture_output=True, text=True, timeout=WAIT_S, cwd=PROJECT,
+    )  # fmt: skip
+    pusher.kill()
+    assert second.returncode == 2 and "another process pushes into it" in second.stderr
+
+
+class Dying(Features):
+    """Killed when the activity is readable, and the counters are logged."""
+
+    def _online(self, view: str, protos: list[Any], arrived_ms: int) -> None:
+        if view == "counters":
+            raise KeyboardInterrupt
+        super()._online(view, protos, arrived_ms)
+
+
+def test_a_write_that_died_before_it_was_readable_never_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two views one was readable already. Older rows, merged into the same file, and a newer event stay."""
+    store = Features(tmp_path / "features", str(SHOP))
+    counters = Counters("buy", DECLARATION.window_ms, DECLARATION.max_disorder_ms)
+    events, sent = list(SOURCE.live())[:6], []
+
+    def shown(e: Exposure, user: int, item: int) -> None:
+        counters.shown(e.impression_id, user, item, e.ts_ms, None)
+        push(store, *counters.take())
+
+    def asked(e: Exposure, user: int, item: int) -> None:
+        (row,), read_ms = store.read(user, [item], [e.ts_ms], [e.features])
+        sent.append(impression(e.impression_id, "r", user, item, e.ts_ms, 0, row, {}, read_ms=read_ms))
+
+    for k, e in enumerate(events[:4]):
+        shown(e, 1, 1 + k % 2)
+        asked(e, 1, 1 + k % 2)
+    monkeypatch.setattr(feature_store, "_COMPACT_FILES", 1)
+    store.compact()
+    monkeypatch.undo()
+    store.repair(0)  # all of it stands
+    rows = {view: len(store.arrivals(view)[1]) for view in ("activity", "counters")}
+    assert rows == {"activity": 4, "counters": 2}
+
+    counters.shown(events[4].impression_id, 1, 1, events[4].ts_ms, None)
+    with pytest.raises(KeyboardInterrupt):
+        push(Dying(store.folder, str(SHOP)), *counters.take())
+    asked(events[5], 1, 1)
+    assert sent[-1]["features"]["item_seen"] == 2
+    assert reproduce(store, archived(sent))["why"] == {"unfinished": 1}
+    last = max(int(part.stem.split("-")[0]) for part in (store.folder / "offline/counters").glob("*.parquet"))
+    Features(store.folder, str(SHOP)).repair(last)  # committed since: the online store lost it
+    assert {view: len(store.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 3}
+    Features(store.folder, str(SHOP)).repair(last - 1)
+    assert {view: len(store.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 2}
+    assert reproduce(store, archived(sent))["share"] == 1
+
+
+def test_a_miss_is_explained_by_the_version_that_was_served(tmp_path: Path) -> None:
+    store = Features(tmp_path / "features", str(SHOP))
+    counters = Counters("buy", DECLARATION.window_ms, DECLARATION.max_disorder_ms)
+    sent = []
+    for k, e in enumerate(list(SOURCE.live())[:12]):
+        counters.shown(e.impression_id, 1, 1, e.ts_ms, None)
+        activity, counted = counters.take()
+        push(store, activity, counted)
+        (row,), read_ms = store.read(1, [1], [e.ts_ms], [e.features])
+        assert row["item_seen"] == k + 1
+        sent.append(impression(f"i{k}", "r", 1, 1, e.ts_ms, 0, row, {}, read_ms=read_ms))
+    assert reproduce(store, archived(sent))["share"] == 1
+    sent[5]["features"]["item_seen"] = 5.0  # as if the sixth write had been logged and not been readable yet
+    sent[7]["features"]["item_seen"] = 99.0
+    found = reproduce(store, archived(sent))
+    assert found["why"] == {"unfinished": 1, "unexplained": 1}
+    assert found["share"] == 1 - 2 / found["values"]

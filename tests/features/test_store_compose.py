@@ -1,0 +1,81 @@
+"""The feature store as docker-compose.yml has it: registry in PostgreSQL, Redis online; only where they are differs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+from redis import Redis as Client
+
+from features.store import Features
+from streaming.source import load
+from tests.features.test_store import DAY_MS, SHOP, START_MS, counted, seen
+from tests.support import PROJECT
+from tests.support.servers import Postgres, Redis
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with Redis() as server:
+        yield server
+
+
+@pytest.fixture
+def shop(tmp_path: Path, postgres: Postgres, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Features:
+    given = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]["features"]["environment"]
+    file, online, registry = (given[n] for n in ("FEAST_FS_YAML_FILE_PATH", "MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY"))
+    here = postgres.database("feast").partition("://")[2]
+    registry = re.sub(r"minutehand:\$\{POSTGRES_PASSWORD:[^}]*\}@postgres:5432/feast$", lambda _: here, registry)
+    assert registry == f"postgresql+psycopg2://{here}"
+    monkeypatch.setenv("MINUTEHAND_REGISTRY", registry)
+    monkeypatch.setenv("MINUTEHAND_REDIS", online.replace("redis:6379", f"127.0.0.1:{redis.port}"))
+    monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(PROJECT / Path(file).relative_to("/opt/minutehand")))
+    return Features(tmp_path / "features", SHOP)
+
+
+def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postgres, redis: Redis) -> None:
+    views = {name for (name,) in postgres.ask("feast", "SELECT feature_view_name FROM feature_views")}
+    assert views == {"profile", "video", "activity", "counters"}
+    for view, table in (("profile", load(SHOP).views.users()), ("video", load(SHOP).views.items())):
+        shop.write({view: table.to_pydict()})
+    again = Features(shop.folder, SHOP)  # another process' view of the same
+
+    # Pushed, and read by a store that did not write it; an older event changes nothing, of whichever second.
+    reads = []
+    for at_ms, n in ((5000, 7), (5002, 8), (5001, 1), (4000, 2), (9000, 9)):
+        shop.write({"counters": counted(2, START_MS + at_ms, n)})
+        (row,), read_ms = again.read(4, [2], [START_MS + 9000], [{"search": [n], "page": n}])
+        reads.append((read_ms, row))
+    assert [row["item_seen"] for _, row in reads] == [7, 8, 8, 8, 9]
+    assert reads[0][1]["city"] == 1 and reads[0][1]["brands"] == [2, 3]
+    assert shop.feast.get_online_features(features=["counters:item_event_ms"], entity_rows=[{"product": 2}]).to_dict()[
+        "item_event_ms"
+    ] == [START_MS + 9000]
+    for at_ms, expected in ((START_MS + 9000 + DAY_MS, 9.0), (START_MS + 9001 + DAY_MS, 0.0)):
+        assert seen(again, 2, at_ms) == expected
+
+    # The past, row for row; what Redis holds stays in it.
+    again.repair(0)
+    asked = pa.table(
+        {
+            "user_id": [4] * len(reads),
+            "item_id": [2] * len(reads),
+            "ts_ms": [START_MS + 9000] * len(reads),
+            "read_ms": [read_ms for read_ms, _ in reads],
+            "search": [row["search"] for _, row in reads],
+            "page": [row["page"] for _, row in reads],
+        }
+    )
+    assert again.historical(asked).to_pylist() == [row for _, row in reads]
+
+    # A Redis and a registry that lost everything are filled again.
+    Client(port=redis.port).flushall()
+    postgres.ask("feast", "SET statement_timeout = '60s'; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    again = Features(shop.folder, SHOP)
+    assert seen(again, 2, START_MS + 9000) == 0
+    assert again.materialize(0, START_MS + 9001)["counters"] == 1
+    assert seen(again, 2, START_MS + 9000) == 9

@@ -1,0 +1,68 @@
+"""The batch pass as a person runs it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.auc import auc
+from delta_log.log import Log
+from delta_log.verification import verify
+from training.learn import batch_pass as batch
+from training.learn.metrics import logloss
+
+SOURCE = "simulator?seed=5&minutes=5"
+
+
+def test_one_pass_makes_a_base_that_is_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "batch")
+    assert batch.main(["--source", SOURCE, "--log", str(tmp_path)]) == 0
+    log = Log(tmp_path)
+    (lineage,) = log.lineages()
+    base, deltas = log.chain(lineage)
+    assert (log.serving(), base.seq, deltas) == (lineage, 0, []) and verify(log, lineage) == []
+    assert base.positions == {} and base.learned_until_ms == -1 and base.source == SOURCE
+    assert all(info.rows > 0 for info in base.tables.values()) and set(base.digest) == {*base.tables, "dense"}
+    said = next(m for m in caplog.messages if "last tenth, test then train: auc" in m)
+    assert float(said.split("auc ")[1].split(",")[0]) > 0.7  # the truth itself reaches about 0.8
+
+
+def test_an_untrained_base_and_the_next_generation(tmp_path: Path) -> None:
+    for generation in ("000001", "000002"):
+        assert batch.main(["--source", SOURCE, "--log", str(tmp_path), "--untrained"]) == 0
+        serving = Log(tmp_path).serving()
+        assert serving is not None and serving.startswith(generation)
+    base, _ = Log(tmp_path).chain(serving)
+    assert base.learned == {"count": 0, "sum": "0"} and all(info.total == 0 for info in base.tables.values())
+
+
+def test_wrong_settings_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert batch.main(["--source", "nonsense", "--log", str(tmp_path)]) == 2
+    assert "source is 'nonsense'" in caplog.text
+    with pytest.raises(SystemExit):
+        batch.main(["--source", SOURCE, "--log", str(tmp_path), "--epochs", "0"])
+    assert "--epochs is 0, allowed is 1 or more" in capsys.readouterr().err
+    assert Log(tmp_path).lineages() == []
+
+
+def test_auc_and_logloss_against_all_pairs() -> None:
+    rng = np.random.default_rng(3)
+    scores, labels = rng.integers(0, 8, 60).astype(float), rng.integers(0, 2, 60).astype(float)
+    weights = np.where(labels > 0, 1.0, rng.integers(1, 5, 60))
+    won = total = 0.0
+    for i in np.flatnonzero(labels):
+        for j in np.flatnonzero(labels == 0):
+            total += weights[i] * weights[j]
+            won += weights[i] * weights[j] * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0)
+    assert auc(labels, scores, weights) == pytest.approx(won / total)
+    assert np.isnan(auc(np.zeros(60), scores))
+    repeated = [np.repeat(x, weights.astype(int)) for x in (scores, labels)]  # a weight of k is k examples
+    assert auc(repeated[1], repeated[0]) == pytest.approx(won / total)
+    p = 1 / (1 + np.exp(-repeated[0]))
+    expected = -np.mean(np.log(np.where(repeated[1] > 0, p, 1 - p)))
+    assert logloss(scores, labels, weights) == pytest.approx(expected)

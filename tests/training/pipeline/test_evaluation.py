@@ -1,0 +1,81 @@
+"""A candidate beside what was served, on numbers worked out by hand; and the gate, which names what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from common.auc import auc, compared
+from streaming.declaration import Declaration, Feature
+from streaming.example import Batch
+from training.pipeline.evaluation import Gate, evaluate
+
+D = Declaration(name="two", features=(Feature("user", "id"),), tasks=("click", "like"), judged="like", window_ms=10)
+
+
+def batch(labels: list[float], scores: list[float], pi: list[float], weights: list[float] | None = None) -> Batch:
+    """Examples whose business is `like` alone; the scores of `click` are unknown."""
+    n = len(labels)
+    zeros, ids = np.zeros(n, np.int64), pa.array([f"i{k}" for k in range(n)])
+    other = np.zeros(n, np.float32)
+    return Batch(
+        impression_id=ids, lineage=ids, kind=np.array(["negative"] * n), user_id=np.arange(n) // 2, item_id=zeros,
+        ts_ms=zeros, event_ms=zeros, written_ms=zeros, seq=zeros, pi=np.array(pi, np.float64),
+        labels=np.stack([other, np.array(labels, np.float32)], 1),
+        weights=np.stack([other, np.ones(n, np.float32) if weights is None else np.array(weights, np.float32)], 1),
+        scores=np.stack([other * np.nan, np.array(scores, np.float32)], 1), line=zeros, features={"user": zeros},
+    )  # fmt: skip
+
+
+def test_figures_by_hand() -> None:
+    # Four examples; the last negative stands for two (pi 0.5); one was not scored, one is not of this task.
+    shown = batch([1, 0, 1, 0, 1, 0], [0.5, 0.25, 0.75, 0.5, np.nan, 0.9], [1, 1, 1, 0.5, 1, 1], [1, 1, 1, 1, 1, 0])
+    logits = np.zeros((6, 2), np.float32)
+    logits[:, 1] = np.log([3, 1, 1 / 3, 1 / 3, 1, 1])  # probabilities 3/4, 1/2, 1/4, 1/4
+    report = evaluate(shown, logits, D)
+    assert (report["task"], report["examples"], report["unscored"]) == ("like", 4, 1)
+    # Pairs, weighted: 2 positives x (1 + 2) negatives. Served: 0.75 above all 3; 0.5 above 1, a tie with 2.
+    assert report["served"]["auc"] == pytest.approx((3 + 1 + 2 / 2) / 6)
+    # Candidate: 3/4 above all 3; 1/4 below 1, a tie with 2.
+    assert report["candidate"]["auc"] == pytest.approx((3 + 0 + 2 / 2) / 6)
+    assert report["difference"] == pytest.approx(-1 / 6) and report["low"] <= report["difference"]
+    assert report["served"]["calibration"] == pytest.approx((0.5 + 0.25 + 0.75 + 2 * 0.5) / 2)
+    assert report["candidate"]["calibration"] == pytest.approx((0.75 + 0.5 + 0.25 + 2 * 0.25) / 2)
+    loss = -(np.log(0.75) + np.log(0.5) + np.log(0.25) + 2 * np.log(0.75)) / 5
+    assert report["candidate"]["loss"] == pytest.approx(loss)
+    assert report["tasks"]["click"] == {"positives": 0, "candidate": None, "served": None}
+
+
+def test_nothing_to_judge_is_no_error_and_no_promotion() -> None:
+    for shown in (batch([], [], []), batch([0, 0], [0.5, 0.5], [1, 1]), batch([1, 0], [np.nan] * 2, [1, 1])):
+        report = evaluate(shown, np.zeros((shown.size, 2), np.float32), D)
+        assert report["candidate"]["auc"] is None and report["low"] is None
+        assert len(Gate().refusals(report)) >= 2
+
+
+def test_the_gate_names_the_figure_and_what_is_allowed() -> None:
+    good = {"examples": 500, "low": -0.005, "candidate": {"calibration": 1.1}}
+    assert Gate().refusals(good) == []
+    assert Gate(tolerance=0.001).refusals(good) == [
+        "low, the lower bound of candidate - served AUC, is -0.0050, allowed is above -0.001"
+    ]
+    assert Gate().refusals({**good, "candidate": {"calibration": 1.5}}) == [
+        "calibration, the candidate's mean score / rate, is 1.500, allowed is 0.8 to 1.25"
+    ]
+    assert Gate(least_examples=501).refusals(good) == ["examples is 500, allowed is 501 or more"]
+    assert len(Gate().refusals({"examples": 0, "low": None, "candidate": {"calibration": None}})) == 3
+
+
+def test_the_interval_holds_what_it_should_and_is_paired() -> None:
+    rng = np.random.default_rng(1)
+    users = rng.integers(0, 300, 4000)
+    labels = (rng.random(4000) < 0.3).astype(float)
+    better = labels + rng.normal(0, 1.5, 4000)
+    worse = labels + rng.normal(0, 2.5, 4000)
+    found = compared(labels, better, worse, users, 0)
+    assert found.low < found.difference < found.high and found.low > 0
+    assert found.first == auc(labels, better) and found.difference == pytest.approx(found.first - found.second)
+    # The same scores in another scale: paired, so there is no difference and no doubt about it.
+    assert compared(labels, better, 3 * better, users, 0)[2:] == (0, 0, 0)
+    assert all(np.isnan(compared(np.ones(3), better[:3], worse[:3], users[:3], 0)))

@@ -1,0 +1,280 @@
+"""A warm start on a real broker: the new lineage learns the chosen days and then every later record once, takes over
+from the one that is served, and gives it back; whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from delta_log.log import Log
+from delta_log.manifest import LogError, Manifest
+from delta_log.verification import verify
+from streaming import topics
+from streaming.archive.archive import Archive
+from streaming.archive.archiver import Archiver, Gauges
+from streaming.archive.columns import to_table
+from streaming.archive.commits import Writer
+from streaming.example import decode
+from streaming.hashing import learned_sum
+from streaming.reader import Reader
+from streaming.source import load
+from tests.support import PROJECT
+from tests.support.broker import Broker
+from tests.support.feeding import Sender, examples
+from training.learn import batch_pass as batch
+from training.pipeline import candidates, warm_start
+
+SOURCE = "simulator?seed=5&minutes=5"
+DECLARATION = load(SOURCE).declaration
+LIVE = list(islice(load(SOURCE).live(), 3000))
+RNG = np.random.default_rng(3)
+RECORDS = [
+    {**r, "scores": {task: float(RNG.uniform(0.05, 0.6)) for task in DECLARATION.tasks}}
+    for r in examples(LIVE, DECLARATION)
+]
+BEGIN_MS = min(r["event_ms"] for r in RECORDS)
+END_MS, JUDGED_MS = (int(np.quantile([r["event_ms"] for r in RECORDS], q)) for q in (0.4, 0.6))
+LAST_MS = max(r["event_ms"] for r in RECORDS)
+
+
+def wait(until: Callable[[], Any], what: str, most_s: float = 240) -> Any:
+    deadline = time.monotonic() + most_s
+    while not (found := until()):
+        assert time.monotonic() < deadline, f"waited {most_s} s for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def learned_by(records: list[dict[str, Any]]) -> dict[str, Any]:
+    pairs = [
+        (r["impression_id"], task, int(r["labels"][task]))
+        for r in records
+        for task in range(len(r["labels"]))
+        if r["weights"][task] > 0
+    ]
+    ids, tasks, labels = zip(*pairs, strict=True)
+    return {"count": len(pairs), "sum": str(learned_sum(list(ids), tasks, labels))}
+
+
+def newest(log: Log, lineage: str) -> Manifest:
+    return log.manifests(lineage)[-1]
+
+
+class Rig:
+    """A broker, an archive of it, a log with an untrained lineage that is served, and the trainer that follows it."""
+
+    def __init__(self, broker: Broker, folder: Path) -> None:
+        self.broker, self.folder, self.log = broker, folder, Log(folder / "log")
+        topics.create(broker.bootstrap)
+        self.sender = Sender(broker.bootstrap)
+        assert batch.main(["--source", SOURCE, "--log", str(self.log.path), "--untrained"]) == 0
+        self.first = str(self.log.serving())
+        self.archive = Archive(folder / "archive")
+        self.out = (folder / "trainer.log").open("wb")
+        self.trainer = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "training.learn.online", "--source", SOURCE, "--log", str(self.log.path)]
+        command += ["--kafka", self.broker.bootstrap, "--sync-every-ms", "300"]
+        return subprocess.Popen(command, cwd=PROJECT, stderr=self.out)
+
+    def send(self, begin: int, end: int, progress_ms: int) -> None:
+        for at in range(begin, end, 400):
+            self.sender.send(RECORDS[at : min(at + 400, end)], 0)
+        self.sender.send([], progress_ms)
+
+    def archive_until(self, ms: int) -> None:
+        with Writer(self.archive.path, SOURCE, DECLARATION.sha256) as writer:
+            positions = writer.newest.positions if writer.newest else {}
+            reader = Reader(self.broker.bootstrap, ("examples", "impressions", "actions"), positions)
+            archiver = Archiver(reader, writer, DECLARATION, 100, 500, Gauges())
+            wait(lambda: archiver.turn() or self.archive.until_ms("examples") >= ms, "the archive")
+            reader.close()
+
+    def promote(self, lineage: str, *more: str, module: str = "training.pipeline.warm_start") -> int:
+        command = [sys.executable, "-m", module, "promote"]
+        command += ["--source", SOURCE, "--log", str(self.log.path), "--kafka", self.broker.bootstrap]
+        return subprocess.run([*command, "--lineage", lineage, *more], cwd=PROJECT, timeout=200, stdout=-3).returncode
+
+    def trained_by(self, lineage: str) -> int:
+        """Who holds the lineage's lock, or held it last."""
+        return int((self.log.path / f"{lineage}.lock").read_text() or -1)  # empty while it is being written
+
+    def end(self) -> None:
+        if self.trainer.poll() is None:
+            self.trainer.kill()
+        self.trainer.wait(30)
+        self.sender.close()
+        self.out.close()
+
+
+def run(capsys: pytest.CaptureFixture[str], step: str, *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert warm_start.main([step, "--source", SOURCE, *map(str, arguments)]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_every_record_once_in_both_lineages_through_take_over_and_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    third, two_thirds = len(RECORDS) * 7 // 10, len(RECORDS) * 85 // 100
+    with Broker() as broker:
+        rig = Rig(broker, tmp_path)
+        try:
+            # The simulator's negatives come a window after their impressions: wide disorder at the cut.
+            rig.send(0, third, JUDGED_MS)
+            rig.archive_until(JUDGED_MS - 1)
+            interval = ["--log", rig.log.path, "--archive", rig.archive.path, "--begin", BEGIN_MS, "--end", END_MS]
+            begun = run(capsys, "train", *interval)
+            second = begun["lineage"]
+            base = rig.log.manifest(second, "base", 0)
+            table = rig.archive.read("examples", BEGIN_MS, END_MS)
+            ends = np.array([base.positions["offsets"][str(p)] for p in table["partition"].to_pylist()])
+            inside = table["offset"].to_numpy() < ends
+            assert begun["rows"] == inside.sum() and begun["behind"] == (~inside).sum() > 0
+            place = {(r["impression_id"], r["kind"], tuple(r["weights"])): r for r in RECORDS}
+            weights = zip(*(table[f"weight_{task}"].to_pylist() for task in DECLARATION.tasks), strict=True)
+            keys = zip(table["impression_id"].to_pylist(), table["kind"].to_pylist(), weights, strict=True)
+            batch_part = [place[key] for key, kept in zip(keys, inside, strict=True) if kept]
+            assert base.learned == learned_by(batch_part)
+            assert rig.log.serving() == rig.first  # it serves on
+
+            # The same data again, now from files as a sampling writes them: the lineage is there already.
+            pq.write_table(table, tmp_path / "part-0.parquet")
+            assert run(capsys, "train", *interval, "--examples", tmp_path / "part-0.parquet")["lineage"] == second
+
+            # Not before it is judged; not past the gate's figures; then it is killed when it has learned to the head.
+            ask = ["--source", SOURCE, "--log", str(rig.log.path), "--kafka", broker.bootstrap, "--lineage", second]
+            assert warm_start.main(["promote", *ask]) == 2 and "is not evaluated" in caplog.text
+            judged = ["--log", rig.log.path, "--archive", rig.archive.path, "--begin", END_MS, "--end", JUDGED_MS]
+            report = run(capsys, "evaluate", *judged, "--lineage", second)
+            assert report["candidate"]["auc"] > report["served"]["auc"] and report["low"] < report["difference"]
+            candidates.write(
+                rig.log, second, {**candidates.read(rig.log, second), "evaluation": {**report, "low": -0.2}}
+            )
+            assert warm_start.main(["promote", *ask]) == 3
+            assert "served AUC, is -0.2000, allowed is above -0.01" in caplog.text
+            candidates.write(rig.log, second, {**candidates.read(rig.log, second), "evaluation": report})
+            wide = ("--tolerance", "0.5", "--calibration", "100")
+            assert rig.promote(second, *wide, module="tests.training.pipeline.promote_child") == -signal.SIGKILL
+            assert rig.log.serving() == rig.first and newest(rig.log, second).seq == 1
+            assert newest(rig.log, second).learned == learned_by(RECORDS[:third])
+            assert newest(rig.log, second).written_ms == {"positive": {}, "negative": {}}
+            rig.send(third, two_thirds, JUDGED_MS)
+            assert rig.promote(second, *wide) == 0 and rig.log.serving() == second
+
+            # The trainer follows, under the same pid, and what it had learned of the old lineage is all there.
+            wait(lambda: rig.trained_by(second) == rig.trainer.pid, "the take-over")
+            rig.send(two_thirds, len(RECORDS) - 500, JUDGED_MS)
+            sent = learned_by(RECORDS[:-500])
+            wait(lambda: newest(rig.log, second).learned == sent, "the new lineage to learn on")
+            assert newest(rig.log, second).written_ms["positive"]
+            end = newest(rig.log, rig.first)
+
+            # Back again, and killed as soon as it is to follow: the next start goes on with what is served.
+            assert rig.promote(rig.first, "--force") == 0 and rig.log.serving() == rig.first
+            assert newest(rig.log, rig.first).seq > end.seq
+            os.kill(rig.trainer.pid, signal.SIGKILL)
+            rig.trainer.wait(30)
+            rig.send(len(RECORDS) - 500, len(RECORDS), LAST_MS)
+            rig.trainer = rig.start()
+            wait(lambda: newest(rig.log, rig.first).learned_until_ms >= LAST_MS, "the old lineage to learn on")
+            assert newest(rig.log, rig.first).learned == learned_by(RECORDS)
+            os.kill(rig.trainer.pid, signal.SIGTERM)
+            assert rig.trainer.wait(60) == 0
+            for lineage in (rig.first, second):
+                assert verify(rig.log, lineage) == []
+        finally:
+            rig.end()
+            print((tmp_path / "trainer.log").read_text()[-3000:])
+
+
+def archived(path: Path) -> dict[str, int]:
+    """RECORDS as an archiver keeps them, of two partitions; each record's offset by its place."""
+    batch_ = decode([json.dumps(r).encode() for r in RECORDS], DECLARATION)
+    place = np.arange(batch_.size)
+    table = to_table(batch_, DECLARATION)
+    table = table.append_column("partition", pa.array((place % 2).astype(np.int32)))
+    table = table.append_column("offset", pa.array(place // 2, pa.int64()))
+    ends = {str(p): (batch_.size + 1 - p) // 2 for p in range(2)}
+    positions = {"examples": {"cluster": "c", "topic": "examples", "topic_id": "t", "offsets": ends}}
+    with Writer(path, SOURCE, DECLARATION.sha256) as writer:
+        writer.commit({"examples": table}, positions, {}, {"examples": LAST_MS})
+    return ends
+
+
+def test_positives_whose_negatives_stand_behind_are_not_learned_last() -> None:
+    # One each ms, every other one positive, a negative written 2 s later; two partitions, cut at 10 s.
+    event_ms = np.arange(20_000)
+    positive = event_ms % 2 == 0
+    partition = event_ms % 3 % 2
+    written = np.lexsort((event_ms, event_ms + np.where(positive, 0, 2000), partition))
+    offset = np.empty(20_000, np.int64)
+    for p in range(2):
+        mine = written[partition[written] == p]
+        offset[mine] = np.arange(len(mine))
+    ends = {str(p): int(offset[(partition == p) & (event_ms >= 10_000)].min()) for p in range(2)}
+    given = event_ms < 10_000
+    columns = {"event_ms": event_ms, "partition": partition, "offset": offset, "positive": positive}
+    table = pa.table({name: values[given] for name, values in columns.items()})
+    data = warm_start.chosen(table, {"offsets": ends, "topic_id": "t"}, 10_000, None)
+    assert (data.behind, data.until_ms, data.table.num_rows) == (999, 8002, 9001)
+    times, kinds = data.table["event_ms"].to_numpy(), data.table["positive"].to_numpy()
+    tail = times > data.until_ms
+    assert kinds[tail].all() and (np.diff(times[tail]) > 0).all() and (np.diff(times[~tail]) > 0).all()
+    # Evenly between the others: no part of the pass has more positives than another.
+    assert max(abs(part.mean() - kinds.mean()) for part in np.array_split(kinds, 10)) < 0.01
+
+
+def test_begun_from_what_serves_it_leaves_out_what_that_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ends = archived(tmp_path / "archive")
+    delta_log = Log(tmp_path / "log")
+    given = ["--log", delta_log.path, "--archive", tmp_path / "archive", "--begin", BEGIN_MS]
+    first = run(capsys, "train", *given, "--end", END_MS)
+    assert first["from"] == "none" and first["known"] == 0 and first["behind"] > 0
+    delta_log.serve(first["lineage"])
+    more = run(capsys, "train", *given, "--end", LAST_MS + 1, "--from", "serving")
+    assert more["from"] == f"{first['lineage']}/base-000000000" and more["positions"]["offsets"] == ends
+    # All in all every record once: those of the base, and those that were behind it, once more positions are passed.
+    assert (more["known"], more["behind"]) == (first["rows"], 0)
+    assert more["rows"] == len(RECORDS) - first["rows"] and more["learned"] == learned_by(RECORDS)
+    newer = delta_log.manifest(more["lineage"], "base", 0)
+    assert newer.learned_until_ms == LAST_MS and newer.positions["offsets"] == ends
+    delta_log.serve(more["lineage"])
+    # The same again now that it serves: it is found. Others that it knows are nothing to learn.
+    assert run(capsys, "train", *given, "--end", LAST_MS + 1, "--from", "serving") == more
+    assert (
+        warm_start.main(["train", "--source", SOURCE, *map(str, given), "--end", str(END_MS), "--from", "serving"]) == 3
+    )
+    assert "nothing to learn" in caplog.text and "are in the base already" in caplog.text
+    assert delta_log.lineages() == [first["lineage"], more["lineage"]]
+
+
+def test_what_is_missing_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = ["--source", SOURCE, "--log", str(tmp_path / "log"), "--archive", str(tmp_path / "none")]
+    days = ["--begin", "5", "--end", "9"]
+    assert warm_start.main(["train", *given, *days]) == 2
+    assert "there is no archive" in caplog.text
+    assert warm_start.main(["evaluate", *given, *days, "--lineage", "000001-00000000"]) == 2
+    assert "no warm start began lineage 000001-00000000" in caplog.text
+    with pytest.raises(SystemExit):
+        warm_start.main(["train", *given, "--begin", "9", "--end", "5"])
+    with pytest.raises(LogError, match="serves no lineage yet: --from none"):
+        warm_start.base_to_begin_from(Log(tmp_path / "log"), None)

@@ -1,0 +1,80 @@
+"""Expiry: rows that were not learned from for `expire_ms` of event time leave their table, in the background.
+
+    expiry = Expiry(tables, {"video": 30 * 86_400_000})
+    expiry.ended(tick, newest_event_ms)             # when the tables' clock moves on
+    expiry.begin(now_ms)                            # at once back; a thread evicts
+    expiry.end()                                    # before the next cut: all that left is among the tombstones
+
+A row's tick says when it was last learned from, and `tick_times` when that tick ended: a row never leaves early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from delta_log.fold import thinned
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Evicts(Protocol):
+    """What expiry needs of training.cuckoo.Table."""
+
+    def evict(self, tick: Any) -> Any: ...
+
+
+class Expiry:
+    """`expire_ms` of each table that has one, the times of ticks, and the keys that left and are in no manifest yet."""
+
+    def __init__(self, tables: Mapping[str, Evicts], expire_ms: Mapping[str, int]) -> None:
+        self._tables, self._expire_ms = tables, expire_ms
+        self.tick_times: dict[int, int] = {}
+        self.tombstones: dict[str, Int64s] = {name: np.empty(0, np.int64) for name in tables}
+        self._thread = ThreadPoolExecutor(1, "expiry")
+        self._running: Future[dict[str, Int64s]] | None = None
+
+    def ended(self, tick: int, event_ms: int) -> None:
+        """The newest event time when `tick` ended."""
+        self.tick_times = thinned({**self.tick_times, tick: event_ms})
+
+    def due(self, table: str, now_ms: int) -> int:
+        """The newest tick that ended `expire_ms` or more before; 0 if none did."""
+        until = now_ms - self._expire_ms[table]
+        return max((tick for tick, ms in self.tick_times.items() if ms <= until), default=0)
+
+    def begin(self, now_ms: int) -> None:
+        """Evict what is due, in the background, unless that goes on already."""
+        due = {name: tick for name in self._expire_ms if (tick := self.due(name, now_ms)) > 0}
+        if due and self._running is None:
+            self._running = self._thread.submit(self._evict, due)
+
+    def _evict(self, due: Mapping[str, int]) -> dict[str, Int64s]:
+        return {name: np.asarray(self._tables[name].evict(tick), np.int64) for name, tick in due.items()}
+
+    def end(self) -> int:
+        """Wait until nothing is on its way out; the number of rows that left."""
+        if self._running is None:
+            return 0
+        running, self._running = self._running, None
+        gone = running.result()
+        for name, keys in gone.items():
+            self.tombstones[name] = np.union1d(self.tombstones[name], keys)
+        return sum(len(keys) for keys in gone.values())
+
+    def waiting(self) -> bool:
+        """Whether there are tombstones that no manifest has."""
+        return any(len(keys) for keys in self.tombstones.values())
+
+    def removed(self, table: str, present: Int64s) -> Int64s:
+        """The table's tombstones but for the keys that have a row again."""
+        return np.setdiff1d(self.tombstones[table], present)
+
+    def committed(self, until: Mapping[str, Int64s]) -> None:
+        """A manifest speaks for the tombstones `until` were when its cut was made."""
+        for name, keys in until.items():
+            self.tombstones[name] = np.setdiff1d(self.tombstones[name], keys)

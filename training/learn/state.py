@@ -1,0 +1,230 @@
+"""The state of training, and how it is committed and found again (docs/delta.md).
+
+state = State(learner, source)
+state.restore(log, lineage)             # the newest whole chain
+state.learn(batch)                      # steps; counts what was learned
+cut = state.cut(positions)              # between two steps: copied, the tables' clock moves on
+manifest = writer.delta(cut)            # any thread
+state.expire()                          # in the background; the next cut has the keys that left
+state.committed(cut)                    # only now its rows are clean; state.failed(cut) otherwise
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from delta_log.files import Filter, TableRows, Weight, read_dense
+from delta_log.fold import merged, thinned, tick_times
+from delta_log.log import Log
+from delta_log.manifest import LogError, Manifest
+from delta_log.writer import Cut
+from streaming.declaration import Declaration
+from streaming.example import Batch
+from streaming.hashing import fnv1a64, learned_sum
+from training.learn.expiry import Expiry
+from training.learn.learner import Learner
+from training.learn.metrics import Tested
+
+SCORED_AT_ONCE = 8192
+"""Examples scored in one call: so many rows are in memory."""
+_MASK = 2**64 - 1
+
+logger = logging.getLogger("training.learn.state")
+
+
+class State:
+    """The tables, the dense weights with their slots, what was learned, and until when.
+
+    One cut at a time is on its way: `cut` after `cut` without `committed` or `failed` between them is an error.
+    """
+
+    def __init__(self, learner: Learner, source: str) -> None:
+        self.learner, self.source = learner, source
+        self.declaration = learner.declaration
+        self.positions: dict[str, Any] = {}
+        self.learned = (0, 0)
+        self.learned_until_ms = -1
+        self.newest_event_ms = -1
+        expire_ms = {p.table: p.expire_ms for p in self.declaration.policies if p.expire_ms is not None}
+        self.expiry = Expiry(learner.tables, expire_ms)
+        self.counts_freshness = True
+        """False while it catches up: what it learns is served already, by another lineage."""
+        self._clean_tick = 0  # rows stamped later are in no manifest yet
+        self._pending: Cut | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """What is counted from cut to cut."""
+        self.examples = 0
+        self.tested = Tested(self.declaration.tasks.index(self.declaration.judged))
+        self._written: dict[str, Counter[int]] = {"positive": Counter(), "negative": Counter()}
+
+    def learn(self, batch: Batch) -> None:
+        """Steps over a batch of any size, in its order."""
+        self.newest_event_ms = max(self.newest_event_ms, int(batch.event_ms.max(initial=-1)))
+        for start in range(0, batch.size, self.learner.settings.batch):
+            part = batch.slice(start, start + self.learner.settings.batch)
+            self.tested.add(part, self.learner.train(part).logits)
+            self._count(part)
+
+    def _count(self, batch: Batch) -> None:
+        rows, tasks = np.nonzero(batch.weights > 0)
+        added = learned_sum(fnv1a64(batch.impression_id)[rows], tasks, batch.labels[rows, tasks])
+        self.learned = self.learned[0] + len(rows), (self.learned[1] + added) & _MASK
+        self.examples += batch.size
+        for kind, bins in self._written.items() if self.counts_freshness else ():
+            times, counts = np.unique(batch.written_ms[batch.kind == kind] // 10 * 10, return_counts=True)
+            bins.update(dict(zip(times.tolist(), counts.tolist(), strict=True)))
+
+    def cut(self, positions: Mapping[str, Any], *, whole: bool = False, digest: bool = False) -> Cut:
+        """What changed since the last committed cut (`whole`: everything), copied; the tables' clock moves on."""
+        if self._pending is not None:
+            raise RuntimeError("a cut while the one before is neither committed nor failed")
+        started = time.monotonic()
+        self.expiry.end()
+        self.positions = dict(positions)
+        tables, totals = {}, {}
+        tick, since = self.tick(), 0 if whole else self._clean_tick
+        self.expiry.ended(tick, max(self.learned_until_ms, self.newest_event_ms))
+        for name, table in self.learner.tables.items():
+            # asarray shares the tensor's memory, numpy() would copy the delta once more
+            keys, rows, slots, ticks = map(np.asarray, table.export_since(since))
+            removed = keys[:0] if whole else self.expiry.removed(name, keys)
+            places, lines = map(np.asarray, table.export_admission(since))
+            admission = Filter(table.admission_shape, places.astype(np.uint32), lines)
+            tables[name] = TableRows(keys, rows, slots, ticks.astype(np.uint32), removed, admission)
+            totals[name] = int(table.stats()["size"])
+            table.set_tick(tick + 1)
+        export_ms = round((time.monotonic() - started) * 1000, 3)
+        self._pending = Cut(
+            source=self.source,
+            declaration=self.declaration.sha256,
+            tables=tables,
+            dense={
+                name: Weight(weight.numpy(), self.learner.accumulators[name].numpy().ravel())
+                for name, weight in self.learner.weights.items()
+            },
+            totals=totals,
+            tick=tick,
+            tick_times={t: ms for t, ms in self.expiry.tick_times.items() if t > since},
+            positions=self.positions,
+            learned=self.learned,
+            learned_until_ms=self.learned_until_ms,
+            written_ms={kind: dict(bins) for kind, bins in self._written.items()} if not whole else {},
+            digest=self.digest() if digest else {},
+            metrics={"examples": self.examples, **self.tested.figures(), "export_ms": export_ms},
+        )
+        self._counted = self.examples, self._written
+        self._removed = dict(self.expiry.tombstones)
+        self._begin()
+        return self._pending
+
+    def committed(self, cut: Cut) -> None:
+        """The manifest of `cut` exists: its rows are clean."""
+        self._settle(cut)
+        self._clean_tick = cut.tick
+        self.expiry.committed(self._removed)
+
+    def failed(self, cut: Cut) -> None:
+        """It does not: its rows stay dirty and what it counted is counted in the next one."""
+        self._settle(cut)
+        examples, written = self._counted
+        self.examples += examples
+        for kind, bins in written.items():
+            self._written[kind].update(bins)
+
+    def expire(self) -> None:
+        """Rows that are due leave in the background; the next cut has their keys."""
+        self.expiry.begin(self.learned_until_ms)
+
+    def _settle(self, cut: Cut) -> None:
+        if cut is not self._pending:
+            raise RuntimeError("this cut is not the one on its way")
+        self._pending = None
+
+    def tick(self) -> int:
+        """The tables' clock: all of them are at the same tick."""
+        return max(int(table.tick()) for table in self.learner.tables.values())
+
+    def digest(self) -> dict[str, int]:
+        """Table -> int64 sum modulo 2^64 of farmhash64(key bytes + row bytes); `dense`: of name + value bytes."""
+        found = {}
+        for name, table in self.learner.tables.items():
+            whole = table.export_since(0)
+            found[name] = rows_digest(np.asarray(whole.keys), np.asarray(whole.rows))
+        return {**found, "dense": dense_digest({n: w.numpy() for n, w in self.learner.weights.items()})}
+
+    def restore(self, log: Log, lineage: str, base_seq: int | None = None) -> Manifest:
+        """Take over the newest whole chain of a lineage, or the base at `base_seq` alone, into a fresh learner; returns
+        its newest manifest."""
+        base, deltas = log.chain(lineage, base_seq)
+        if base_seq is not None:
+            deltas = []
+        last = deltas[-1] if deltas else base
+        if last.declaration != self.declaration.sha256:
+            raise LogError(
+                f"{last.folder}: was learned under declaration {last.declaration[:12]} of source {last.source}, given"
+                f" is {self.declaration.sha256[:12]} of {self.source}: begin a new lineage (training.learn.batch_pass)"
+            )
+        dense = read_dense(last)
+        if list(dense) != list(self.learner.weights):
+            raise LogError(f"{last.folder}: dense weights {list(dense)}, expected {list(self.learner.weights)}")
+        for name, rows in merged(base, deltas).items():
+            table = self.learner.tables[name]
+            if (rows.rows.shape[1], rows.slots.shape[1]) != (table.dim, table.slot_floats):
+                raise LogError(
+                    f"{last.folder}: table {name}: rows of {rows.rows.shape[1]}, expected {table.dim} floats"
+                )
+            table.import_rows(rows.keys, rows.rows, rows.slots, rows.ticks.astype(np.int64))
+            if rows.admission.shape == table.admission_shape:
+                table.import_admission(rows.admission.places.astype(np.int64), rows.admission.lines)
+            else:
+                given, now = rows.admission.shape or "none", table.admission_shape or "none"
+                logger.info("table %s: admission was %s in %s, is %s: it begins anew", name, given, last.name, now)
+            table.set_tick(last.tick + 1)
+        for name, weight in dense.items():
+            self.learner.weights[name].assign(weight.value)
+            self.learner.accumulators[name].assign(weight.slots.reshape(weight.value.shape))
+        self.positions = last.positions
+        self.learned = int(last.learned["count"]), int(last.learned["sum"])
+        self.learned_until_ms, self._clean_tick = last.learned_until_ms, last.tick
+        self.expiry.tick_times = thinned(tick_times([base, *deltas]))
+        self.newest_event_ms = max(self.expiry.tick_times.values(), default=-1)
+        return last
+
+
+def score_with(base: Manifest, examples: Batch, declaration: Declaration, source: str) -> npt.NDArray[np.float32]:
+    """The logits that a base alone gives: float32[n, tasks]; unknown ids read zeros."""
+    learner = Learner(declaration)
+    State(learner, source).restore(Log(base.folder.parents[1]), base.lineage, base.seq)
+    parts = [learner.score(examples.slice(at, at + SCORED_AT_ONCE)) for at in range(0, examples.size, SCORED_AT_ONCE)]
+    return np.concatenate([np.zeros((0, len(declaration.tasks)), np.float32), *parts])
+
+
+def rows_digest(keys: Any, rows: Any) -> int:
+    """Sum modulo 2^64 of farmhash64(key bytes + row bytes): of any order, and one flipped bit shows."""
+    if not len(keys):
+        return 0
+    both = np.concatenate([keys.view(np.uint8).reshape(-1, 8), rows.view(np.uint8).reshape(len(keys), -1)], axis=1)
+    return _sum(tf.fingerprint(both).numpy())
+
+
+def dense_digest(weights: Mapping[str, Any]) -> int:
+    """The same over name + value bytes of each dense weight."""
+    prints = [
+        tf.fingerprint(np.frombuffer(name.encode() + np.ascontiguousarray(value).tobytes(), np.uint8)[None]).numpy()
+        for name, value in weights.items()
+    ]
+    return _sum(np.concatenate(prints)) if prints else 0
+
+
+def _sum(prints: Any) -> int:
+    return int(np.ascontiguousarray(prints).view(np.int64).sum(dtype=np.int64))  # wraps around

@@ -1,0 +1,204 @@
+"""What a day must be like, as Great Expectations suites: one for impressions, examples, features and deltas each.
+
+    frame, expectations = examples(table, declaration, interval, reference)
+
+A contract turns a table into a frame of plain columns and says what is expected of them. What must hold of any day
+(types, times, ids, enums) is said outright. Rates and means are judged against a reference, the statistics of the last
+day that passed: no number of any data set stands here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import pyarrow as pa
+
+from common.interval import Interval
+from streaming.declaration import RESERVED_IDS, Declaration
+
+Statistics = dict[str, tuple[float, float, int]]
+"""Column -> mean, standard deviation and number of values of a day."""
+JUDGED_ROWS = 1000
+"""With fewer examples than this a day without a single positive of the judged task is possible."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a day may be from its reference: a rate by a factor, a mean by standard deviations of its values or by
+    `least` (a number is of about unit scale); both by `sigmas` standard errors more, so that a small day is not refused
+    for its size."""
+
+    ratio: float = 1.5
+    deviations: float = 1.0
+    least: float = 0.1
+    sigmas: float = 4.0
+
+    def of_rate(self, rate: float, n: int) -> tuple[float, float]:
+        error = self.sigmas * math.sqrt(rate * (1 - rate) / n) if n else 1.0
+        return max(0.0, rate / self.ratio - error), min(1.0, rate * self.ratio + error)
+
+    def of_mean(self, mean: float, deviation: float, n: int) -> tuple[float, float]:
+        error = self.sigmas * deviation / math.sqrt(max(n, 1))
+        room = max(deviation * self.deviations, self.least, 1e-6 * abs(mean)) + error
+        return mean - room, mean + room
+
+
+class Contract(NamedTuple):
+    """A suite's name, the frame it is of, and what is expected."""
+
+    name: str
+    frame: pd.DataFrame
+    expectations: list[Any]
+
+
+def impressions(table: pa.Table, declaration: Declaration, interval: Interval) -> Contract:
+    """Impressions of an interval as they were archived."""
+    gxe = _gxe()
+    frame = _plain(table)
+    expected = _present(("impression_id", "user_id", "item_id", "ts_ms"))
+    # The join ignores an impression that is sent again, so a few are no harm; a day of them is.
+    expected.append(gxe.ExpectColumnValuesToBeUnique(column="impression_id", mostly=0.99))
+    expected.append(_within("ts_ms", interval.begin_ms, interval.end_ms - 1))
+    expected += [_within(f"score_{task}", 0, 1) for task in declaration.tasks]
+    expected += [_not_reserved(column) for column in ("user_id", "item_id", *_ids(declaration))]
+    return Contract("impressions", frame, expected)
+
+
+def examples(
+    table: pa.Table,
+    declaration: Declaration,
+    interval: Interval,
+    reference: Statistics | None = None,
+    tolerance: Tolerance | None = None,
+) -> Contract:
+    """Examples of an interval as they were archived, and how they compare with the reference."""
+    gxe = _gxe()
+    frame, tolerance, reference = _plain(table), tolerance or Tolerance(), reference or {}
+    label = frame[[f"label_{task}" for task in declaration.tasks]].to_numpy(np.float64)
+    weight = frame[[f"weight_{task}" for task in declaration.tasks]].to_numpy(np.float64)
+    for k, task in enumerate(declaration.tasks):
+        frame[f"rate_{task}"] = np.where(weight[:, k] > 0, label[:, k], np.nan)
+    # What makes a record the only one: its impression, its kind, and of a positive the task.
+    task_of = np.where(frame["kind"] == "positive", np.nan_to_num(label).argmax(axis=1), -1)
+    frame["pair"] = frame["impression_id"].astype(str) + " " + frame["kind"].astype(str) + " " + task_of.astype(str)
+    frame["waited_ms"] = frame["event_ms"] - frame["ts_ms"]
+
+    expected = _present(("impression_id", "user_id", "item_id", "ts_ms", "event_ms", "pi"))
+    expected.append(gxe.ExpectColumnValuesToBeInSet(column="kind", value_set=["negative", "positive"]))
+    expected.append(gxe.ExpectColumnValuesToBeUnique(column="pair"))
+    expected.append(_within("event_ms", interval.begin_ms, interval.end_ms - 1))
+    expected.append(_within("waited_ms", 0, declaration.window_ms))
+    expected.append(gxe.ExpectColumnValuesToBeBetween(column="pi", min_value=0, strict_min=True, max_value=1))
+    for k, task in enumerate(declaration.tasks):
+        expected.append(gxe.ExpectColumnValuesToBeInSet(column=f"label_{task}", value_set=[0.0, 1.0]))
+        expected.append(gxe.ExpectColumnValuesToBeBetween(column=f"weight_{task}", min_value=0))
+        low, high = 0.0, 1.0
+        if known := reference.get(f"rate_{task}"):
+            low, high = tolerance.of_rate(known[0], min(known[2], int((weight[:, k] > 0).sum())))
+        strict = task == declaration.judged and len(frame) >= JUDGED_ROWS
+        expected.append(
+            gxe.ExpectColumnMeanToBeBetween(
+                column=f"rate_{task}", min_value=low, max_value=high, strict_min=strict, strict_max=strict
+            )
+        )
+    expected += [_not_reserved(column) for column in _ids(declaration)]
+    expected += _means(frame, declaration, reference, tolerance)
+    return Contract("examples", frame, expected)
+
+
+def features(logged: pa.Table, same: Mapping[str, float], declaration: Declaration, least: float = 0.999) -> Contract:
+    """The features that were logged: there, finite, and the store's own for the time (`same`: the share of each)."""
+    gxe = _gxe()
+    frame = _plain(logged)
+    columns = [f"feature_{f.name}" for f in declaration.features if f.kind != "ids"]
+    expected = _present(columns)
+    for f in declaration.features:
+        if f.kind == "number":
+            limit = float(np.finfo(np.float32).max)
+            expected.append(_within(f"feature_{f.name}", -limit, limit))
+    for name, share in same.items():
+        frame[f"same_{name}"] = share
+        expected.append(gxe.ExpectColumnMeanToBeBetween(column=f"same_{name}", min_value=least, max_value=1))
+    return Contract("features", frame, expected)
+
+
+def deltas(manifests: Sequence[Any], most_rows: int | None = None) -> Contract:
+    """What the manifests of a lineage, in order, say of its deltas: no gap, time moves on, sizes that can be."""
+    gxe = _gxe()
+    frame = pd.DataFrame(
+        {
+            "seq": [m.seq for m in manifests],
+            "step": np.diff([m.seq for m in manifests], prepend=manifests[0].seq - 1) if manifests else [],
+            "learned_until_ms": [m.learned_until_ms for m in manifests],
+            "moved_ms": np.diff([m.learned_until_ms for m in manifests], prepend=-1)[: len(manifests)],
+            "rows": [sum(info.rows for info in m.tables.values()) for m in manifests],
+            "bytes": [m.bytes for m in manifests],
+        }
+    )
+    frame.loc[:0, "moved_ms"] = 0  # the first has nothing before it
+    expected = _present(tuple(frame.columns))
+    expected.append(gxe.ExpectColumnValuesToBeInSet(column="step", value_set=[1]))
+    expected.append(gxe.ExpectColumnValuesToBeBetween(column="moved_ms", min_value=0))
+    expected.append(gxe.ExpectColumnValuesToBeBetween(column="rows", min_value=0, max_value=most_rows))
+    expected.append(gxe.ExpectColumnValuesToBeBetween(column="bytes", min_value=0, strict_min=True))
+    return Contract("deltas", frame, expected)
+
+
+def statistics(contract: Contract) -> Statistics:
+    """Of the rates and the numbers of a day that passed: the next one's reference."""
+    found: Statistics = {}
+    for column in contract.frame.columns:
+        if column.startswith(("rate_", "feature_")) and pd.api.types.is_float_dtype(contract.frame[column]):
+            values = contract.frame[column].dropna()
+            if len(values):
+                found[column] = (float(values.mean()), float(values.std(ddof=0)), len(values))
+    return found
+
+
+def _means(frame: pd.DataFrame, declaration: Declaration, reference: Statistics, tolerance: Tolerance) -> list[Any]:
+    gxe = _gxe()
+    found = []
+    for f in declaration.features:
+        known = reference.get(column := f"feature_{f.name}")
+        if f.kind == "number" and known:
+            low, high = tolerance.of_mean(known[0], known[1], min(known[2], int(frame[column].count())))
+            found.append(gxe.ExpectColumnMeanToBeBetween(column=column, min_value=low, max_value=high))
+    return found
+
+
+def _gxe() -> Any:
+    # Takes seconds to import, and its types export nothing.
+    return import_module("great_expectations.expectations")
+
+
+def _plain(table: pa.Table) -> pd.DataFrame:
+    """Columns of numbers and texts; lists, of which GX knows nothing, are left out, nulls stay nulls."""
+    names = [field.name for field in table.schema if not pa.types.is_list(field.type)]
+    # Int64 and not float64: an id of 64 bits beside a null must stay itself.
+    types = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
+    return table.select(names).to_pandas(types_mapper=types.get)
+
+
+def _present(columns: Sequence[str]) -> list[Any]:
+    gxe = _gxe()
+    return [gxe.ExpectColumnValuesToNotBeNull(column=column) for column in columns]
+
+
+def _within(column: str, low: float, high: float) -> Any:
+    gxe = _gxe()
+    return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high)
+
+
+def _not_reserved(column: str) -> Any:
+    gxe = _gxe()
+    return gxe.ExpectColumnValuesToNotBeInSet(column=column, value_set=list(RESERVED_IDS))
+
+
+def _ids(declaration: Declaration) -> list[str]:
+    return [f"feature_{f.name}" for f in declaration.features if f.kind == "id"]

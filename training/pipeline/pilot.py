@@ -1,0 +1,62 @@
+"""A model of its own whose score says which negatives a sample keeps (`training.pipeline.sampling --pilot`).
+
+    base = find("champion", "simulator", Path("var/local/log"), "http://127.0.0.1:5000")
+    scores = score(base, declaration, "simulator", table, topic_id)     # float64[n], of the judged task
+
+It must not have learned the examples it scores: it would know their labels, pi' would depend on them, and a model of
+what is kept would not be calibrated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delta_log.log import Log
+from delta_log.manifest import MANIFEST, Manifest, read_manifest
+from streaming.archive.columns import from_table
+from streaming.declaration import Declaration
+from training.record import registry
+
+SERVED = "served"
+
+
+def find(name: str, source: str, log: Path | None, mlflow: str) -> Manifest:
+    """The base that a folder, or an alias or a number of the source's registered model, names. Raises ValueError,
+    LogError."""
+    folder = Path(name)
+    if (folder / MANIFEST).is_file():
+        return read_manifest(folder.resolve())
+    if mlflow == "none" or log is None:
+        allowed = f"{SERVED}, a base's folder, and with --log and --mlflow a model version's alias or number"
+        raise ValueError(f"pilot is {name!r}; allowed are {allowed}")
+    tags = registry.version(registry.client_of(mlflow), source, name)
+    return Log(log).manifest(tags["lineage"], "base", int(tags["seq"]))
+
+
+def score(base: Manifest, declaration: Declaration, source: str, table: Any, topic_id: str) -> NDArray[np.float64]:
+    """The probability of the judged task that `base` gives each of the archive's examples; ValueError if it has learned
+    some of them. `topic_id`: of the topic they come from."""
+    if learned := already_learned(base, table, topic_id):
+        raise ValueError(
+            f"pilot {base.lineage}/{base.name} has learned {learned} of the interval's {table.num_rows} examples and so"
+            " knows their labels; allowed is a model whose data ends before the interval"
+        )
+    from training.learn.state import score_with  # TensorFlow, which the other pilots do without
+
+    logits = score_with(base, from_table(table, declaration), declaration, source)
+    judged = logits[:, declaration.tasks.index(declaration.judged)]
+    # As it would have been logged: float32.
+    return np.asarray(1 / (1 + np.exp(-judged.astype(np.float64))), np.float32).astype(np.float64)
+
+
+def already_learned(base: Manifest, table: Any, topic_id: str) -> int:
+    """How many of the examples stand before the positions that the base has learned to."""
+    if base.positions.get("topic_id") != topic_id:
+        return 0
+    ends = {int(p): int(o) for p, o in base.positions["offsets"].items()}
+    partition, offset = table["partition"].to_numpy(), table["offset"].to_numpy()
+    return int((offset < np.array([ends.get(p, 0) for p in partition.tolist()], np.int64)).sum())

@@ -1,0 +1,109 @@
+"""What MLflow holds of lineages: a run each, found by its tag, and a model version a base (tracking, warm_start).
+
+A version's source is a small pointer artifact (lineage, seq, sha256): rows never travel through MLflow. Aliases of the
+registered model `minutehand-<source>`: `trained` the newest base, `candidate` the last one that was evaluated,
+`champion` the one that was promoted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from delta_log.manifest import Manifest
+
+TRAINED, CANDIDATE, CHAMPION = "trained", "candidate", "champion"
+
+
+def name_of(source: str) -> str:
+    """Of the experiment and of the registered model."""
+    return f"minutehand-{re.sub(r'[^0-9A-Za-z_]+', '-', source.partition('?')[0]).strip('-')}"
+
+
+def client_of(url: str) -> Any:
+    """An MlflowClient that gives up soon: a server that is away must not hold the end of a process."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # seven seconds of import
+
+    return MlflowClient(url)
+
+
+def run_of(client: Any, source: str, lineage: str) -> str:
+    """The lineage's run: found by its tag, or made."""
+    name = name_of(source)
+    found = client.get_experiment_by_name(name)
+    experiment = found.experiment_id if found else client.create_experiment(name)
+    runs = client.search_runs([experiment], f"tags.lineage = '{lineage}'", max_results=1)
+    run = runs[0] if runs else client.create_run(experiment, tags={"lineage": lineage}, run_name=lineage)
+    return str(run.info.run_id)
+
+
+def register(
+    client: Any, source: str, run: str, base: Manifest, alias: str, about: Mapping[str, Any] | None = None
+) -> str:
+    """The base as a model version, unless it is one already, with what is known `about` it as tags, and the alias at
+    it; its number."""
+    from mlflow.exceptions import MlflowException
+
+    name = name_of(source)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {"lineage": base.lineage, "seq": str(base.seq), "sha256": base.sha256}
+    mine = client.search_model_versions(f"name = '{name}' and run_id = '{run}'")
+    version = next((v for v in mine if v.tags.get("sha256") == base.sha256), None)
+    if version is None:
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = Path(folder) / "pointer.json"
+            pointer.write_text(json.dumps({**tags, "folder": str(base.folder)}, indent=1))
+            client.log_artifact(run, str(pointer), artifact_path=base.name)
+        where = f"{client.get_run(run).info.artifact_uri}/{base.name}"
+        version = client.create_model_version(name, source=where, run_id=run, tags=tags)
+    for key, value in (about or {}).items():
+        client.set_model_version_tag(name, version.version, key, value)
+    client.set_registered_model_alias(name, alias, version.version)
+    return str(version.version)
+
+
+def version(client: Any, source: str, name: str) -> dict[str, str]:
+    """The tags of a registered version, by its alias or its number; ValueError names those there are."""
+    from mlflow.exceptions import MlflowException
+
+    model = name_of(source)
+    ask = client.get_model_version if name.isdigit() else client.get_model_version_by_alias
+    try:
+        tags: dict[str, str] = ask(model, name).tags
+    except MlflowException as e:
+        if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise ValueError(f"mlflow: {str(e).splitlines()[0]}") from e
+        there = {v.version for v in client.search_model_versions(f"name = '{model}'")}
+        try:
+            there |= set(client.get_registered_model(model).aliases)
+        except MlflowException:
+            pass  # nothing is registered yet
+        raise ValueError(f"{model} has no version {name!r}; there are {', '.join(sorted(there)) or 'none yet'}") from e
+    return tags
+
+
+def describe(
+    client: Any, run: str, parameters: Mapping[str, Any], tags: Mapping[str, Any], metrics: Mapping[str, float]
+) -> None:
+    """What MLflow's page compares runs by. A parameter that is there keeps its value: MLflow's are never changed."""
+    known = client.get_run(run).data.params
+    for key, value in parameters.items():
+        if key not in known:
+            client.log_param(run, key, value)
+    for key, value in tags.items():
+        client.set_tag(run, key, value)
+    for key, number in metrics.items():
+        if number == number:  # MLflow's SQL stores refuse NaN
+            client.log_metric(run, key, number)
