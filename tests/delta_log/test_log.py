@@ -346,9 +346,9 @@ def test_an_admission_line_that_is_there_twice_is_refused(tmp_path: Path) -> Non
     twice = item.admission._replace(places=np.full_like(item.admission.places, 7))
     with Writer(log, lineage) as writer:
         delta = writer.delta(replace(cut, tables={**cut.tables, "item": item._replace(admission=twice)}))
-    with pytest.raises(LogBroken, match="admission.arrow: table item: a line is there twice"):
+    with pytest.raises(LogBroken, match="admission.arrow: table item: a line of the admission filter is listed twice"):
         read_tables(delta)
-    assert any("a line is there twice" in p for p in verify(log, lineage))
+    assert any("a line of the admission filter is listed twice" in p for p in verify(log, lineage))
 
 
 def test_lineages_and_the_serving_pointer(tmp_path: Path) -> None:
