@@ -112,6 +112,8 @@ class Log:
                 )
             if following.declaration != last.declaration:
                 raise LogBroken(f"{following.folder / MANIFEST}: another declaration than that of {last.name}")
+            if following.model.name != last.model.name:
+                raise LogBroken(f"{following.folder / MANIFEST}: model is {following.model}, before it {last.model}")
             found.append(following)
             last = following
         return found

@@ -1,0 +1,1 @@
+"""The models, one module each, on the seam of training/models/model.py."""

@@ -46,6 +46,8 @@ from streaming.topics import EXAMPLES
 from training.learn import batch_pass as history
 from training.learn.learner import Learner, Settings
 from training.learn.state import State, score_with
+from training.models.model import DEFAULT
+from training.models.model import load as load_model
 from training.pipeline import candidates, evaluation
 from training.pipeline.evaluation import Gate
 from training.record import registry
@@ -225,7 +227,7 @@ def _learned(
     args: argparse.Namespace, declaration: Declaration, delta_log: Log, base: Manifest | None, data: Data
 ) -> State:
     started = time.monotonic()
-    state = State(Learner(declaration, Settings(batch=args.batch, seed=args.seed)), args.source)
+    state = State(Learner(load_model(args.model, declaration, args.seed), Settings(args.batch, args.seed)), args.source)
     if base is not None:
         state.restore(delta_log, base.lineage, base.seq)
     state.counts_freshness = False
@@ -355,6 +357,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
                        " the archive's); may be repeated")  # fmt: skip
     begin.add_argument("--from", dest="begin_from", choices=("none", "serving"), default="none",
                        help="untrained, or the served lineage's base (default: %(default)s)")  # fmt: skip
+    begin.add_argument(
+        "--model",
+        default=DEFAULT,
+        help="a module of training/models and its settings: deepfm?dim=8 (default: %(default)s)",
+    )
     begin.add_argument("--keep-lineages", type=int, default=5, metavar="N", help="old ones kept (default: 5)")
     steps.add_parser("evaluate", parents=[common, days, which], help="judge it on a later interval")
     take = steps.add_parser("promote", parents=[common, which], help="ask the gate, learn to the head, serve it")
