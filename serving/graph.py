@@ -41,7 +41,7 @@ Tensors = dict[str, tf.Tensor]
 
 
 class Content(NamedTuple):
-    """What a version holds at first: table -> (int64 keys[n], float32 rows[n, dim]); the model has the dense weights."""
+    """What a version holds at first: table -> (int64 keys[n], float32 rows[n, dim]); dense weights are the model's."""
 
     lineage: str
     seq: int

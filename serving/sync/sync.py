@@ -33,7 +33,7 @@ from delta_log.publication import Publication
 from serving import client, journal
 from serving.replica import Down, RefusedCall, Replica
 from serving.sync import push, version_folder
-from serving.sync.confirmations import Ailments, Confirmations
+from serving.sync.confirmations import Ailments, Confirmations, Metrics
 from serving.sync.version_folder import Installation, Installed, next_manifests
 from streaming.declaration import Declaration
 from streaming.source import load
@@ -55,12 +55,13 @@ class Sync:
 
     def __init__(
         self, declaration: Declaration, source: str, delta_log: Log, models: Path, replica: Replica, token: str,
-        registry: CollectorRegistry,
+        metrics: Metrics,
     ) -> None:  # fmt: skip
         self.declaration, self.source, self.log, self.models = declaration, source, delta_log, models
         self.replica, self.token = replica, token
-        self.confirmations = Confirmations(models / "sync.jsonl", registry)
-        self.ailments = Ailments(log, self.confirmations.errors)
+        model = replica.model
+        self.metrics, self.confirmations = metrics, Confirmations(models / "sync.jsonl", metrics, model)
+        self.ailments = Ailments(log, metrics.errors, model)
         self.versions: dict[int, Installed] = {}
         self.loaded: dict[int, int] = {}  # version -> the seq it stands at, as last confirmed
         self.lineage: str | None = None
@@ -216,7 +217,7 @@ class Sync:
         except LookupError:
             pass  # too old: the version is on its way out, _install makes a newer one
         if version.write_journal(now=now):
-            self.confirmations.journals.inc()
+            self.metrics.journals.labels(self.replica.model).inc()
         return wrong
 
     def _look_at_replica(self) -> None:
@@ -240,7 +241,7 @@ class Sync:
                 self.caught_up = False
             full = [t for t, n in now.sizes.items() if n > NEARLY_FULL * now.capacities.get(t, n)]
             self._nearly_full |= bool(full) and self.versions[version].lineage == self.lineage
-            self.confirmations.seq.labels(now.lineage).set(now.seq)
+            self.metrics.seq.labels(self.replica.model, now.lineage).set(now.seq)
         self.loaded = {v: s.seq for v, s in standing.items()}
 
     def _clean(self) -> None:
@@ -300,7 +301,7 @@ class Sync:
                 return
             if lineage == self.lineage:
                 behind = max(behind, sum(m.seq > self.loaded[version] for m in ahead))
-        self.confirmations.behind.set(behind)
+        self.metrics.behind.labels(self.replica.model).set(behind)
         self.caught_up = bool(self.loaded) and behind == 0
 
     def _late(self, version: int, lineage: str) -> None:
@@ -319,7 +320,7 @@ class Sync:
         confirmed_s = time.time()
         self.loaded[version] = now.seq
         apply_ms = (time.perf_counter() - began) * 1000
-        self.confirmations.seq.labels(now.lineage).set(now.seq)
+        self.metrics.seq.labels(self.replica.model, now.lineage).set(now.seq)
         self.confirmations.confirm(manifest, pushed, apply_ms, confirmed_s, self._compare(manifest, version))
         log.info("%s is served, after %.0f ms", manifest.name, apply_ms)
 
@@ -329,7 +330,7 @@ class Sync:
         served = self.replica.digest(version)
         wrong = [n for n, value in manifest.digest.items() if served.get(n) != value]
         if wrong:
-            self.confirmations.mismatches.inc()
+            self.metrics.mismatches.labels(self.replica.model).inc()
             told = "; ".join(f"{n}: served {served.get(n)}, trained {manifest.digest[n]}" for n in wrong)
             self.ailments.say("digest", f"version {version} at {manifest.name}: {told}")
         else:
@@ -371,7 +372,13 @@ def main() -> None:
     held = lock(a.models)
     registry = CollectorRegistry()
     sync = Sync(
-        load(a.source).declaration, a.source, Log(a.log), a.models, Replica(a.serving, a.model), token, registry
+        load(a.source).declaration,
+        a.source,
+        Log(a.log),
+        a.models,
+        Replica(a.serving, a.model),
+        token,
+        Metrics(registry),
     )
     health = Health(a.port, registry)
     stop = threading.Event()

@@ -37,6 +37,7 @@ class DeepFM(Model):
     ) -> None:  # fmt: skip
         super().__init__(declaration)
         units = _units(hidden)
+        self._width = len(self.row_features) * dim
         if dim < 1:
             raise ValueError(f"model 'deepfm': dim is {dim}, allowed is 1 or more")
         if not self.row_features:
@@ -53,18 +54,19 @@ class DeepFM(Model):
 
         self._tower = [layer(n, f"hidden_{i}", activation="relu") for i, n in enumerate(units)]
         self._heads = layer(tasks, "heads")
-        width = len(self.row_features) * dim + len(self.number_features)
-        variables: dict[str, tf.Variable] = {}
+        width = self._width + len(self.number_features)
+        variables: dict[str, keras.Variable] = {}
         for dense, inputs in zip([*self._tower, self._heads], [width, *units], strict=True):
             dense.build((None, inputs))
-            variables |= {f"{dense.name}_kernel": dense.kernel.value, f"{dense.name}_bias": dense.bias.value}
-        self._linear_scale = variables["linear_scale"] = tf.Variable(tf.ones([tasks]), name="linear_scale")
-        self._pair_scale = variables["pair_scale"] = tf.Variable(tf.ones([tasks]), name="pair_scale")
+            variables |= {f"{dense.name}_kernel": dense.kernel, f"{dense.name}_bias": dense.bias}
+        variables["linear_scale"] = keras.Variable(tf.ones([tasks]), name="linear_scale")
+        variables["pair_scale"] = keras.Variable(tf.ones([tasks]), name="pair_scale")
         if self.number_features:  # a weight without values has nothing to say
             zeros = tf.zeros([len(self.number_features), tasks])
-            self._number_weights = variables["number_weights"] = tf.Variable(zeros, name="number_weights")
+            variables["number_weights"] = keras.Variable(zeros, name="number_weights")
+        self.variables = variables  # as Keras has them
         optimizer = Adagrad(dense_rate, start=dense_start, epsilon=0)
-        self.dense = {name: DenseWeight(variable, optimizer) for name, variable in variables.items()}
+        self.dense = {name: DenseWeight(variable.value, optimizer) for name, variable in variables.items()}
 
     def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
         """Task -> logits float32[n], by the formula of the module."""
@@ -73,12 +75,13 @@ class DeepFM(Model):
         # sum_{i<j} <v_i, v_j> = (|sum v|^2 - sum |v|^2) / 2  (Rendle, ICDM 2010, lemma 3.1)
         total = tf.reduce_sum(vectors, axis=1)
         pairs = 0.5 * (tf.reduce_sum(total * total, axis=1) - tf.reduce_sum(vectors * vectors, axis=[1, 2]))
-        hidden = tf.concat([tf.reshape(vectors, [-1, fields.shape[1] * (fields.shape[2] - 1)]), numbers], axis=1)
+        hidden = tf.concat([tf.reshape(vectors, [-1, self._width]), numbers], axis=1)
         for layer in self._tower:
             hidden = layer(hidden)
-        wide = linear[:, None] * self._linear_scale + pairs[:, None] * self._pair_scale
+        weight = {name: dense.variable for name, dense in self.dense.items()}
+        wide = linear[:, None] * weight["linear_scale"] + pairs[:, None] * weight["pair_scale"]
         if self.number_features:
-            wide += tf.matmul(numbers, self._number_weights)
+            wide += tf.matmul(numbers, weight["number_weights"])
         tasks = self.declaration.tasks
         return dict(zip(tasks, tf.unstack(wide + self._heads(hidden), len(tasks), axis=1), strict=True))
 

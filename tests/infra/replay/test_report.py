@@ -22,8 +22,8 @@ T = 10_000
 def manifest(seq: int, count: int, total: int) -> Manifest:
     return Manifest(
         kind="delta" if seq else "base", lineage="000001-00000000", seq=seq, previous="", created_ms=0, source="small",
-        declaration="", model=ModelInfo("deepfm", {}), positions={}, learned={"count": count, "sum": str(total)}, learned_until_ms=0, written_ms={},
-        tick=1, tick_times={}, tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)}, digest={},
+        declaration="", model=ModelInfo("deepfm", {}), positions={}, learned={"count": count, "sum": str(total)},
+        learned_until_ms=0, written_ms={}, tick=1, tick_times={}, tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)}, digest={},
         metrics={}, files={"rows-0.arrow": {"bytes": 100}}, folder=Path(), sha256="",
     )  # fmt: skip
 

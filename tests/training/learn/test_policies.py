@@ -52,7 +52,7 @@ def everything(state: State) -> dict[str, Any]:
         found[name] = [x.numpy()[order].tobytes() for x in rows]
         found[f"filter of {name}"] = [x.numpy().tobytes() for x in table.export_admission(0)]
     for name, weight in state.learner.weights.items():
-        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.accumulators[name].numpy().tobytes()
+        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.slots[name].numpy().tobytes()
     return found
 
 
