@@ -108,8 +108,9 @@ class Manifest:
 
 _FIELDS: dict[str, type] = {
     "format": int, "kind": str, "lineage": str, "seq": int, "previous": str, "created_ms": int, "source": str,
-    "declaration": str, "model": dict, "positions": dict, "learned": dict, "learned_until_ms": int, "written_ms": dict, "tick": int,
-    "tick_times": dict, "tables": dict, "digest": dict, "metrics": dict, "files": dict,
+    "declaration": str, "model": dict, "positions": dict, "learned": dict, "learned_until_ms": int,
+    "written_ms": dict, "tick": int, "tick_times": dict, "tables": dict, "digest": dict, "metrics": dict,
+    "files": dict,
 }  # fmt: skip
 
 

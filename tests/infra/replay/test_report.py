@@ -23,7 +23,8 @@ def manifest(seq: int, count: int, total: int) -> Manifest:
     return Manifest(
         kind="delta" if seq else "base", lineage="000001-00000000", seq=seq, previous="", created_ms=0, source="small",
         declaration="", model=ModelInfo("deepfm", {}), positions={}, learned={"count": count, "sum": str(total)},
-        learned_until_ms=0, written_ms={}, tick=1, tick_times={}, tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)}, digest={},
+        learned_until_ms=0, written_ms={}, tick=1, tick_times={}, digest={},
+        tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)},
         metrics={}, files={"rows-0.arrow": {"bytes": 100}}, folder=Path(), sha256="",
     )  # fmt: skip
 
