@@ -1,4 +1,4 @@
-"""What sync says of itself: one JSON line a confirmed delta in sync.jsonl, metrics, and why it is not well."""
+"""The record of a sync: one JSON line a confirmed delta in sync.jsonl, its metrics, and its faults."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class Confirmations:
         self._read()
 
     def _read(self) -> None:
-        """Where each lineage's lines end; a line torn by a kill is taken away, its delta is confirmed again."""
+        """Reads the newest seq of each lineage. A line that a kill cut short goes; its delta is confirmed again."""
         data = self._path.read_bytes() if self._path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        lines = data[: data.rfind(b"\n") + 1]
+        if len(lines) < len(data):
             with open(self._path, "r+b") as f:
-                f.truncate(len(whole))
-        for line in whole.splitlines():
+                f.truncate(len(lines))
+        for line in lines.splitlines():
             entry = json.loads(line)
             self._last[entry["lineage"]] = max(entry["seq"], self._last.get(entry["lineage"], 0))
 
     def last(self, lineage: str, base_seq: int) -> int:
-        """The newest confirmed seq; what a base holds came with the base."""
+        """The newest confirmed seq of a lineage, at least that of its base."""
         return max(base_seq, self._last.get(lineage, 0))
 
     def confirm(
@@ -88,24 +88,25 @@ class Confirmations:
                     metrics.freshness.labels(model, kind).observe(max(0.0, (now - int(ms)) / 1000))
 
 
-class Ailments:
-    """Named reasons why the replica does not follow the log. Said once in the log when they come and when they go."""
+class Faults:
+    """Named reasons why the replica does not follow the log. Each is logged when it begins and when it ends."""
 
     def __init__(self, logger: Any, errors: Counter, model: str) -> None:
         self._logger, self._errors, self._model = logger, errors, model
         self._now: dict[str, str] = {}
 
-    def say(self, reason: str, text: str) -> None:
-        """`reason` is a short constant (a metric's label), `text` the whole story."""
+    def report(self, reason: str, text: str) -> None:
+        """Records a fault: `reason` is a short constant (a metric's label), `text` the whole message."""
         if self._now.get(reason) != text:
             self._logger.error("%s: %s", reason, text)
             self._errors.labels(self._model, reason).inc()
         self._now[reason] = text
 
-    def heal(self, *reasons: str) -> None:
+    def clear(self, *reasons: str) -> None:
+        """Ends the faults of these reasons."""
         for reason in reasons:
             if self._now.pop(reason, None) is not None:
-                self._logger.info("%s: no more", reason)
+                self._logger.info("%s: over", reason)
 
     def text(self) -> str:
         return "; ".join(f"{reason}: {text}" for reason, text in self._now.items())

@@ -49,7 +49,7 @@ class Loaded:
 def opened(prepared: tuple[Path, Lineage], folder: Path) -> Iterator[Loaded]:
     source, known = prepared
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    path = folder / "models" / "served" / BASE
+    path = folder / "models" / "ranker" / "served" / BASE
     (path / "assets" / "token").write_text(TOKEN + "\n")
     lineage = known.copy(folder / "log")
     servable = Servable("ranker", int(BASE), path, (1, 2))

@@ -12,20 +12,19 @@ Learner, state, delta log, export, served graph, warm start, gate and MLflow kno
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-import training.models
 from common.query import defaults, parameters
 from delta_log.manifest import ModelInfo
 from streaming.declaration import Declaration
 from training.cuckoo import SGD, Adagrad, Segment
 from training.cuckoo.optimizers import Optimizer
 from training.cuckoo.segments import Initializer
+from training.models import names
 
 Tensors = Mapping[str, Any]
 DEFAULT = "deepfm"
@@ -118,12 +117,6 @@ class Model(ABC):
     def signatures(self) -> dict[str, Signature]:
         """Calls of the served model beside `serving_default`; none by default."""
         return {}
-
-
-def names() -> list[str]:
-    """The models of this folder."""
-    modules = (m.name for m in pkgutil.iter_modules(training.models.__path__))
-    return sorted(name for name in modules if name not in ("model", "pooling"))
 
 
 def load(spec: str, declaration: Declaration, seed: int = 0) -> Model:

@@ -78,7 +78,7 @@ class Server:
 def server(prepared: tuple[Path, Lineage], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     source, lineage = prepared
     folder = tmp_path_factory.mktemp("server")
-    shutil.copytree(source / "models" / "served", folder / "served")
+    shutil.copytree(source / "models" / "ranker" / "served", folder / "served")
     from tests.support.rig import export
 
     export(source / "log", folder / "frozen", "--frozen", "--model", "frozen")

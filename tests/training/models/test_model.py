@@ -18,7 +18,8 @@ from tests.training.models.test_deepfm import SMALL, a_batch
 from training.cuckoo import SGD, Adagrad, Constant, Zeros
 from training.learn.learner import Learner, Settings
 from training.learn.state import State
-from training.models.model import Context, DenseWeight, Model, RowSegment, Signature, Tensors, load, make, names
+from training.models import names
+from training.models.model import Context, DenseWeight, Model, RowSegment, Signature, Tensors, load, make
 
 
 class Marked(Model):
