@@ -19,6 +19,7 @@ def compact(log: Log, writer: Writer) -> Manifest | None:
     cut = Cut(
         source=last.source,
         declaration=last.declaration,
+        model=last.model,
         tables=tables,
         dense=read_dense(last),
         totals={name: info.total for name, info in last.tables.items()},

@@ -72,6 +72,7 @@ def explain(log: Log, lineage: str, seq: int) -> dict[str, Any]:
         "previous": m.previous,
         "created_ms": m.created_ms,
         "source": m.source,
+        "model": str(m.model),
         "positions": m.positions,
         "learned": m.learned,
         "learned_until_ms": m.learned_until_ms,
