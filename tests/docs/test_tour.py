@@ -14,7 +14,7 @@ TOUR = (PROJECT / "docs" / "tour.md").read_text()
 FILE = re.compile(r"[\w./-]+\.(?:py|java)")
 NAME = re.compile(r"(?:[A-Z]\w*\.)?[A-Za-z_]\w+")
 STEPS = re.findall(r"^\*\*(\d+)\. .*?(?=^\*\*\d+\. |^## |\Z)", TOUR, re.M | re.S)
-WORDS = {"impression_id", "impressions", "actions", "examples", "sync_every", "status", "seq", "apply_delta"}
+WORDS = {"impression_id", "impressions", "actions", "examples", "sync_every", "status", "seq", "apply_delta", "outputs"}
 """Words in code style that are no names of the code."""
 
 
