@@ -23,7 +23,7 @@ from infra.replay.send_log import SendLog
 from serving.client import DEADLINE_S, PredictionFailed, Scorer, light
 from serving.signatures import RANKER
 from streaming.declaration import Declaration
-from streaming.events import Publisher, Stopped, action, impression
+from streaming.publisher import Publisher, Stopped, action, impression
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS
 

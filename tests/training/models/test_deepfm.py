@@ -37,11 +37,13 @@ def batch_of(features: dict[str, Any], labels: Any, weights: Any, pi: Any) -> Ba
     zeros = np.zeros(n, np.int64)
     return Batch(
         impression_id=pa.array([f"i{k}" for k in range(n)], pa.string()),
+        request_id=pa.array([""] * n, pa.string()),
         lineage=pa.array([""] * n, pa.string()),
         kind=np.full(n, "negative"),
         user_id=zeros,
         item_id=zeros,
         ts_ms=zeros,
+        position=zeros,
         event_ms=zeros,
         written_ms=zeros,
         seq=zeros,
@@ -49,6 +51,7 @@ def batch_of(features: dict[str, Any], labels: Any, weights: Any, pi: Any) -> Ba
         labels=np.asarray(labels, np.float32),
         weights=np.asarray(weights, np.float32),
         scores=np.zeros(np.shape(labels), np.float32),
+        values=np.full(np.shape(labels), np.nan),
         line=np.arange(n),
         features=features,
     )
