@@ -82,11 +82,12 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
         said = kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
         file.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
 
-    topics = (
-        "import sys; from streaming import topics; a = sys.argv[1:];"
-        "print('made', topics.create(a[0], int(a[1]), retention_ms=int(a[2]), retention_bytes=int(a[3])))"
-    )
-    numbers = (settings.partitions, round(settings.kafka_retention * 1000), settings.kafka_retention_bytes)
+    limits = {
+        "kafka": where["kafka"],
+        "partitions": settings.partitions,
+        "retention-ms": round(settings.kafka_retention * 1000),
+        "retention-bytes": settings.kafka_retention_bytes,
+    }
     return [
         Service(
             "kafka-format",
@@ -103,9 +104,7 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
             ready=checks.kafka(url_host(settings.host), ports["kafka_port"]),
             address=where["kafka"],
         ),
-        Service(
-            "topics", [sys.executable, "-c", topics, where["kafka"], *map(str, numbers)], after=("kafka",), once=True
-        ),
+        Service("topics", _python("streaming.topics", **limits), after=("kafka",), once=True),
     ]
 
 

@@ -30,7 +30,7 @@ from infra.airflow import services as airflow
 from infra.platform import Platform, PlatformError
 from infra.replay.live import Screen, read_lines
 from infra.replay.report import Pairs, Sent, build, joined, markdown
-from infra.settings import PROJECT, SettingError, Settings, duration, load
+from infra.settings import DURATION, PROJECT, SettingError, Settings, load, seconds
 from infra.supervise.processes import die_with_parent
 from streaming.declaration import Declaration
 from streaming.source import load as load_source
@@ -107,11 +107,10 @@ def demo_settings(args: argparse.Namespace) -> Settings:
 
 
 def wall_of(text: str) -> float:
-    kind = duration("1s")
-    try:
-        return float(kind.parse(text))
-    except ValueError:
-        raise SettingError(f"wall is {text!r}; allowed is {kind.allowed}") from None
+    with contextlib.suppress(ValueError):
+        if (wall_s := seconds(text)) >= 1:
+            return wall_s
+    raise SettingError(f"wall is {text!r}; allowed is {DURATION}, at least 1s")
 
 
 def shown(path: Path) -> str:
