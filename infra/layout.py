@@ -1,4 +1,4 @@
-"""Where the parts of a platform lie and answer, and what only they may know."""
+"""The names of a platform's services, their folders and their addresses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,28 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from infra.airflow import services as airflow
-from infra.checks import url_host
+from infra.ports import of_replica
 from infra.settings import Settings
+from serving.signatures import FROZEN
+
+
+def url_host(host: str) -> str:
+    """`host` as a client writes it: the wildcard is reached over loopback, IPv6 goes in brackets."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def model_server(i: int) -> str:
+    return f"model-server-{i}"
+
+
+def rest(i: int) -> str:
+    """The name of a model server's second address."""
+    return f"model-server-{i}-rest"
+
+
+def sync(i: int) -> str:
+    return f"sync-{i}"
 
 
 class Layout:
@@ -37,9 +56,21 @@ class Layout:
     def replica(self, i: int) -> Path:
         return self.models / f"replica-{i}"
 
+    def served(self, i: int) -> Path:
+        """The versions that sync installs for the model server of a replica."""
+        return self.replica(i) / "served"
+
+    def frozen(self, i: int) -> Path:
+        """The copy of the base that no delta changes; only a demo has one."""
+        return self.replica(i) / FROZEN
+
+    def confirmations(self, i: int) -> Path:
+        """A line for each delta that a replica has confirmed."""
+        return self.replica(i) / "sync.jsonl"
+
     def make(self, replicas: int) -> None:
         own = (self.kafka / "data", self.join / "state", self.join / "tmp")
-        served = [self.replica(i) / "served" for i in range(replicas)]
+        served = [self.served(i) for i in range(replicas)]
         for folder in (*own, self.mlflow, self.log, self.data_docs, *served):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -52,28 +83,27 @@ class Layout:
 
 
 def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
-    """Service -> where it answers. `model-server-<i>` is its gRPC, `model-server-<i>-rest` its REST."""
+    """Service -> where it answers. A model server has two: gRPC, and `rest(i)`."""
     host = url_host(settings.host)
-    found = {
+    answers = {
         "kafka": f"{host}:{ports['kafka_port']}",
         "join": f"http://{host}:{ports['flink_port']}",
         "trainer": f"http://127.0.0.1:{ports['trainer_port']}",
     }
     if settings.mlflow:
-        found["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
+        answers["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
     if settings.archive:
-        found["archive"] = f"http://127.0.0.1:{ports['archive_port']}"
+        answers["archive"] = f"http://127.0.0.1:{ports['archive_port']}"
     if settings.feast:
-        found["features"] = f"http://127.0.0.1:{ports['features_port']}"
+        answers["features"] = f"http://127.0.0.1:{ports['features_port']}"
     if settings.airflow:
-        found["airflow"] = f"http://{host}:{ports['airflow_port']}"
-        found["data-docs"] = f"http://{host}:{ports['docs_port']}"
+        answers["airflow"] = f"http://{host}:{ports['airflow_port']}"
+        answers["data-docs"] = f"http://{host}:{ports['docs_port']}"
     for i in range(settings.replicas):
-        end = f".{i}" if i else ""
-        found[f"model-server-{i}"] = f"{host}:{ports['grpc_port' + end]}"
-        found[f"model-server-{i}-rest"] = f"http://{host}:{ports['rest_port' + end]}"
-        found[f"sync-{i}"] = f"http://127.0.0.1:{ports['sync_port' + end]}"
-    return found
+        answers[model_server(i)] = f"{host}:{ports[of_replica('grpc_port', i)]}"
+        answers[rest(i)] = f"http://{host}:{ports[of_replica('rest_port', i)]}"
+        answers[sync(i)] = f"http://127.0.0.1:{ports[of_replica('sync_port', i)]}"
+    return answers
 
 
 def facts(
@@ -87,9 +117,3 @@ def facts(
         "folders": Layout(settings).folders(),
         "services": list(names),
     }
-
-
-def secrets_of(settings: Settings) -> dict[str, str]:
-    """What the services get by their environment and nobody else reads; made once, kept in the platform's folder."""
-    at = Layout(settings)
-    return {"MINUTEHAND_WRITE_TOKEN": at.write_token(), **(airflow.secrets_of(at.airflow) if settings.airflow else {})}

@@ -59,7 +59,7 @@ class Platform:
             resolved = ports.resolve(self.settings)
             self.layout.make(self.settings.replicas)
             where = layout.addresses(self.settings, resolved)
-            hidden = layout.secrets_of(self.settings)
+            hidden = services.secrets_of(self.settings)
             declared = services.declare(self.settings, resolved, where, hidden, declaration_of(self.settings.source))
             names = [s.name for s in declared]
             chosen = services.select(declared, tuple(only))

@@ -20,8 +20,13 @@ def is_free(host: str, port: int) -> bool:
         return True
 
 
+def of_replica(name: str, i: int) -> str:
+    """The name of a replica's port: the setting's for the first, `grpc_port.i` for the others."""
+    return f"{name}.{i}" if i else name
+
+
 def resolve(settings: Settings) -> dict[str, int]:
-    """Port of each service and replica by its name in PORTS; replica i > 0 as `grpc_port.i`.
+    """Port of each service and replica by the name in PORTS, of a replica by `of_replica`.
 
     Raises SettingError when a port that somebody set is taken.
     """
@@ -32,7 +37,7 @@ def resolve(settings: Settings) -> dict[str, int]:
         port: int = getattr(settings, name)
         step = {"grpc_port": 10, "rest_port": 10, "sync_port": 1}.get(name, 0)
         for i in range(settings.replicas if step else 1):
-            key = f"{name}.{i}" if i else name
+            key = of_replica(name, i)
             wanted[key] = port + step * i if port else 0
             if name in settings.given and port:
                 fixed.add(key)

@@ -68,7 +68,7 @@ def prepare(own: Callable[[Path, int], None]) -> None:
     write_json(at.folder / "platform.json", layout.facts(settings, ports, where, names))
     job = services.join_job(settings, ports, where, declaration_of(settings.source))
     (at.join / "join.json").write_text(json.dumps(job, indent=1))
-    (at.replica(0) / "models.config").write_text(services.model_config(at.replica(0)))
+    (at.replica(0) / "models.config").write_text(services.model_config(at, 0))
     at.airflow.mkdir(0o700, exist_ok=True)
     write_private(at.airflow / "passwords.json", json.dumps({airflow.USER: os.environ[ADMIN]}))
     for path in (at.folder, *at.folder.rglob("*")):

@@ -13,14 +13,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from infra import checks, kafka_server
+from delta_log.log import SERVING
+from infra import kafka_server
 from infra.airflow import services as airflow
-from infra.checks import url_host
-from infra.layout import Layout
+from infra.layout import Layout, model_server, rest, sync, url_host
+from infra.ports import of_replica
 from infra.settings import PROJECT, SettingError, Settings
+from infra.supervise import checks
 from infra.supervise.manager import Service
+from serving.signatures import FROZEN, RANKER
 
-MODELS = ("ranker", "frozen")
 JOIN_MAIN = "minutehand.join.JoinJob"
 # What is prepared but not committed when the join dies must outlive its longest absence; Kafka's own limit is 15 min.
 TRANSACTION_TIMEOUT_MS = 600_000
@@ -33,25 +35,31 @@ def model_server_binary(settings: Settings) -> str | None:
     return None if settings.model_server == "own" else settings.model_server
 
 
-def model_config(replica: Path) -> str:
-    """TF Serving's model_config_file: `ranker`, and the frozen copy if there is one."""
+def model_config(at: Layout, i: int) -> str:
+    """TF Serving's model_config_file of a replica: the ranker, and its frozen copy if there is one."""
+    folders = {RANKER: at.served(i)} | ({FROZEN: at.frozen(i)} if has_version(at.frozen(i)) else {})
     entries = [
-        f'  config {{ name: "{name}" base_path: "{replica / folder}" model_platform: "tensorflow" }}\n'
-        for name, folder in zip(MODELS, ("served", "frozen"), strict=True)
-        if name == "ranker" or installed(replica / folder)
+        f'  config {{ name: "{name}" base_path: "{folder}" model_platform: "tensorflow" }}\n'
+        for name, folder in folders.items()
     ]
     return f"model_config_list {{\n{''.join(entries)}}}\n"
 
 
-def installed(folder: Path) -> bool:
-    """Whether a version of a model is there."""
+def has_version(folder: Path) -> bool:
+    """True if the folder of a model holds a version."""
     return folder.is_dir() and any(version.name.isdigit() for version in folder.iterdir())
+
+
+def secrets_of(settings: Settings) -> dict[str, str]:
+    """What services get by their environment and nobody else reads; made once, kept in the platform's folder."""
+    at = Layout(settings)
+    return {"MINUTEHAND_WRITE_TOKEN": at.write_token(), **(airflow.secrets_of(at.airflow) if settings.airflow else {})}
 
 
 def declare(
     settings: Settings, ports: Mapping[str, int], where: Mapping[str, str], hidden: Mapping[str, str], declaration: str
 ) -> list[Service]:
-    """All services of one platform: `where` and `hidden` as of infra.layout, `declaration` as JSON."""
+    """All services of one platform: `where` as of infra.layout, `hidden` of `secrets_of`, `declaration` as JSON."""
     at = Layout(settings)
     services = [*_kafka(settings, ports, at, where), _join(settings, ports, at, where, declaration)]
     if settings.mlflow:
@@ -172,7 +180,7 @@ def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Map
 def _base(settings: Settings, at: Layout) -> Service:
     """An empty log gets an untrained base from the declaration; a demo has written its own before."""
     command = [*_python("training.learn.batch_pass", source=settings.source, log=at.log), "--untrained"]
-    return Service("base", command, once=True, unless=(at.log / "SERVING").is_file)
+    return Service("base", command, once=True, unless=(at.log / SERVING).is_file)
 
 
 def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
@@ -234,16 +242,16 @@ def _sync(
         "source": settings.source,
         "log": at.log,
         "models": at.replica(i),
-        "serving": where[f"model-server-{i}"],
-        "port": ports["sync_port" + (f".{i}" if i else "")],
+        "serving": where[model_server(i)],
+        "port": ports[of_replica("sync_port", i)],
     }
     return Service(
-        f"sync-{i}",
+        sync(i),
         _python("serving.sync.sync", **flags),
         after=("base",),
         env={"MINUTEHAND_WRITE_TOKEN": hidden["MINUTEHAND_WRITE_TOKEN"]},
-        ready=checks.http_ok(f"{where[f'sync-{i}']}/healthz"),
-        address=where[f"sync-{i}"],
+        ready=checks.http_ok(f"{where[sync(i)]}/healthz"),
+        address=where[sync(i)],
     )
 
 
@@ -254,33 +262,35 @@ def _model_server(
 
     The stock server has no flag for its address and listens on all; its write signatures need the token all the same.
     """
-    end = f".{i}" if i else ""
     file = at.replica(i) / "models.config"
-    flags = {"port": ports["grpc_port" + end], "rest_api_port": ports["rest_port" + end], "model_config_file": file}
+    flags = {
+        "port": ports[of_replica("grpc_port", i)],
+        "rest_api_port": ports[of_replica("rest_port", i)],
+        "model_config_file": file,
+    }
     binary = model_server_binary(settings)
-    served = at.replica(i) / "served"
 
     def prepare() -> None:
-        file.write_text(model_config(at.replica(i)))
+        file.write_text(model_config(at, i))
 
     return Service(
-        f"model-server-{i}",
+        model_server(i),
         [binary, *(f"--{k}={v}" for k, v in flags.items())]
         if binary
         else _python("serving.server.model_server", **flags),
         after=("base",),
-        when=lambda: "" if installed(served) else f"sync-{i} has not installed a version yet",
+        when=lambda: "" if has_version(at.served(i)) else f"{sync(i)} has not installed a version yet",
         prepare=prepare,
         env={"TF_CPP_MIN_LOG_LEVEL": "1" if binary else "2"},
-        ready=checks.model_available(where[f"model-server-{i}-rest"], MODELS[0]),
-        address=f"{where[f'model-server-{i}']}  {where[f'model-server-{i}-rest']}",
+        ready=checks.model_available(where[rest(i)], RANKER),
+        address=f"{where[model_server(i)]}  {where[rest(i)]}",
     )
 
 
 def minute_loop(settings: Settings) -> tuple[str, ...]:
     """The services that events pass through: all but Airflow."""
     on = {"mlflow": settings.mlflow, "archive": settings.archive, "features": settings.feast}
-    replicas = [f"{name}-{i}" for i in range(settings.replicas) for name in ("sync", "model-server")]
+    replicas = [name(i) for i in range(settings.replicas) for name in (sync, model_server)]
     return ("join", "trainer", *replicas, *(name for name, wanted in on.items() if wanted))
 
 

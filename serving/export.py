@@ -27,7 +27,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from delta_log.log import Log
 from delta_log.manifest import Manifest
-from serving import journal
+from serving import journal, signatures
 from serving.graph import Ranker, Served, State
 from serving.journal import Journal
 from streaming.declaration import INT64_MIN, Declaration
@@ -76,7 +76,8 @@ def warm_up(declaration: Declaration, model: str, *, frozen: bool) -> list[bytes
 
 
 def write(
-    declaration: Declaration, ranker: Ranker, state: Journal, to: Path, *, frozen: bool = False, model: str = "ranker",
+    declaration: Declaration, ranker: Ranker, state: Journal, to: Path, *, frozen: bool = False,
+    model: str = signatures.RANKER,
     head_room: float = 4.0,
 ) -> Path:  # fmt: skip
     """Write <to>/<version>/ of `state`; the folder, also if it was there already."""
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--seq", type=int, help="with the deltas up to this one (default: the newest base alone)")
     parser.add_argument("--frozen", action="store_true", help="without write signatures: the copy that stays as it is")
     parser.add_argument("--to", required=True, type=Path, help="the model's folder; <to>/<version>/ is written")
-    parser.add_argument("--model", default="ranker", help="the name it is served under (default: %(default)s)")
+    parser.add_argument("--model", default=signatures.RANKER, help="the name it is served under (default: %(default)s)")
     parser.add_argument("--head-room", type=float, default=4.0,
                         help="times its rows a table holds before it must grow (default: %(default)s)")  # fmt: skip
     a = parser.parse_args()

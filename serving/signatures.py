@@ -1,8 +1,14 @@
-"""The names of the calls that patch a served model: both ends of the wire use these."""
+"""The names of served models and of the calls that patch them: both ends of the wire use these."""
 
 from __future__ import annotations
 
 import re
+
+RANKER = "ranker"
+"""The name under which the model is served that learns."""
+
+FROZEN = "frozen"
+"""The name of its copy that no delta changes, for a comparison; and of that copy's folder."""
 
 
 def input_name(weight: str) -> str:

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from infra import checks
 from infra.settings import PROJECT, Settings
+from infra.supervise import checks
 from infra.supervise.manager import Service
 
 USER = "admin"

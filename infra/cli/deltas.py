@@ -10,13 +10,13 @@ from typing import Any
 from delta_log.log import Log
 from delta_log.manifest import LogError
 from delta_log.verification import explain, listing, verify
+from infra.cli.flags import settings_flags, settings_of
+from infra.layout import Layout
 from infra.platform import PlatformError
 from infra.settings import Settings
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags, settings_of
-
     p = commands.add_parser(
         "deltas",
         parents=[settings_flags()],
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    log = Log(settings.folder / "log")
+    log = Log(Layout(settings).log)
     try:
         lineage = _lineage(log, args.lineage)
         if args.verb == "verify":

@@ -9,13 +9,10 @@ import argparse
 import contextlib
 import json
 import logging
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +24,21 @@ from delta_log.log import Log
 from delta_log.manifest import Manifest
 from infra import services
 from infra.airflow import services as airflow
+from infra.cli.flags import settings_flags
+from infra.layout import model_server, rest, sync
 from infra.platform import Platform, PlatformError
-from infra.replay.live import Screen, read_lines
+from infra.replay.live import read_lines
 from infra.replay.report import Pairs, Sent, build, joined, markdown
+from infra.replay.run import prepare, replay
 from infra.settings import DURATION, PROJECT, SettingError, Settings, load, seconds
-from infra.supervise.processes import die_with_parent
+from serving.signatures import RANKER
 from streaming.declaration import Declaration
 from streaming.source import load as load_source
 
 AUTO = "auto"
-LEARNED_WITHIN_S = 180.0
-"""After the replay's end the loop has this long to learn and serve the rest, beside two more syncs."""
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags
-
     p = commands.add_parser(
         "demo",
         parents=[settings_flags()],
@@ -132,100 +128,6 @@ def choose(console: Console) -> str:
         raise SettingError(f"source is kuairand, whose data cannot be read: {e}; or give --source simulator") from e
 
 
-@contextlib.contextmanager
-def child(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A python module as a child that cannot outlive this process."""
-    process = subprocess.Popen([sys.executable, "-m", *words], preexec_fn=die_with_parent(signal.SIGKILL))
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        process.kill()
-        process.wait()
-
-
-def step(*words: str) -> None:
-    with child(*words) as process:
-        if code := process.wait():
-            raise PlatformError(f"`python -m {words[0]}` ended with exit code {code}: see above")
-
-
-def prepare(platform: Platform, seed: int, console: Console) -> Manifest:
-    """A new lineage in an emptied folder: its base from the source's history, and the frozen copy of that."""
-    platform.stop()
-    shutil.rmtree(platform.folder, ignore_errors=True)
-    settings, layout = platform.settings, platform.layout
-    layout.make(settings.replicas)
-    console.print("one batch pass over the days before makes the base")
-    step("training.learn.batch_pass", "--source", settings.source, "--log", str(layout.log), "--seed", str(seed))
-    lineage = Log(layout.log).serving()
-    assert lineage is not None  # the batch pass moved it
-    for i in range(settings.replicas):
-        to = str(layout.replica(i) / "frozen")
-        common = ("--source", settings.source, "--log", str(layout.log), "--lineage", lineage)
-        step("serving.export", *common, "--frozen", "--to", to)
-    return Log(layout.log).manifest(lineage, "base", 0)
-
-
-def replay(platform: Platform, wall_s: float, console: Console) -> None:
-    settings = platform.settings
-    serving = ",".join(platform.address(f"model-server-{i}") for i in range(settings.replicas))
-    send_log = platform.folder / "sent"
-    words = [
-        "infra.replay.replay",
-        "--source",
-        settings.source,
-        "--kafka",
-        platform.address("kafka"),
-        "--serving",
-        serving,
-    ]
-    words += ["--wall-s", f"{wall_s:g}", "--sync-every-ms", str(settings.sync_every_ms), "--out", str(send_log)]
-    words += ["--frozen", "frozen", "--features", settings.features_from]
-    words += ["--feature-folder", str(platform.layout.features)] if settings.features_from == "feast" else []
-    screen = Screen(send_log, platform.layout.log, platform.layout.replica(0) / "sync.jsonl", console)
-    with child(*words) as process, screen:
-        while process.poll() is None:
-            if not platform.is_running():
-                raise PlatformError(f"the platform ended: see {platform.log('supervisor')}")
-            screen.show()
-            time.sleep(0.5)
-        if process.returncode:
-            raise PlatformError(f"the replay ended with exit code {process.returncode}: see above")
-    console.print("replayed; waiting until the last window is learned and served")
-    end_ms: int = json.loads((send_log / "progress.json").read_text())["end_ms"]
-    until = end_ms - load_source(settings.source).declaration.max_disorder_ms - 1
-    platform.wait(lambda: caught_up(platform, until), LEARNED_WITHIN_S + 2 * settings.sync_every, "learned and served")
-
-
-def metrics(url: str) -> dict[str, float]:
-    """The values of a /metrics page, labels dropped; {} if it does not answer."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
-            page = answer.read().decode()
-    except OSError:
-        return {}
-    return {s.name: s.value for family in text_string_to_metric_families(page) for s in family.samples}
-
-
-def caught_up(platform: Platform, until_ms: int) -> bool:
-    """Whether all that was known by `until_ms` (event time) is learned, committed, and served by every replica."""
-    trainer = metrics(platform.address("trainer"))
-    if trainer.get("minutehand_trainer_learned_until_ms", -1) < until_ms:
-        return False
-    if trainer.get("minutehand_trainer_uncommitted_examples", 1) > 0:
-        return False
-    log = Log(platform.layout.log)
-    lineage = log.serving()
-    newest = max([0, *log.seqs(lineage, "delta")]) if lineage else 0
-    at = [metrics(platform.address(f"sync-{i}")) for i in range(platform.settings.replicas)]
-    return all(a.get("minutehand_sync_seq", -1) >= newest for a in at)
-
-
 def commit() -> str:
     """The project's commit, with + if the tree is changed; `unknown` outside a checkout."""
     words = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -249,7 +151,7 @@ class Replayed:
         settings = platform.settings
         declaration = load_source(settings.source).declaration
         sent = Sent.read(platform.folder / "sent", declaration)
-        lines = read_lines(platform.layout.replica(0) / "sync.jsonl")
+        lines = read_lines(platform.layout.confirmations(0))
         pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
         return cls(declaration, sent, pairs, [c for c in lines if c["lineage"] == lineage])
 
@@ -301,13 +203,13 @@ def goodbye(platform: Platform, console: Console) -> None:
     """Where everything answers, and a curl line that does; returns at Ctrl-C."""
     name = platform.settings.name
     console.print(f"\nThe platform stays up until Ctrl-C (minutehand status --name {name} shows it). It answers at:")
-    for service in ("mlflow", "join", "model-server-0", "model-server-0-rest", "trainer", "sync-0"):
+    for service in ("mlflow", "join", model_server(0), rest(0), "trainer", sync(0)):
         with contextlib.suppress(PlatformError):
             page = "/?workflowType=machine_learning" if service == "mlflow" else ""  # the runs, not the GenAI page
             console.print(f"  {service:20} {platform.address(service)}{page}", highlight=False)
     first = next(iter(load_source(platform.settings.source).live()))
     body = json.dumps({"instances": [first.features]})
-    url = f"{platform.address('model-server-0-rest')}/v1/models/ranker:predict"
+    url = f"{platform.address(rest(0))}/v1/models/{RANKER}:predict"
     console.print(f"\ncurl -s -d '{body}' {url}", highlight=False, markup=False, soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

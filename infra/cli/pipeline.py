@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 from delta_log.log import Log
 from infra.airflow import services as airflow
 from infra.airflow.rest import Airflow, AirflowError, Task
-from infra.cli.demo import metrics
+from infra.cli.flags import settings_flags, settings_of
+from infra.layout import model_server, rest
+from infra.metrics import metrics
 from infra.platform import Platform, PlatformError
 from infra.settings import Settings
+from serving.signatures import RANKER
 from streaming.sources.download import NoConnection
 
 DAGS = {"sample_examples", "batch_warm_start"}
@@ -36,8 +39,6 @@ class Served(NamedTuple):
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags
-
     p = commands.add_parser(
         "pipeline",
         parents=[settings_flags()],
@@ -60,8 +61,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from infra.cli.main import settings_of
-
     conf = {name: getattr(args, name) for name in ("day", "begin", "end") if getattr(args, name)}
     try:
         platform = Platform(settings_of(args))
@@ -89,10 +88,10 @@ def served(platform: Platform) -> Served:
     light()
     source = load(Settings.from_dict(platform.facts()["settings"]).source)
     body = json.dumps({"instances": [next(iter(source.live())).features]}).encode()
-    request = urllib.request.Request(f"{platform.address('model-server-0-rest')}/v1/models/ranker:predict", body)
+    request = urllib.request.Request(f"{platform.address(rest(0))}/v1/models/{RANKER}:predict", body)
     with urllib.request.urlopen(request, timeout=30) as answer:
         (scores,) = json.load(answer)["predictions"]
-    scorer = Scorer([platform.address("model-server-0")], "ranker", source.declaration)
+    scorer = Scorer([platform.address(model_server(0))], RANKER, source.declaration)
     try:
         status = scorer.status()
     finally:

@@ -7,14 +7,15 @@ import json
 import sys
 from typing import Any
 
+from infra.cli.flags import settings_flags, settings_of
+from infra.layout import Layout, model_server
 from infra.platform import Platform, PlatformError
 from infra.settings import Settings
 from infra.supervise.processes import read_json
+from serving.signatures import RANKER
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags, settings_of
-
     p = commands.add_parser(
         "recommend",
         parents=[settings_flags()],
@@ -47,12 +48,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     light()
     from features.store import Features
 
-    if not (settings.folder / "features" / "state.json").is_file():
-        raise PlatformError(f"{settings.folder / 'features'} holds no features yet: is the service `features` running?")
-    servers = [addresses[f"model-server-{i}"] for i in range(int(state["replicas"]))]
+    folder = Layout(settings).features
+    if not (folder / "state.json").is_file():
+        raise PlatformError(f"{folder} holds no features yet: is the service `features` running?")
+    servers = [addresses[model_server(i)] for i in range(int(state["replicas"]))]
     try:
-        store = Features(settings.folder / "features", state["source"])
-        scorer = Scorer(servers, "ranker", store.plan.declaration)
+        store = Features(folder, state["source"])
+        scorer = Scorer(servers, RANKER, store.plan.declaration)
         found = recommend(store, scorer, args.user, args.top, task=args.task, given=dict(map(_pair, args.given)))
     except (NothingToRecommend, PredictionFailed, ValueError) as e:
         raise PlatformError(str(e)) from None

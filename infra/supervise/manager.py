@@ -37,12 +37,12 @@ LAST_WORDS = 400  # characters of what a service said last, as the reason of its
 
 @dataclass(frozen=True)
 class Service:
-    """What is run, when, and how one knows that it is ready.
+    """A command, when it is run, and how one knows that it is ready.
 
     `after`: services that must be ready (or done) before its first start. `when`: says what it still waits for, ""
-    when nothing. `ready`: as in infra.checks. `alive`: the same of a service that was ready; ended after a minute of
-    complaints. `prepare` is called before each start. `once`: runs to exit 0 and is done; `unless`: is done without
-    running. `nice`: what it gives way by to the others.
+    when nothing. `ready`: as in infra.supervise.checks. `alive`: the same of a service that was ready; the manager ends
+    the service after a minute of complaints. `prepare` is called before each start. `once`: runs to exit 0 and is
+    done; `unless`: is done without running. `nice`: how far it gives way to the others.
     """
 
     name: str

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.airflow import services as airflow
+from infra.cli.flags import settings_flags, settings_of
 from infra.platform import Platform, PlatformError
-from infra.settings import SettingError, Settings, load
+from infra.settings import SettingError, Settings
 
 DAGS = ("sample_examples", "batch_warm_start", "materialize_features", "publish_base", "watch_platform")
 
@@ -62,17 +63,16 @@ class Bench:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", help="the platform's name (default: local)")
-    parser.add_argument("--settings", metavar="FILE", help="settings file (default: minutehand.toml)")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="one setting, for once")
+    parser = argparse.ArgumentParser(
+        parents=[settings_flags()], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dag", nargs="*", metavar="DAG[=FORM]", default=DAGS, help="with the form's values as JSON")
     args = parser.parse_args(argv)
     chosen = [given.partition("=")[::2] for given in args.dag]
     if wrong := [dag for dag, _ in chosen if dag not in DAGS]:
         parser.error(f"DAG is {wrong[0]!r}, allowed are {', '.join(DAGS)}")
     try:
-        bench = Bench(Platform(load(args.settings, [*args.set, *([f"name={args.name}"] if args.name else [])])))
+        bench = Bench(Platform(settings_of(args)))
     except (SettingError, PlatformError) as e:
         print(f"dags_test: {e}", file=sys.stderr)
         return 2

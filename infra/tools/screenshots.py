@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.airflow.rest import Airflow
+from infra.cli.flags import settings_flags, settings_of
 from infra.cli.pipeline import session
 from infra.platform import Platform, PlatformError
 from infra.settings import PROJECT, SettingError
@@ -174,8 +175,6 @@ def data_docs_page(browser: Browser, url: str, folder: Path, to: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from infra.cli.main import settings_flags, settings_of
-
     parser = argparse.ArgumentParser(
         "python -m infra.tools.screenshots", parents=[settings_flags()], description=__doc__
     )

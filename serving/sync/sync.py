@@ -30,7 +30,7 @@ from delta_log.files import read_dense
 from delta_log.log import Log
 from delta_log.manifest import LogError, Manifest
 from delta_log.publication import Publication
-from serving import client, journal
+from serving import client, journal, signatures
 from serving.replica import Down, RefusedCall, Replica
 from serving.sync import push, version_folder
 from serving.sync.confirmations import Ailments, Confirmations
@@ -360,7 +360,7 @@ def main() -> None:
         "--models", required=True, type=Path, help="the replica's folder; versions go to <models>/served"
     )
     parser.add_argument("--serving", required=True, metavar="HOST:PORT", help="the replica's gRPC address")
-    parser.add_argument("--model", default="ranker", help="the name it is served under (default: %(default)s)")
+    parser.add_argument("--model", default=signatures.RANKER, help="the name it is served under (default: %(default)s)")
     parser.add_argument("--port", type=int, default=0, help="health and metrics; 0 (the default): none")
     a = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

@@ -53,7 +53,7 @@ def test_every_local_service_is_in_it_by_its_own_command() -> None:
     job = f"{prepare.HOME}/join/join.json"
     assert SERVICES["jobmanager"]["command"] == ["standalone-job", "--job-classname", services.JOIN_MAIN, job]
     (command,) = SERVICES["model-server-0"]["command"]
-    served = layout.Layout(SETTINGS).replica(0) / "served"
+    served = layout.Layout(SETTINGS).served(0)
     assert command.startswith(f"until ls -d {served}/[0-9]* "), "the stock server does not start without a version"
     assert command.endswith(f"; exec {' '.join(LOCAL['model-server-0'].command)}")
 
@@ -208,6 +208,8 @@ def test_prepare_writes_what_the_others_read(tmp_path: Path, monkeypatch: pytest
     assert set(facts["addresses"]) == set(layout.addresses(Settings(), prepare.ports_of(Settings())))
     job = json.loads((home / "join/join.json").read_text())
     assert job["bootstrap"] == "kafka:9092" and job["declaration"]["features"]
-    assert (home / "models/replica-0/models.config").read_text() == services.model_config(home / "models/replica-0")
+    lists = (home / "models/replica-0/models.config").read_text()
+    assert lists == services.model_config(layout.Layout(prepare.settings_of_containers()), 0)
+    assert f'base_path: "{home}/models/replica-0/served"' in lists
     assert json.loads((home / "airflow/passwords.json").read_text()) == {airflow.USER: "secret"}
     assert owners["minutehand/join/state"] == prepare.FLINK_UID and owners["minutehand/log"] == prepare.UID

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import checks
 from infra.airflow import services as airflow
 from infra.settings import PROJECT, Settings
+from infra.supervise import checks
 
 WHERE = {"airflow": "http://127.0.0.1:18080", "mlflow": "http://127.0.0.1:15000"}
 HIDDEN = {name: f"secret {name}" for name in airflow.KEYS}

@@ -20,12 +20,6 @@ TIMEOUT_S = 1.0
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
-def url_host(host: str) -> str:
-    """`host` as a client writes it: the wildcard is reached over loopback, IPv6 goes in brackets."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
-
-
 def http_ok(url: str, says: Callable[[bytes], str] = lambda body: "") -> Check:
     """GET answers 200 and `says` has nothing against its body; a 503's body is the reason."""
 
