@@ -20,7 +20,7 @@ def java() -> str:
 
 
 def properties(settings: Settings, folder: Path, port: int, controller_port: int) -> dict[str, object]:
-    """What server.properties says. Every internal topic has one replica: there is one node."""
+    """The lines of server.properties. Every internal topic has one replica: there is one node."""
     advertised = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
     return {
         "process.roles": "broker,controller",

@@ -32,7 +32,7 @@ def sync(i: int) -> str:
 
 
 class Layout:
-    """Where things lie in the platform's folder."""
+    """The folders and files of a platform."""
 
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.folder
@@ -47,9 +47,10 @@ class Layout:
         self.samples = self.folder / "samples"
         self.data_docs = self.folder / "data_docs"
         self.token = self.folder / "token"
+        self.facts = self.folder / "platform.json"
 
     def folders(self) -> dict[str, str]:
-        """Where a DAG finds things, for platform.json."""
+        """The folders that a DAG reads, for platform.json."""
         names = ("folder", "log", "models", "archive", "features", "samples", "data_docs")
         return {name: str(getattr(self, name)) for name in names}
 

@@ -1,4 +1,4 @@
-"""Which port each service listens on: the setting's, or the next free one where nobody set it."""
+"""The port that each service listens on: the setting's, or the next free one where nobody set it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRIES = 200
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now. SO_REUSEADDR: closed connections in TIME_WAIT do not count."""
+    """True if a server could listen there now. SO_REUSEADDR: closed connections in TIME_WAIT do not count."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

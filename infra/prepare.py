@@ -1,4 +1,4 @@
-"""What the containers of docker-compose.yml read, written into their shared volume before they start.
+"""Writes what the containers of docker-compose.yml read, into their shared volume, before they start.
 
     python -m infra.prepare       # in the container `prepare`, as root; settings by MINUTEHAND_<NAME>
 
@@ -55,7 +55,7 @@ def addresses(settings: Settings) -> dict[str, str]:
 
 
 def declared(settings: Settings, secrets: Mapping[str, str]) -> dict[str, Service]:
-    """What the local platform would run, with the network's addresses."""
+    """The services of the local platform, with the network's addresses."""
     local = services.declare(settings, ports_of(settings), addresses(settings), secrets, "{}")
     return {service.name: service for service in local}
 
@@ -65,7 +65,7 @@ def prepare(own: Callable[[Path, int], None]) -> None:
     at, where, ports = layout.Layout(settings), addresses(settings), ports_of(settings)
     at.make(settings.replicas)
     names = list(declared(settings, defaultdict(str)))
-    write_json(at.folder / "platform.json", layout.facts(settings, ports, where, names))
+    write_json(at.facts, layout.facts(settings, ports, where, names))
     job = services.join_job(settings, ports, where, declaration_of(settings.source))
     (at.join / "join.json").write_text(json.dumps(job, indent=1))
     (at.replica(0) / "models.config").write_text(services.model_config(at, 0))

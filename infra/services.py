@@ -1,4 +1,4 @@
-"""The services of the platform: what is run with which command, after what, and how one knows that it is ready.
+"""The services of the platform: the command of each, what it comes after, and how one knows that it is ready.
 
 kafka-format -> kafka -> topics -> join, trainer, archive, features
 base -> trainer, sync-<i>, model-server-<i>          mlflow
@@ -51,7 +51,7 @@ def has_version(folder: Path) -> bool:
 
 
 def secrets_of(settings: Settings) -> dict[str, str]:
-    """What services get by their environment and nobody else reads; made once, kept in the platform's folder."""
+    """The secrets that services get by their environment; made once, kept in the platform's folder."""
     at = Layout(settings)
     return {"MINUTEHAND_WRITE_TOKEN": at.write_token(), **(airflow.secrets_of(at.airflow) if settings.airflow else {})}
 
@@ -71,7 +71,7 @@ def declare(
     services += [_consumer(settings, ports, at, where, name) for name, on in consumers.items() if on]
     if settings.airflow:
         services.append(_data_docs(settings, ports, at, where))
-        services += airflow.services(settings, at.airflow, at.folder / "platform.json", where, hidden)
+        services += airflow.services(settings, where, hidden)
     return services
 
 
@@ -87,8 +87,8 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
     def prepare() -> None:
         if not any(kafka_server.LIBS.glob("kafka_*.jar")):
             raise OSError(f"there is no Kafka in {kafka_server.LIBS}: run `make setup`")
-        said = kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
-        file.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
+        properties = kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
+        file.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
 
     limits = {
         "kafka": where["kafka"],
@@ -219,7 +219,7 @@ def _consumer(settings: Settings, ports: Mapping[str, int], at: Layout, where: M
 
 
 def _data_docs(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
-    """What the DAGs' validations wrote: a browser follows no file:// link from Airflow's page."""
+    """A server of the pages that the DAGs' validations wrote: a browser follows no file:// link from Airflow's page."""
     flags = {"bind": settings.host, "directory": at.data_docs}
     return Service(
         "data-docs",

@@ -191,7 +191,7 @@ class Settings(BaseSettings):
 
     @property
     def checkpoint_ms(self) -> int:
-        """How often the join commits: a fifth of sync_every, within 0.2 to 1 s."""
+        """The interval at which the join commits: a fifth of sync_every, within 0.2 to 1 s."""
         return max(200, min(1000, self.sync_every_ms // 5))
 
     def with_(self, **values: Any) -> Self:
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         return self.model_dump() | {"given": sorted(self.given)}
 
     def shown(self) -> dict[str, Any]:
-        """The same without secrets, for platform.json."""
+        """Plain values without secrets, for platform.json."""
         return self.as_dict() | {name: kind(name).shown(getattr(self, name)) for name in FIELDS}
 
     @classmethod
@@ -222,7 +222,7 @@ def kind(name: str) -> Kind:
 
 
 def allowed(name: str) -> str:
-    """What a setting may be, with its limits."""
+    """Describes the values that a setting may have."""
     words, limits = kind(name), (("ge", "at least"), ("le", "at most"))
     bounds = [(word, getattr(part, limit, None)) for limit, word in limits for part in FIELDS[name].metadata]
     return words.allowed + "".join(f", {word} {words.limit(value)}" for word, value in bounds if value is not None)

@@ -41,7 +41,7 @@ LEAST_POSITIVES, LEAST_ROWS, BINS, QUANTILES = 100, 500, 10, 101
 
 @dataclass(frozen=True)
 class Figure:
-    """What was seen, and whether that is allowed. `seen` is None where there is too little to say."""
+    """A figure, what is allowed for it, and the verdict. `seen` is None where there is too little data."""
 
     name: str
     seen: float | str | None
@@ -54,7 +54,7 @@ class Figure:
 
 
 def health(addresses: dict[str, str]) -> Iterator[Figure]:
-    """Each process' own word."""
+    """The readiness that each process reports."""
     for name, url in addresses.items():
         if name.split("-")[0] in ("trainer", "sync", "archive", "features"):
             reason = checks.http_ok(f"{url}/healthz")()
@@ -66,7 +66,7 @@ def health(addresses: dict[str, str]) -> Iterator[Figure]:
 
 
 def counts(addresses: dict[str, str]) -> Iterator[Figure]:
-    """What trainer, sync and archiver count: the records and deltas that wait, digests that differ."""
+    """The counts of trainer, sync and archiver: the records and deltas that wait, digests that differ."""
     allowed = {
         "minutehand_trainer_lag_records": MOST_LAG,
         "minutehand_archive_lag_records": MOST_LAG,
@@ -123,7 +123,7 @@ def drift(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: f
 
 
 def moved(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: float) -> Figure:
-    """How far a feature's values moved: the mean distance of their quantiles, in standard deviations.
+    """Measures how far a feature's values moved: the mean distance of their quantiles, in standard deviations.
 
     Not the stability index: ages of videos that came out on the same days are a few narrow heaps, each of which leaves
     its tenth within the hour though nothing has moved that a model would see."""

@@ -139,7 +139,7 @@ def commit() -> str:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What the replay left behind: what was sent, the pairs expected of it, the deltas the first replica confirmed."""
+    """The outcome of a replay: the events sent, the pairs expected of them, the deltas the first replica confirmed."""
 
     declaration: Declaration
     sent: Sent
@@ -161,10 +161,10 @@ def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict
     settings, log = platform.settings, Log(platform.layout.log)
     newest = log.manifests(base.lineage)[-1]  # the base itself may be pruned by now
     where = newest.positions or {"topic": "examples", "offsets": {}}
-    found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
+    learned, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
     about = {"source": settings.source, "commit": commit(), "sync_every_s": settings.sync_every, **figures}
     return build(
-        replayed.sent, replayed.pairs, replayed.declaration, found, records, base, newest, replayed.confirmed, about
+        replayed.sent, replayed.pairs, replayed.declaration, learned, records, base, newest, replayed.confirmed, about
     )
 
 
@@ -200,7 +200,7 @@ def slow_half(platform: Platform, console: Console) -> None:
 
 
 def goodbye(platform: Platform, console: Console) -> None:
-    """Where everything answers, and a curl line that does; returns at Ctrl-C."""
+    """Prints the addresses and a curl line that works; returns at Ctrl-C."""
     name = platform.settings.name
     console.print(f"\nThe platform stays up until Ctrl-C (minutehand status --name {name} shows it). It answers at:")
     for service in ("mlflow", "join", model_server(0), rest(0), "trainer", sync(0)):

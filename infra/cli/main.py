@@ -98,8 +98,8 @@ def logs(args: argparse.Namespace) -> int:
     platform = Platform(settings_of(args))
     path = platform.log(args.service)
     if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.log"))
-        raise PlatformError(f"there is no log of {args.service!r}; allowed are {', '.join(there) or 'none yet'}")
+        logged = sorted(p.stem for p in path.parent.glob("*.log"))
+        raise PlatformError(f"there is no log of {args.service!r}; allowed are {', '.join(logged) or 'none yet'}")
     print(tail(path, args.lines), flush=True)
     if args.follow:
         _follow(path)

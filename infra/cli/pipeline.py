@@ -31,7 +31,7 @@ TAKEN_UP_WITHIN_S = 180.0
 
 
 class Served(NamedTuple):
-    """What the first replica answers to one request, and by which state."""
+    """The first replica's answer to one request, and the state that gave it."""
 
     lineage: str
     seq: int
@@ -103,18 +103,18 @@ def served(platform: Platform) -> Served:
 def until(what: str, timeout_s: float, look: Callable[[], Any]) -> Any:
     """The first answer of `look` that is true. Raises AirflowError, with `what` did not come."""
     deadline = time.monotonic() + timeout_s
-    while not (found := look()):
+    while not (answer := look()):
         if time.monotonic() > deadline:
             raise AirflowError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.5)
-    return found
+    return answer
 
 
 def tell(task: Task) -> None:
     facts = task.result if isinstance(task.result, dict) else {}
     short = {k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items() if not isinstance(v, (dict, list))}
-    said = ", ".join(f"{k} {v}" for k, v in short.items() if len(str(v)) < 80)
-    print(f"  {task.name:10} {task.state:8} {task.seconds:6.1f} s  {said}", flush=True)
+    text = ", ".join(f"{k} {v}" for k, v in short.items() if len(str(v)) < 80)
+    print(f"  {task.name:10} {task.state:8} {task.seconds:6.1f} s  {text}", flush=True)
 
 
 def all_done(ask: Airflow, dag: str, run: str, timeout_s: float) -> dict[str, Task]:
@@ -128,7 +128,7 @@ def all_done(ask: Airflow, dag: str, run: str, timeout_s: float) -> dict[str, Ta
 
 
 def once(platform: Platform, conf: dict[str, str], timeout_s: float = 900.0) -> tuple[Served, Served]:
-    """All of it; the same request's scores before and after. Raises AirflowError with what did not come about."""
+    """Runs all of it; the same request's scores before and after. Raises AirflowError with the step that failed."""
     ask = session(platform)
     print(f"Airflow at {ask.url}, as {airflow.USER}", flush=True)
     try:

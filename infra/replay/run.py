@@ -96,7 +96,7 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
 
 
 def caught_up(platform: Platform, until_ms: int) -> bool:
-    """Whether all that was known by `until_ms` (event time) is learned, committed, and served by every replica."""
+    """True if everything until `until_ms` (event time) is learned, committed, and served by every replica."""
     trainer = metrics(platform.address("trainer"))
     if trainer.get("minutehand_trainer_learned_until_ms", -1) < until_ms:
         return False

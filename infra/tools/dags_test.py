@@ -39,7 +39,7 @@ class Bench:
         settings = Settings.from_dict(facts["settings"]).with_(airflow_db="sqlite")
         where = {"airflow": "http://127.0.0.1:0"} | facts["addresses"]  # no server is asked
         hidden = airflow.secrets_of(self.folder)
-        self.env = airflow.environment(settings, self.folder, platform.folder / "platform.json", where, hidden)
+        self.env = airflow.environment(settings, self.folder, where, hidden)
         self._airflow("db", "migrate", to="migrate")
 
     def _airflow(self, *words: str, to: str) -> int:
@@ -51,7 +51,7 @@ class Bench:
         return self.folder / f"{name}.log"
 
     def run(self, dag: str, conf: str) -> tuple[bool, list[tuple[str, str, float]]]:
-        """Whether the run succeeded, and each task's name, state and seconds, in the order of their start."""
+        """True if the run succeeded, and each task's name, state and seconds, in the order of their start."""
         code = self._airflow("dags", "test", dag, *(["--conf", conf] if conf else []), to=dag)
         with sqlite3.connect(self.folder / "airflow.db") as db:
             (state, run) = db.execute(

@@ -163,7 +163,7 @@ def test_kafka_has_the_local_settings_but_where_it_listens(tmp_path: Path) -> No
 
 def test_airflow_has_the_local_variables_but_its_addresses(tmp_path: Path) -> None:
     at = {"airflow": "http://127.0.0.1:8080", "mlflow": "http://127.0.0.1:5000"}
-    local = airflow.environment(Settings(), tmp_path, tmp_path / "platform.json", at, dict.fromkeys(airflow.KEYS, "x"))
+    local = airflow.environment(Settings(), tmp_path, at, dict.fromkeys(airflow.KEYS, "x"))
     environment = SERVICES["airflow-api"]["environment"]
     assert set(environment) == set(local) | ADDED
     differ = {k for k in local if local[k] != environment[k]} - set(airflow.KEYS)
