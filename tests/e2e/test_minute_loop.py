@@ -43,7 +43,7 @@ PI = 0.5
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Manifest]]:
     """The platform, up, and the base it began with."""
-    settings = load(None, [f"{port}=0" for port in PORTS], {}).with_(
+    settings = load(None, [f"{port}=0" for port in PORTS]).with_(
         name="e2e",
         var=str(tmp_path_factory.mktemp("var")),
         source=SOURCE,
