@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 def seconds(value: Any) -> float:
     """A duration written '500ms', '60s', '5m', '2h' or '7d'; a number is in seconds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return value
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|d)", str(value).strip())
     if not match:
         raise ValueError("not a duration")

@@ -133,6 +133,7 @@ def test_a_wrong_file_is_named(tmp_path: Path, environ: pytest.MonkeyPatch) -> N
         "pi = true\n": "pi is True; allowed",
         "replicas = true\n": "replicas is True; allowed is a whole number",
         "sync_every = nan\n": "sync_every is nan; allowed is a duration",
+        f"sync_every = {10**400}\n": "sync_every is 1000",
         "sync_every = inf\n": "sync_every is inf; allowed is a duration",
         "pi = nan\n": "pi is nan; allowed is a number",
         "_env_prefix = 'X'\n": r"s\.toml: there is no setting '_env_prefix'",
