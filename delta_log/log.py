@@ -28,6 +28,9 @@ from delta_log.manifest import (
     read_manifest,
 )
 
+SERVING = "SERVING"
+"""The file that names the lineage that is served."""
+
 
 class Log:
     """A delta log's folder. It is read without locks: nothing exists until its manifest does."""
@@ -131,7 +134,7 @@ class Log:
     def serving(self) -> str | None:
         """The lineage that is served, None before the first."""
         try:
-            name = (self.path / "SERVING").read_text().strip()
+            name = (self.path / SERVING).read_text().strip()
         except FileNotFoundError:
             return None
         if not LINEAGE.fullmatch(name):
@@ -142,4 +145,4 @@ class Log:
         """Move the serving pointer, by rename; the lineage must have a base."""
         if not self.seqs(lineage, "base"):
             raise LogError(f"{self.path / lineage}: has no base, so it cannot be served")
-        replace(self.path / "SERVING", lineage.encode() + b"\n")
+        replace(self.path / SERVING, lineage.encode() + b"\n")

@@ -24,7 +24,7 @@ from feast import (
 from feast.data_format import ParquetFormat
 from feast.types import Array, Float64, Int64
 
-from features.plan import EVENT_MS, GIVEN, TS, plan_of
+from features.plan import EVENT_MS, GIVEN, SERVICE, TS, plan_of
 
 SOURCE = os.environ["MINUTEHAND_SOURCE"]
 FOLDER = os.environ["MINUTEHAND_FEATURES"]
@@ -96,7 +96,7 @@ if PLAN.on_demand:
     )
 
 ranker = FeatureService(
-    name="ranker",
+    name=SERVICE,
     features=[
         *(views[name][[f.name for f in PLAN.features[name]]] for name in ("profile", "video") if PLAN.features[name]),
         *([derived] if derived else []),

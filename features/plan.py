@@ -15,6 +15,10 @@ from streaming.declaration import Declaration, Feature
 from streaming.source import Source, load
 from streaming.views import Column, Rows, Views
 
+SERVICE = "ranker"
+"""The name of the feature service of Feast: what the served model is asked with."""
+
+
 TS = "ts_ms"
 """The time of the request, an input of the on-demand view beside the given features."""
 

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from features.plan import EVENT_MS, GIVEN, TS, Plan, plan_of
+from features.plan import EVENT_MS, GIVEN, SERVICE, TS, Plan, plan_of
 from streaming.declaration import Feature
 from streaming.views import DAY_MS
 
@@ -65,7 +65,7 @@ class Features:
         self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         with _environment(MINUTEHAND_FEATURES=str(self.folder), MINUTEHAND_SOURCE=source):
             self.feast = self._open(yaml)
-        self._service = self.feast.get_feature_service("ranker")
+        self._service = self.feast.get_feature_service(SERVICE)
         self._views = {name: self.feast.get_feature_view(name) for name in self.plan.columns}
 
     def _open(self, yaml: Path | None) -> Any:

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from infra.settings import PROJECT, Settings
+from streaming import topics
 
 LIBS = PROJECT / "build/kafka/libs"
 # Any 16 bytes in base64; one platform has one node, so the name tells nothing.
@@ -19,7 +20,7 @@ def java() -> str:
 
 
 def properties(settings: Settings, folder: Path, port: int, controller_port: int) -> dict[str, object]:
-    """What server.properties says. Every internal topic has one replica: there is one node."""
+    """The lines of server.properties. Every internal topic has one replica: there is one node."""
     advertised = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
     return {
         "process.roles": "broker,controller",
@@ -46,8 +47,7 @@ def properties(settings: Settings, folder: Path, port: int, controller_port: int
         "group.initial.rebalance.delay.ms": 0,
         "log.retention.ms": round(settings.kafka_retention * 1000),
         "log.retention.bytes": settings.kafka_retention_bytes,
-        # A segment is what retention removes.
-        "log.segment.bytes": max(1 << 20, min(1 << 28, settings.kafka_retention_bytes // 4)),
+        "log.segment.bytes": topics.segment_bytes(settings.kafka_retention_bytes),
         "log.retention.check.interval.ms": 10_000,
         # After kill -9 the node is taken back when its old session has ended.
         "broker.session.timeout.ms": 3000,

@@ -1,4 +1,4 @@
-"""Where the parts of a platform lie and answer, and what only they may know."""
+"""The names of a platform's services, their folders and their addresses."""
 
 from __future__ import annotations
 
@@ -7,15 +7,41 @@ import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from infra.airflow import services as airflow
-from infra.checks import url_host
-from infra.ports import key
+from infra.ports import nth
 from infra.settings import Settings
-from serving.signatures import RANKER
+from serving.signatures import FROZEN, RANKER
+
+
+def url_host(host: str) -> str:
+    """`host` as a client writes it: the wildcard is reached over loopback, IPv6 goes in brackets."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def model_server(i: int) -> str:
+    return f"model-server-{i}"
+
+
+def rest(i: int) -> str:
+    """The name of a model server's second address."""
+    return f"model-server-{i}-rest"
+
+
+def sync(i: int) -> str:
+    return f"sync-{i}"
+
+
+def trainer(model: str) -> str:
+    return "trainer" if model == RANKER else f"trainer-{model}"
+
+
+def base(model: str) -> str:
+    """The service that writes the first base of a model."""
+    return "base" if model == RANKER else f"base-{model}"
 
 
 class Layout:
-    """Where things lie in the platform's folder."""
+    """The folders and files of a platform."""
 
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.folder
@@ -30,9 +56,10 @@ class Layout:
         self.samples = self.folder / "samples"
         self.data_docs = self.folder / "data_docs"
         self.token = self.folder / "token"
+        self.facts = self.folder / "platform.json"
 
     def folders(self) -> dict[str, str]:
-        """Where a DAG finds things, for platform.json."""
+        """The folders that a DAG reads, for platform.json."""
         names = ("folder", "models", "archive", "features", "samples", "data_docs")
         return {name: str(getattr(self, name)) for name in names}
 
@@ -45,11 +72,15 @@ class Layout:
         return self.models / f"replica-{i}"
 
     def served(self, i: int, model: str = RANKER) -> Path:
-        """The folder of a model's versions in a replica."""
+        """The versions of a model that sync installs for the model server of a replica."""
         return self.replica(i) / model / "served"
 
-    def confirmed(self, i: int, model: str = RANKER) -> Path:
-        """The deltas of a model that a replica confirmed, one JSON line each."""
+    def frozen(self, i: int) -> Path:
+        """The copy of the ranker's base that no delta changes; only a demo has one."""
+        return self.replica(i) / FROZEN
+
+    def confirmations(self, i: int, model: str = RANKER) -> Path:
+        """A line for each delta of a model that a replica has confirmed."""
         return self.replica(i) / model / "sync.jsonl"
 
     def make(self, settings: Settings) -> None:
@@ -67,34 +98,29 @@ class Layout:
         return self.token.read_text()
 
 
-def trainer_of(model: str) -> str:
-    """The service that trains a model."""
-    return "trainer" if model == RANKER else f"trainer-{model}"
-
-
 def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
-    """Service -> where it answers. `model-server-<i>` is its gRPC, `model-server-<i>-rest` its REST."""
+    """Service -> where it answers. A model server has two: gRPC, and `rest(i)`."""
     host = url_host(settings.host)
-    found = {
+    answers = {
         "kafka": f"{host}:{ports['kafka_port']}",
         "join": f"http://{host}:{ports['flink_port']}",
     }
     for i, model in enumerate(settings.models):
-        found[trainer_of(model.name)] = f"http://127.0.0.1:{ports[key('trainer_port', i)]}"
+        answers[trainer(model.name)] = f"http://127.0.0.1:{ports[nth('trainer_port', i)]}"
     if settings.mlflow:
-        found["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
+        answers["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
     if settings.archive:
-        found["archive"] = f"http://127.0.0.1:{ports['archive_port']}"
+        answers["archive"] = f"http://127.0.0.1:{ports['archive_port']}"
     if settings.feast:
-        found["features"] = f"http://127.0.0.1:{ports['features_port']}"
+        answers["features"] = f"http://127.0.0.1:{ports['features_port']}"
     if settings.airflow:
-        found["airflow"] = f"http://{host}:{ports['airflow_port']}"
-        found["data-docs"] = f"http://{host}:{ports['docs_port']}"
+        answers["airflow"] = f"http://{host}:{ports['airflow_port']}"
+        answers["data-docs"] = f"http://{host}:{ports['docs_port']}"
     for i in range(settings.replicas):
-        found[f"model-server-{i}"] = f"{host}:{ports[key('grpc_port', i)]}"
-        found[f"model-server-{i}-rest"] = f"http://{host}:{ports[key('rest_port', i)]}"
-        found[f"sync-{i}"] = f"http://127.0.0.1:{ports[key('sync_port', i)]}"
-    return found
+        answers[model_server(i)] = f"{host}:{ports[nth('grpc_port', i)]}"
+        answers[rest(i)] = f"http://{host}:{ports[nth('rest_port', i)]}"
+        answers[sync(i)] = f"http://127.0.0.1:{ports[nth('sync_port', i)]}"
+    return answers
 
 
 def facts(
@@ -109,9 +135,3 @@ def facts(
         "models": {m.name: {"model": m.spec, "log": str(Layout(settings).log(m.name))} for m in settings.models},
         "services": list(names),
     }
-
-
-def secrets_of(settings: Settings) -> dict[str, str]:
-    """What the services get by their environment and nobody else reads; made once, kept in the platform's folder."""
-    at = Layout(settings)
-    return {"MINUTEHAND_WRITE_TOKEN": at.write_token(), **(airflow.secrets_of(at.airflow) if settings.airflow else {})}

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from infra import layout, ports, services
 from infra.settings import FIELDS, SettingError, Settings
-from infra.supervise.manager import Manager, say, tail
+from infra.supervise.manager import STATE, Manager, report, tail
 from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json, write_private
 from infra.supervise.sentinel import lock, supervise, sweep
 
@@ -59,15 +59,15 @@ class Platform:
             resolved = ports.resolve(self.settings)
             self.layout.make(self.settings)
             where = layout.addresses(self.settings, resolved)
-            hidden = layout.secrets_of(self.settings)
+            hidden = services.secrets_of(self.settings)
             declared = services.declare(self.settings, resolved, where, hidden, declaration_of(self.settings.source))
             names = [s.name for s in declared]
             chosen = services.select(declared, tuple(only))
-            write_json(self.folder / "platform.json", layout.facts(self.settings, resolved, where, names))
+            write_json(self.layout.facts, layout.facts(self.settings, resolved, where, names))
             for name, port in resolved.items():
                 first, _, i = name.partition(".")
                 if (wanted := getattr(self.settings, first)) and not i and wanted != port:
-                    say(f"{first} {wanted} is taken: {port} instead")
+                    report(f"{first} {wanted} is taken: {port} instead")
             return Manager(
                 declared,
                 self.folder,
@@ -85,7 +85,7 @@ class Platform:
 
         The child stops everything and ends when this thread's process ends, however it ends (not with `detach`). It
         has a process group of its own: Ctrl-C in the terminal reaches only the caller, who calls `stop`.
-        Raises PlatformError with the end of what it said.
+        Raises PlatformError with the end of its log.
         """
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -108,10 +108,10 @@ class Platform:
         try:
             self.wait(self._started, timeout_s)
         except BaseException as e:
-            said = tail(logs / "supervisor.log")
+            lines = tail(logs / "supervisor.log")
             self.stop()
             if isinstance(e, PlatformError):
-                raise PlatformError(f"the platform did not start: {e}\n{said}") from None
+                raise PlatformError(f"the platform did not start: {e}\n{lines}") from None
             raise
 
     def _started(self) -> bool:
@@ -152,7 +152,7 @@ class Platform:
     # Looking at it
 
     def is_running(self) -> bool:
-        """Whether a supervisor holds the folder."""
+        """True if a supervisor holds the folder."""
         if not (self.folder / "LOCK").exists():
             return False
         held = lock(self.folder)
@@ -161,19 +161,19 @@ class Platform:
         return held is None
 
     def state(self) -> dict[str, Any]:
-        """What the supervisor last wrote: sentinel, manager, ready, services."""
-        return read_json(self.folder / "state.json")
+        """The state that the supervisor last wrote: sentinel, manager, ready, services."""
+        return read_json(self.folder / STATE)
 
     def facts(self) -> dict[str, Any]:
         """platform.json: settings, ports, addresses as resolved at the last start."""
-        return read_json(self.folder / "platform.json")
+        return read_json(self.layout.facts)
 
     def service(self, name: str) -> Mapping[str, Any]:
         """state, pid, restarts, reason, ready_s, address of a service. Raises PlatformError for a name that is none."""
-        known: dict[str, Mapping[str, Any]] = self.state().get("services", {})
-        if name not in known:
-            raise PlatformError(f"there is no service {name!r}; allowed are {', '.join(known) or 'none: it is not up'}")
-        return known[name]
+        runs: dict[str, Mapping[str, Any]] = self.state().get("services", {})
+        if name not in runs:
+            raise PlatformError(f"there is no service {name!r}; allowed are {', '.join(runs) or 'none: it is not up'}")
+        return runs[name]
 
     def pid(self, name: str) -> int | None:
         pid: int | None = self.service(name)["pid"]
@@ -187,11 +187,11 @@ class Platform:
         return self.service(name)["state"] in ("ready", "done")
 
     def address(self, name: str) -> str:
-        """Where it answers: kafka, join, mlflow, trainer, model-server-<i>, model-server-<i>-rest, sync-<i>."""
-        known: dict[str, str] = self.facts().get("addresses", {})
-        if name not in known:
-            raise PlatformError(f"nothing is known to answer as {name!r}; allowed are {', '.join(known)}")
-        return known[name]
+        """The address of a service: kafka, join, mlflow, trainer, model-server-<i>, model-server-<i>-rest, sync-<i>."""
+        answers: dict[str, str] = self.facts().get("addresses", {})
+        if name not in answers:
+            raise PlatformError(f"no service answers as {name!r}; allowed are {', '.join(answers)}")
+        return answers[name]
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"

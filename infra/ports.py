@@ -1,4 +1,4 @@
-"""Which port each service listens on: the setting's, or the next free one where nobody set it."""
+"""The port that each service listens on: the setting's, or the next free one where nobody set it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRIES = 200
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now. SO_REUSEADDR: closed connections in TIME_WAIT do not count."""
+    """True if a server could listen there now. SO_REUSEADDR: closed connections in TIME_WAIT do not count."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -20,13 +20,13 @@ def is_free(host: str, port: int) -> bool:
         return True
 
 
-def key(name: str, i: int) -> str:
-    """The name of the i-th port of a setting that stands for several."""
+def nth(name: str, i: int) -> str:
+    """The name of the port of replica or model i: the setting's for the first, `grpc_port.i` for the others."""
     return f"{name}.{i}" if i else name
 
 
 def resolve(settings: Settings) -> dict[str, int]:
-    """Port of each service and replica by its name in PORTS; that of replica or model i > 0 as `grpc_port.i`.
+    """Port of each service and replica by the name in PORTS, of a replica or model by `nth`.
 
     Raises SettingError when a port that somebody set is taken.
     """
@@ -42,24 +42,25 @@ def resolve(settings: Settings) -> dict[str, int]:
             "trainer_port": (100, len(settings.models)),
         }.get(name, (0, 1))
         for i in range(count):
-            wanted[key(name, i)] = port + step * i if port else 0
+            key = nth(name, i)
+            wanted[key] = port + step * i if port else 0
             if name in settings.given and port:
-                fixed.add(key(name, i))
+                fixed.add(key)
     chosen: dict[str, int] = {}
-    for full_name in fixed:
-        port = wanted[full_name]
-        name = full_name.partition(".")[0]
+    for key in fixed:
+        port = wanted[key]
+        name = key.partition(".")[0]
         if port in chosen.values():
             other = next(k for k, p in chosen.items() if p == port)
-            raise SettingError(f"{full_name} and {other} are both {port}; each port must be its own")
+            raise SettingError(f"{key} and {other} are both {port}; each port must be its own")
         if port > 65535 or not is_free(settings.host, port):
             raise SettingError(
-                f"{full_name} is {port}, which is taken on {settings.host}; set another {name}, or 0 for any free one"
+                f"{key} is {port}, which is taken on {settings.host}; set another {name}, or 0 for any free one"
             )
-        chosen[full_name] = port
-    for full_name, port in wanted.items():
-        if full_name not in chosen:
-            chosen[full_name] = _free(settings.host, port, set(chosen.values()))
+        chosen[key] = port
+    for key, port in wanted.items():
+        if key not in chosen:
+            chosen[key] = _free(settings.host, port, set(chosen.values()))
     return chosen
 
 

@@ -1,7 +1,7 @@
-"""The services of the platform: what is run with which command, after what, and how one knows that it is ready.
+"""The services of the platform: the command of each, what it comes after, and how one knows that it is ready.
 
 kafka-format -> kafka -> topics -> join, trainer, archive, features
-base -> trainer, sync-<i>, model-server-<i>          mlflow          (a model more: base-<name> -> trainer-<name>)
+base -> trainer, sync-<i>, model-server-<i>          mlflow          (another model: base-<name> -> trainer-<name>)
 airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer    data-docs
 """
 
@@ -13,15 +13,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from infra import checks, kafka_server
+from delta_log.log import SERVING
+from infra import kafka_server
 from infra.airflow import services as airflow
-from infra.checks import url_host
-from infra.layout import Layout, trainer_of
+from infra.layout import Layout, base, model_server, rest, sync, trainer, url_host
 from infra.models import ServedModel
-from infra.ports import key
+from infra.ports import nth
 from infra.settings import PROJECT, SettingError, Settings
+from infra.supervise import checks
 from infra.supervise.manager import Service
-from serving.signatures import FROZEN, RANKER
+from serving.signatures import FROZEN
 
 JOIN_MAIN = "minutehand.join.JoinJob"
 # What is prepared but not committed when the join dies must outlive its longest absence; Kafka's own limit is 15 min.
@@ -36,10 +37,10 @@ def model_server_binary(settings: Settings) -> str | None:
 
 
 def model_config(at: Layout, settings: Settings, i: int) -> str:
-    """TF Serving's model_config_file of a replica: the models of the platform, and the frozen copy if there is one."""
+    """TF Serving's model_config_file of a replica: the models, and the ranker's frozen copy if there is one."""
     folders = {model.name: at.served(i, model.name) for model in settings.models}
-    if installed(frozen := at.served(i, FROZEN)):
-        folders[FROZEN] = frozen
+    if has_version(at.frozen(i)):
+        folders[FROZEN] = at.frozen(i)
     entries = [
         f'  config {{ name: "{name}" base_path: "{folder}" model_platform: "tensorflow" }}\n'
         for name, folder in folders.items()
@@ -47,15 +48,21 @@ def model_config(at: Layout, settings: Settings, i: int) -> str:
     return f"model_config_list {{\n{''.join(entries)}}}\n"
 
 
-def installed(folder: Path) -> bool:
-    """True if a version of a model is there."""
+def has_version(folder: Path) -> bool:
+    """True if the folder of a model holds a version."""
     return folder.is_dir() and any(version.name.isdigit() for version in folder.iterdir())
+
+
+def secrets_of(settings: Settings) -> dict[str, str]:
+    """The secrets that services get by their environment; made once, kept in the platform's folder."""
+    at = Layout(settings)
+    return {"MINUTEHAND_WRITE_TOKEN": at.write_token(), **(airflow.secrets_of(at.airflow) if settings.airflow else {})}
 
 
 def declare(
     settings: Settings, ports: Mapping[str, int], where: Mapping[str, str], hidden: Mapping[str, str], declaration: str
 ) -> list[Service]:
-    """All services of one platform: `where` and `hidden` as of infra.layout, `declaration` as JSON."""
+    """All services of one platform: `where` as of infra.layout, `hidden` of `secrets_of`, `declaration` as JSON."""
     at = Layout(settings)
     services = [*_kafka(settings, ports, at, where), _join(settings, ports, at, where, declaration)]
     if settings.mlflow:
@@ -68,7 +75,7 @@ def declare(
     services += [_consumer(settings, ports, at, where, name) for name, on in consumers.items() if on]
     if settings.airflow:
         services.append(_data_docs(settings, ports, at, where))
-        services += airflow.services(settings, at.airflow, at.folder / "platform.json", where, hidden)
+        services += airflow.services(settings, where, hidden)
     return services
 
 
@@ -84,14 +91,15 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
     def prepare() -> None:
         if not any(kafka_server.LIBS.glob("kafka_*.jar")):
             raise OSError(f"there is no Kafka in {kafka_server.LIBS}: run `make setup`")
-        said = kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
-        file.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
+        properties = kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
+        file.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
 
-    topics = (
-        "import sys; from streaming import topics; a = sys.argv[1:];"
-        "print('made', topics.create(a[0], int(a[1]), retention_ms=int(a[2]), retention_bytes=int(a[3])))"
-    )
-    numbers = (settings.partitions, round(settings.kafka_retention * 1000), settings.kafka_retention_bytes)
+    limits = {
+        "kafka": where["kafka"],
+        "partitions": settings.partitions,
+        "retention-ms": round(settings.kafka_retention * 1000),
+        "retention-bytes": settings.kafka_retention_bytes,
+    }
     return [
         Service(
             "kafka-format",
@@ -108,9 +116,7 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
             ready=checks.kafka(url_host(settings.host), ports["kafka_port"]),
             address=where["kafka"],
         ),
-        Service(
-            "topics", [sys.executable, "-c", topics, where["kafka"], *map(str, numbers)], after=("kafka",), once=True
-        ),
+        Service("topics", _python("streaming.topics", **limits), after=("kafka",), once=True),
     ]
 
 
@@ -175,25 +181,17 @@ def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Map
     )
 
 
-def base_of(model: str) -> str:
-    """The service that writes the first base of a model."""
-    return "base" if model == RANKER else f"base-{model}"
-
-
 def _base(settings: Settings, at: Layout, model: ServedModel) -> Service:
     """An empty log gets an untrained base from the declaration; a demo has written its own before."""
     log = at.log(model.name)
-    command = [
-        *_python("training.learn.batch_pass", source=settings.source, log=log, model=model.spec),
-        "--untrained",
-    ]
-    return Service(base_of(model.name), command, once=True, unless=(log / "SERVING").is_file)
+    command = _python("training.learn.batch_pass", source=settings.source, log=log, model=model.spec)
+    return Service(base(model.name), [*command, "--untrained"], once=True, unless=(log / SERVING).is_file)
 
 
 def _trainer(
     settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], model: ServedModel, i: int
 ) -> Service:
-    name = trainer_of(model.name)
+    name = trainer(model.name)
     flags = {
         "source": settings.source,
         "model": model.spec,
@@ -203,12 +201,12 @@ def _trainer(
         "mlflow": where.get("mlflow", "none"),
         "base-every": settings.base_every,
         "keep-bases": settings.keep_bases,
-        "port": ports[key("trainer_port", i)],
+        "port": ports[nth("trainer_port", i)],
     }
     return Service(
         name,
         [*_python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])],
-        after=("topics", base_of(model.name)),  # not mlflow: its absence must not delay a delta
+        after=("topics", base(model.name)),  # not mlflow: its absence must not delay a delta
         ready=checks.http_ok(f"{where[name]}/healthz"),
         address=where[name],
     )
@@ -230,7 +228,7 @@ def _consumer(settings: Settings, ports: Mapping[str, int], at: Layout, where: M
 
 
 def _data_docs(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
-    """What the DAGs' validations wrote: a browser follows no file:// link from Airflow's page."""
+    """A server of the pages that the DAGs' validations wrote: a browser follows no file:// link from Airflow's page."""
     flags = {"bind": settings.host, "directory": at.data_docs}
     return Service(
         "data-docs",
@@ -253,16 +251,16 @@ def _sync(
     flags = {
         "source": settings.source,
         "models": at.replica(i),
-        "serving": where[f"model-server-{i}"],
-        "port": ports[key("sync_port", i)],
+        "serving": where[model_server(i)],
+        "port": ports[nth("sync_port", i)],
     }
     return Service(
-        f"sync-{i}",
+        sync(i),
         _python("serving.sync.sync", *logs, **flags),
-        after=tuple(base_of(model.name) for model in settings.models),
+        after=tuple(base(model.name) for model in settings.models),
         env={"MINUTEHAND_WRITE_TOKEN": hidden["MINUTEHAND_WRITE_TOKEN"]},
-        ready=checks.http_ok(f"{where[f'sync-{i}']}/healthz"),
-        address=where[f"sync-{i}"],
+        ready=checks.http_ok(f"{where[sync(i)]}/healthz"),
+        address=where[sync(i)],
     )
 
 
@@ -275,8 +273,8 @@ def _model_server(
     """
     file = at.replica(i) / "models.config"
     flags = {
-        "port": ports[key("grpc_port", i)],
-        "rest_api_port": ports[key("rest_port", i)],
+        "port": ports[nth("grpc_port", i)],
+        "rest_api_port": ports[nth("rest_port", i)],
         "model_config_file": file,
     }
     binary = model_server_binary(settings)
@@ -286,28 +284,28 @@ def _model_server(
         file.write_text(model_config(at, settings, i))
 
     def waits_for() -> str:
-        missing = [name for name in names if not installed(at.served(i, name))]
-        return f"sync-{i} has not installed a version of {', '.join(missing)} yet" if missing else ""
+        missing = [name for name in names if not has_version(at.served(i, name))]
+        return f"{sync(i)} has not installed a version of {', '.join(missing)} yet" if missing else ""
 
     return Service(
-        f"model-server-{i}",
+        model_server(i),
         [binary, *(f"--{k}={v}" for k, v in flags.items())]
         if binary
         else _python("serving.server.model_server", **flags),
-        after=tuple(base_of(name) for name in names),
+        after=tuple(base(name) for name in names),
         when=waits_for,
         prepare=prepare,
         env={"TF_CPP_MIN_LOG_LEVEL": "1" if binary else "2"},
-        ready=checks.first_of(checks.model_available(where[f"model-server-{i}-rest"], name) for name in names),
-        address=f"{where[f'model-server-{i}']}  {where[f'model-server-{i}-rest']}",
+        ready=checks.first_of(checks.model_available(where[rest(i)], name) for name in names),
+        address=f"{where[model_server(i)]}  {where[rest(i)]}",
     )
 
 
 def minute_loop(settings: Settings) -> tuple[str, ...]:
     """The services that events pass through: all but Airflow."""
     on = {"mlflow": settings.mlflow, "archive": settings.archive, "features": settings.feast}
-    replicas = [f"{name}-{i}" for i in range(settings.replicas) for name in ("sync", "model-server")]
-    trainers = [trainer_of(model.name) for model in settings.models]
+    replicas = [name(i) for i in range(settings.replicas) for name in (sync, model_server)]
+    trainers = [trainer(model.name) for model in settings.models]
     return ("join", *trainers, *replicas, *(name for name, wanted in on.items() if wanted))
 
 

@@ -1,216 +1,195 @@
-"""The settings of one platform: typed, with defaults, from one file, the environment and flags, in that rising order.
+"""The settings of one platform: typed, with defaults; a file, the environment and flags set them, in that rising order.
 
-`minutehand.toml` shows them all; `MINUTEHAND_<NAME>` in the environment and `--set name=value` say the same for once.
+`minutehand.toml` shows them all; `MINUTEHAND_<NAME>` in the environment and `--set name=value` set one for once.
 A port that nobody set moves to the next free one when it is taken; one that somebody set is an error by name.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from infra.models import ServedModel, models_of
+from streaming import topics
 from training.models import names
 
 PROJECT = Path(__file__).resolve().parents[1]
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {"k": 2**10, "m": 2**20, "g": 2**30}
+PREFIX = "MINUTEHAND_"
 
 
 class SettingError(ValueError):
-    """A wrong setting: names it, what was given and what is allowed."""
+    """A wrong setting: names it, its value and what is allowed."""
 
 
 class Kind(NamedTuple):
-    """How one kind of setting is read; `allowed` is what an error says, `shown` a value without its secret."""
+    """The words of an error: what is allowed, how a limit is written, and a value without its secret."""
 
-    parse: Callable[[Any], Any]
     allowed: str
+    limit: Callable[[float], str] = "{:g}".format
     shown: Callable[[Any], Any] = lambda value: value
 
 
-def _duration(given: Any) -> float:
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return float(given)
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|d)", str(given).strip())
+def seconds(value: Any) -> float:
+    """A duration written '500ms', '60s', '5m', '2h' or '7d'; a number is in seconds."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(ms|s|m|h|d)", str(value).strip())
     if not match:
-        raise ValueError
+        raise ValueError("not a duration")
     return float(match[1]) * SECONDS[match[2]]
 
 
-def duration(least: str) -> Kind:
-    """Seconds as a float, written '500ms', '60s', '5m', '2h', '7d'."""
-
-    def parse(given: Any) -> float:
-        if (seconds := _duration(given)) < _duration(least):
-            raise ValueError
-        return seconds
-
-    return Kind(parse, f"a duration such as 500ms, 60s, 5m or 2h, at least {least}")
+def _bytes(value: Any) -> int:
+    """A size written '512k', '256m' or '2g'; a number is in bytes."""
+    match = re.fullmatch(r"([0-9]+)([kmg])", str(value).strip().lower())
+    if type(value) is not int and not match:
+        raise ValueError("not a size")
+    return int(match[1]) * BYTES[match[2]] if match else int(value)
 
 
-def size(least: str) -> Kind:
-    """Bytes, written '512k', '256m', '2g'."""
-
-    def read(given: Any) -> int:
-        match = re.fullmatch(r"([0-9]+)([kmg])", str(given).strip().lower())
-        if not match:
-            raise ValueError
-        return int(match[1]) * BYTES[match[2]]
-
-    def parse(given: Any) -> int:
-        if (n := given if type(given) is int else read(given)) < read(least):
-            raise ValueError
-        return n
-
-    return Kind(parse, f"a size such as 512k, 256m or 2g, at least {least}")
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
 
 
-def number(low: float, high: float, whole: bool = False) -> Kind:
-    def parse(given: Any) -> float | int:
-        value = int(str(given)) if whole else float(given)
-        if isinstance(given, bool) or not low <= value <= high:
-            raise ValueError
+def _model_server(value: str) -> str:
+    if value in ("auto", "own") or (os.access(value, os.X_OK) and Path(value).is_file()):
         return value
-
-    return Kind(parse, f"a {'whole ' if whole else ''}number from {low:g} to {high:g}")
-
-
-def _switch(given: Any) -> bool:
-    return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[str(given).lower()]
-
-
-def _text(given: Any) -> str:
-    if not isinstance(given, str) or not given.strip():
-        raise ValueError
-    return given
-
-
-def _name(given: Any) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}", str(given)):
-        raise ValueError
-    return str(given)
-
-
-def _model_server(given: Any) -> str:
-    if given in ("auto", "own") or (isinstance(given, str) and os.access(given, os.X_OK) and Path(given).is_file()):
-        return str(given)
-    raise ValueError
-
-
-# What is special must be written %40 and so on: else the address says another thing to each that reads it.
-POSTGRESQL = re.compile(
-    r"postgresql://(?:(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})+(?::(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})*)?@)?[^\s/?#@]*/[^\s/?#@]+(\?\S*)?"
-)
-
-
-def _airflow_db(given: Any) -> str:
-    if given == "sqlite" or POSTGRESQL.fullmatch(str(given)):
-        return str(given)
-    raise ValueError
+    raise ValueError("not executable")
 
 
 def without_password(address: Any) -> str:
-    """A database's address as it may be seen, whatever is wrong with it."""
+    """A database's address as it may be shown, whatever is wrong with it."""
     text = str(address)
-    found = re.match(r"((?:[a-z0-9+]*://)?[^\s:/@]*)(.*)@", text, re.S)
-    if found and found[2]:
-        text = f"{found[1]}:***{text[found.end() - 1 :]}"
+    login = re.match(r"((?:[a-z0-9+]*://)?[^\s:/@]*)(.*)@", text, re.S)
+    if login and login[2]:
+        text = f"{login[1]}:***{text[login.end() - 1 :]}"
     return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
-def _model(given: Any) -> str:
-    models_of(given)
-    return str(given)
-
-
-def _features_from(given: Any) -> str:
-    if given in ("source", "feast"):
-        return str(given)
-    raise ValueError
-
-
-TEXT = Kind(_text, "a text that is not empty")
-NAME = Kind(_name, "1 to 41 letters, digits, - and _")
-SWITCH = Kind(_switch, "true or false")
-PORT = number(0, 65535, whole=True)
-FEATURES_FROM = Kind(_features_from, "source or feast")
-MODEL = Kind(_model, f"one of {', '.join(names())}, or several with commas, as in deepfm?dim=8,other=logistic")
-AIRFLOW_DB = Kind(
-    _airflow_db,
-    "sqlite, or postgresql://user:password@host:port/database (what is special in the password as in %40)",
-    without_password,
+# Special characters must be written %40 and so on: else each program that reads the address understands another one.
+POSTGRESQL = (
+    r"postgresql://(?:(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})+(?::(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})*)?@)?[^\s/?#@]*/[^\s/?#@]+"
+    r"(\?\S*)?"
 )
-MODEL_SERVER = Kind(_model_server, "auto, own, or the path of an executable tensorflow_model_server")
+DURATION = "a duration such as 500ms, 60s, 5m or 2h"
+
+Text = Annotated[str, Field(pattern=r"\S"), Kind("a text that is not empty")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"), Kind("1 to 41 letters, digits, - and _")]
+Switch = Annotated[bool, Kind("true or false")]
+Number = Annotated[float, BeforeValidator(_no_switch), Field(allow_inf_nan=False), Kind("a number")]
+Whole = Annotated[int, BeforeValidator(_no_switch), Kind("a whole number")]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
+Duration = Annotated[
+    float,
+    BeforeValidator(seconds),
+    Field(allow_inf_nan=False),
+    Kind(DURATION, lambda s: f"{s:g}s" if s >= 1 else f"{s * 1000:g}ms"),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(_bytes),
+    Kind("a size such as 512k, 256m or 2g", lambda n: f"{n / 2**20:g}m" if n >= 2**20 else f"{n / 2**10:g}k"),
+]
+ModelServer = Annotated[
+    str, AfterValidator(_model_server), Kind("auto, own, or the path of an executable tensorflow_model_server")
+]
+ModelSpecs = Annotated[
+    str,
+    AfterValidator(lambda value: models_of(value) and value),
+    Kind(f"one of {', '.join(names())}, or several with commas, as in deepfm?dim=8,other=logistic"),
+]
+FeaturesFrom = Annotated[Literal["source", "feast"], Kind("source or feast")]
+AirflowDb = Annotated[
+    str,
+    Field(pattern=f"^(sqlite|{POSTGRESQL})$"),
+    Kind(
+        "sqlite, or postgresql://user:password@host:port/database (special characters of the password as in %40)",
+        shown=without_password,
+    ),
+]
 
 
-def setting(default: Any, kind: Kind, doc: str) -> Any:
-    """A field of Settings; `default` as a person writes it. A port is recognised by its kind."""
-    return field(default=kind.parse(default), metadata={"kind": kind, "doc": doc, "default": default})
+class Settings(BaseSettings):
+    """All settings. `Settings(...)` takes what its caller names and the defaults; `load` reads the sources."""
 
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
-@dataclass(frozen=True)
-class Settings:
-    """All settings. `given` holds the names somebody set: these are taken as they are."""
-
-    name: str = setting("local", NAME, "the platform's name: its state lies in <var>/<name>")
-    var: str = setting("var", TEXT, "the folder of all state; may be deleted while nothing runs")
-    source: str = setting("simulator", TEXT, "whose events: kuairand, simulator, a module or a path to a .py file")
-    model: str = setting(
-        "deepfm", MODEL, "which model: a module of training/models, or several: deepfm,logistic?rate=0.1"
+    name: Name = Field("local", description="the platform's name: its state lies in <var>/<name>")
+    var: Text = Field("var", description="the folder of all state; may be deleted while nothing runs")
+    source: Text = Field("simulator", description="whose events: kuairand, simulator, a module or a path to a .py file")
+    model: ModelSpecs = Field(
+        "deepfm", description="which model: a module of training/models, or several: deepfm,logistic?rate=0.1"
     )
-    sync_every: float = setting("60s", duration("100ms"), "a delta to the served model each; other intervals follow")
-    pi: float = setting(1.0, number(1e-6, 1), "share of negatives that is learned from")
-    salt: str = setting("minutehand", TEXT, "names the draw that keeps a negative")
-    replicas: int = setting(1, number(1, 64, whole=True), "model servers, one sync each")
-    model_server: str = setting(
-        "auto", MODEL_SERVER, "auto (tensorflow_model_server if on PATH, else own), own, a path"
+    sync_every: Duration = Field(60.0, ge=0.1, description="a delta to the served model each; other intervals follow")
+    pi: Number = Field(1.0, ge=1e-6, le=1, description="share of negatives that is learned from")
+    salt: Text = Field("minutehand", description="names the draw that keeps a negative")
+    replicas: Whole = Field(1, ge=1, le=64, description="model servers, one sync each")
+    model_server: ModelServer = Field(
+        "auto", description="auto (tensorflow_model_server if on PATH, else own), own, a path"
     )
-    mlflow: bool = setting(True, SWITCH, "start the MLflow server and keep the record there")
-    archive: bool = setting(True, SWITCH, "keep what the topics held as Parquet, for the DAGs")
-    feast: bool = setting(True, SWITCH, "push features into Feast's stores, for recommend and the DAGs")
-    features_from: str = setting("source", FEATURES_FROM, "a replay's features: of the source, or read from Feast")
-    airflow: bool = setting(True, SWITCH, "start Airflow with the DAGs of dags/")
-    airflow_db: str = setting(
-        "sqlite", AIRFLOW_DB, "Airflow's database: sqlite, or postgresql://..., which backfills need"
+    mlflow: Switch = Field(True, description="start the MLflow server and keep the record there")
+    archive: Switch = Field(True, description="keep what the topics held as Parquet, for the DAGs")
+    feast: Switch = Field(True, description="push features into Feast's stores, for recommend and the DAGs")
+    features_from: FeaturesFrom = Field("source", description="a replay's features: of the source, or read from Feast")
+    airflow: Switch = Field(True, description="start Airflow with the DAGs of dags/")
+    airflow_db: AirflowDb = Field(
+        "sqlite", description="Airflow's database: sqlite, or postgresql://..., which backfills need"
     )
-    host: str = setting("127.0.0.1", TEXT, "where services listen; all but loopback is open to others")
-    kafka_port: int = setting(9092, PORT, "Kafka. Each port: one that is not set moves when taken; 0 is any free one")
-    kafka_controller_port: int = setting(9093, PORT, "Kafka's controller")
-    flink_port: int = setting(8081, PORT, "Flink's page and REST of the join")
-    mlflow_port: int = setting(5000, PORT, "MLflow's page")
-    airflow_port: int = setting(8080, PORT, "Airflow's page and REST")
-    grpc_port: int = setting(8500, PORT, "gRPC of the first replica; replica i: + 10 i")
-    rest_port: int = setting(8501, PORT, "REST of the first replica; replica i: + 10 i")
-    trainer_port: int = setting(8600, PORT, "health and metrics of the trainer")
-    sync_port: int = setting(8601, PORT, "health and metrics of the first replica's sync; replica i: + i")
-    archive_port: int = setting(8590, PORT, "health and metrics of the archive")
-    features_port: int = setting(8591, PORT, "health and metrics of the feature push")
-    docs_port: int = setting(8592, PORT, "Data Docs, for a browser")
-    partitions: int = setting(2, number(1, 256, whole=True), "partitions of each topic")
-    kafka_memory: int = setting("512m", size("128m"), "heap of Kafka")
-    kafka_retention: float = setting("7d", duration("1m"), "how long a topic keeps a record")
-    kafka_retention_bytes: int = setting("1g", size("8m"), "how much a partition keeps")
-    join_memory: int = setting("1g", size("256m"), "heap of the join; its RocksDB takes up to 512 MB more")
-    join_parallelism: int = setting(1, number(1, 64, whole=True), "parallel subtasks of the join")
-    keep_bases: int = setting(2, number(1, 1000, whole=True), "bases the delta log keeps, with all later deltas")
-    base_every: int = setting(60, number(1, 1_000_000, whole=True), "a new base each so many deltas")
-    digest: bool = setting(False, SWITCH, "each delta carries the digest of all tables, and each sync compares it")
-    gate_tolerance: float = setting(0.01, number(0, 1), "a warm start may have an AUC lower by less than this")
-    gate_calibration: float = setting(
-        1.25, number(1, 1000), "a warm start's mean score / rate may be up to this, down to 1 / this"
+    host: Text = Field("127.0.0.1", description="where services listen; all but loopback is open to others")
+    kafka_port: Port = Field(
+        9092, description="Kafka. Each port: one that is not set moves when taken; 0 is any free one"
     )
-    log_bytes: int = setting("8m", size("64k"), "a log is cut at this size; the last cut is kept as <name>.log.1")
-    start_within: float = setting("180s", duration("1s"), "a service not ready by then is started again")
-    stop_within: float = setting("15s", duration("100ms"), "what ignores TERM for this long is killed")
-    given: frozenset[str] = frozenset()
+    kafka_controller_port: Port = Field(9093, description="Kafka's controller")
+    flink_port: Port = Field(8081, description="Flink's page and REST of the join")
+    mlflow_port: Port = Field(5000, description="MLflow's page")
+    airflow_port: Port = Field(8080, description="Airflow's page and REST")
+    grpc_port: Port = Field(8500, description="gRPC of the first replica; replica i: + 10 i")
+    rest_port: Port = Field(8501, description="REST of the first replica; replica i: + 10 i")
+    trainer_port: Port = Field(8600, description="health and metrics of the trainer")
+    sync_port: Port = Field(8601, description="health and metrics of the first replica's sync; replica i: + i")
+    archive_port: Port = Field(8590, description="health and metrics of the archive")
+    features_port: Port = Field(8591, description="health and metrics of the feature push")
+    docs_port: Port = Field(8592, description="Data Docs, for a browser")
+    partitions: Whole = Field(topics.PARTITIONS, ge=1, le=256, description="partitions of each topic")
+    kafka_memory: Size = Field(512 << 20, ge=128 << 20, description="heap of Kafka")
+    kafka_retention: Duration = Field(topics.RETENTION_MS / 1000, ge=60, description="how long a topic keeps a record")
+    kafka_retention_bytes: Size = Field(topics.RETENTION_BYTES, ge=8 << 20, description="how much a partition keeps")
+    join_memory: Size = Field(
+        1 << 30, ge=256 << 20, description="heap of the join; its RocksDB takes up to 512 MB more"
+    )
+    join_parallelism: Whole = Field(1, ge=1, le=64, description="parallel subtasks of the join")
+    keep_bases: Whole = Field(2, ge=1, le=1000, description="bases the delta log keeps, with all later deltas")
+    base_every: Whole = Field(60, ge=1, le=1_000_000, description="a new base each so many deltas")
+    digest: Switch = Field(False, description="each delta carries the digest of all tables, and each sync compares it")
+    gate_tolerance: Number = Field(0.01, ge=0, le=1, description="a warm start may have an AUC lower by less than this")
+    gate_calibration: Number = Field(
+        1.25, ge=1, le=1000, description="a warm start's mean score / rate may be up to this, down to 1 / this"
+    )
+    log_bytes: Size = Field(
+        8 << 20, ge=64 << 10, description="a log is cut at this size; the last cut is kept as <name>.log.1"
+    )
+    start_within: Duration = Field(180.0, ge=1, description="a service not ready by then is started again")
+    stop_within: Duration = Field(15.0, ge=0.1, description="what ignores TERM for this long is killed")
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *_: Any, **others: Any) -> Any:
+        return (init_settings,)
+
+    @property
+    def given(self) -> set[str]:
+        """The names that somebody set: these are taken as they are."""
+        return self.model_fields_set
 
     @property
     def folder(self) -> Path:
@@ -227,74 +206,88 @@ class Settings:
 
     @property
     def checkpoint_ms(self) -> int:
-        """How often the join commits: a fifth of sync_every, within 0.2 to 1 s."""
+        """The interval at which the join commits: a fifth of sync_every, within 0.2 to 1 s."""
         return max(200, min(1000, self.sync_every_ms // 5))
 
-    def with_(self, **values: Any) -> Settings:
-        """The same with `values`, each read as if somebody had set it."""
-        return self.merge(values, "")
-
-    def merge(self, values: Mapping[str, Any], where: str) -> Settings:
-        """The same with `values` from `where` (said in errors)."""
-        read: dict[str, Any] = {}
-        for name, given in values.items():
-            if name not in FIELDS:
-                near = difflib.get_close_matches(name, FIELDS, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(FIELDS)}"
-                raise SettingError(f"{where}there is no setting {name!r}: {hint}")
-            kind: Kind = FIELDS[name].metadata["kind"]
-            try:
-                read[name] = kind.parse(given)
-            except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
-                raise SettingError(f"{where}{name} is {kind.shown(given)!r}; allowed is {kind.allowed}") from None
-        return dataclasses.replace(self, **read, given=self.given | set(read))
+    def with_(self, **values: Any) -> Self:
+        """A copy with `values`, each read as if somebody had set it."""
+        read = _read({"": values})
+        return self.model_copy(update={name: getattr(read, name) for name in values})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` reads them back."""
-        return {**{name: getattr(self, name) for name in FIELDS}, "given": sorted(self.given)}
+        return self.model_dump() | {"given": sorted(self.given)}
 
     def shown(self) -> dict[str, Any]:
-        """The same without secrets, for platform.json."""
-        return self.as_dict() | {n: f.metadata["kind"].shown(getattr(self, n)) for n, f in FIELDS.items()}
+        """Plain values without secrets, for platform.json."""
+        return self.as_dict() | {name: kind(name).shown(getattr(self, name)) for name in FIELDS}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        known = {name: values[name] for name in FIELDS if name in values}
-        return cls(**known, given=frozenset(values.get("given", ())))
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        named = {name: values[name] for name in FIELDS if name in values}
+        return cls.model_construct(_fields_set=set(values.get("given", ())), **named)
 
 
-FIELDS = {f.name: f for f in dataclasses.fields(Settings) if f.metadata}
-PORTS = tuple(name for name, f in FIELDS.items() if f.metadata["kind"] is PORT)
+FIELDS = Settings.model_fields
+PORTS = tuple(name for name in FIELDS if name.endswith("_port"))
 
 
-def load(
-    file: str | Path | None = None, flags: Sequence[str] = (), environ: Mapping[str, str] = os.environ
-) -> Settings:
-    """The settings: defaults, then the file, then MINUTEHAND_<NAME>, then `flags` ("name=value").
+def kind(name: str) -> Kind:
+    return next(part for part in FIELDS[name].metadata if isinstance(part, Kind))
 
-    Without `file`: minutehand.toml of the working directory, else the project's own.
-    """
-    settings = Settings()
-    own = [folder / "minutehand.toml" for folder in (Path.cwd(), PROJECT)]
-    path = Path(file) if file else next((p for p in own if p.is_file()), None)
-    if path is not None:
-        try:
-            settings = settings.merge(tomllib.loads(path.read_text()), f"{path}: ")
-        except OSError as e:
-            raise SettingError(f"the settings file {path} cannot be read: {e.strerror}") from None
-        except tomllib.TOMLDecodeError as e:
-            raise SettingError(f"{path} is not TOML: {e}") from None
-    named = {name: environ[key] for name in FIELDS if (key := f"MINUTEHAND_{name.upper()}") in environ}
-    settings = settings.merge(named, "environment: ")
-    pairs: dict[str, str] = {}
+
+def allowed(name: str) -> str:
+    """Describes the values that a setting may have."""
+    words, limits = kind(name), (("ge", "at least"), ("le", "at most"))
+    bounds = [(word, getattr(part, limit, None)) for limit, word in limits for part in FIELDS[name].metadata]
+    return words.allowed + "".join(f", {word} {words.limit(value)}" for word, value in bounds if value is not None)
+
+
+def _read(sources: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The settings of `sources` (name: values), in rising order. An error begins with the name of its source."""
+    values = {name: (where, value) for where, source in sources.items() for name, value in source.items()}
+    for name in values.keys() - FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(FIELDS)}"
+        raise SettingError(f"{values[name][0]}there is no setting {name!r}: {hint}")
+    try:
+        return Settings(**{name: value for name, (_, value) in values.items()})
+    except ValidationError as e:
+        name = str(e.errors()[0]["loc"][0])
+    where, value = values[name]
+    raise SettingError(f"{where}{name} is {kind(name).shown(value)!r}; allowed is {allowed(name)}")
+
+
+def _flags(flags: Sequence[str]) -> dict[str, str]:
+    """The values of `--set name=value`. A command line is no place for a password."""
+    values: dict[str, str] = {}
     for flag in flags:
         name, equals, value = flag.partition("=")
         if not equals:
             raise SettingError(f"--set is {flag!r}; allowed is name=value")
-        pairs[name := name.strip()] = value
-        if name in FIELDS and FIELDS[name].metadata["kind"].shown(value) != value:
+        values[name := name.strip()] = value
+        if name in FIELDS and kind(name).shown(value) != value:
             raise SettingError(
                 f"--set: {name} holds a password, and everybody can read a command line; allowed is the settings file,"
-                f" or MINUTEHAND_{name.upper()} in the environment"
+                f" or {PREFIX}{name.upper()} in the environment"
             )
-    return settings.merge(pairs, "--set: ")
+    return values
+
+
+def load(file: str | Path | None = None, flags: Sequence[str] = ()) -> Settings:
+    """The settings: defaults, then the file, then MINUTEHAND_<NAME>, then `flags` ("name=value").
+
+    Without `file`: minutehand.toml of the working directory, else the project's own.
+    """
+    own = [folder / "minutehand.toml" for folder in (Path.cwd(), PROJECT)]
+    path = Path(file) if file else next((p for p in own if p.is_file()), None)
+    sources: dict[str, Mapping[str, Any]] = {}
+    if path is not None:
+        try:
+            with path.open("rb"):  # the source takes a missing file for an empty one
+                sources[f"{path}: "] = TomlConfigSettingsSource(Settings, path)()
+        except OSError as e:
+            raise SettingError(f"the settings file {path} cannot be read: {e.strerror}") from None
+        except ValueError as e:  # bytes that are not UTF-8, too
+            raise SettingError(f"{path} is not TOML: {e}") from None
+    return _read(sources | {"environment: ": EnvSettingsSource(Settings)(), "--set: ": _flags(flags)})

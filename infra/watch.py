@@ -12,7 +12,6 @@ import json
 import logging
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from prometheus_client.parser import text_string_to_metric_families
 
-from infra import checks
+from infra.metrics import metrics
 from infra.replay.live import read_lines
 from infra.replay.report import freshness, weighted_percentiles
+from infra.supervise import checks
 from serving.signatures import RANKER
 from streaming.archive.archive import Archive, NotArchived
 from streaming.declaration import Declaration
@@ -42,7 +41,7 @@ LEAST_POSITIVES, LEAST_ROWS, BINS, QUANTILES = 100, 500, 10, 101
 
 @dataclass(frozen=True)
 class Figure:
-    """What was seen, and whether that is allowed. `seen` is None where there is too little to say."""
+    """A figure, what is allowed for it, and the verdict. `seen` is None where there is too little data."""
 
     name: str
     seen: float | str | None
@@ -55,19 +54,19 @@ class Figure:
 
 
 def health(addresses: dict[str, str]) -> Iterator[Figure]:
-    """Each process' own word."""
+    """The readiness that each process reports."""
     for name, url in addresses.items():
         if name.split("-")[0] in ("trainer", "sync", "archive", "features"):
-            said = checks.http_ok(f"{url}/healthz")()
+            reason = checks.http_ok(f"{url}/healthz")()
         elif name.endswith("-rest"):
-            said = checks.model_available(url, RANKER)()
+            reason = checks.model_available(url, RANKER)()
         else:
             continue
-        yield Figure(f"health of {name}", said or "ready", "ready", not said)
+        yield Figure(f"health of {name}", reason or "ready", "ready", not reason)
 
 
-def metrics(addresses: dict[str, str]) -> Iterator[Figure]:
-    """What trainer, sync and archiver count: the records and deltas that wait, digests that differ."""
+def counts(addresses: dict[str, str]) -> Iterator[Figure]:
+    """The counts of trainer, sync and archiver: the records and deltas that wait, digests that differ."""
     allowed = {
         "minutehand_trainer_lag_records": MOST_LAG,
         "minutehand_archive_lag_records": MOST_LAG,
@@ -76,7 +75,7 @@ def metrics(addresses: dict[str, str]) -> Iterator[Figure]:
     }
     for name, url in addresses.items():
         if name.split("-")[0] in ("trainer", "sync", "archive"):
-            for sample, seen in _samples(f"{url}/metrics").items():
+            for sample, seen in metrics(url).items():
                 if sample in allowed:
                     most = allowed[sample]
                     yield Figure(f"{sample} of {name}", seen, f"at most {most}", seen <= most)
@@ -124,7 +123,7 @@ def drift(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: f
 
 
 def moved(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: float) -> Figure:
-    """How far a feature's values moved: the mean distance of their quantiles, in standard deviations.
+    """Measures how far a feature's values moved: the mean distance of their quantiles, in standard deviations.
 
     Not the stability index: ages of videos that came out on the same days are a few narrow heaps, each of which leaves
     its tenth within the hour though nothing has moved that a model would see."""
@@ -167,24 +166,10 @@ def look(facts: dict[str, Any], minutes: float, room: float, most_drift: float) 
     ]
     return [
         *health(where),
-        *metrics(where),
+        *counts(where),
         *(freshness_of(replica, float(settings["sync_every"]), minutes, now_ms) for replica in replicas),
         *archived(Archive(folders["archive"]), load(settings["source"]).declaration, minutes, room, most_drift),
     ]
-
-
-def _samples(url: str) -> dict[str, float]:
-    """Name -> value, the largest of its labels; nothing of a process that does not answer: its health says so."""
-    found: dict[str, float] = {}
-    try:
-        with urllib.request.urlopen(url, timeout=checks.TIMEOUT_S) as answer:
-            text = answer.read().decode()
-    except OSError:
-        return found
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found[sample.name] = max(sample.value, found.get(sample.name, sample.value))
-    return found
 
 
 def _floats(column: Any) -> NDArray[np.float64]:

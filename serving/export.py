@@ -31,6 +31,7 @@ from delta_log.manifest import Manifest
 from serving import journal
 from serving.graph import Content, Served
 from serving.journal import Journal
+from serving.signatures import RANKER
 from streaming.declaration import INT64_MIN, Declaration
 from streaming.source import load
 from training.models.model import Model, make
@@ -78,7 +79,7 @@ def warm_up(declaration: Declaration, name: str, *, frozen: bool) -> list[bytes]
 
 
 def write(
-    model: Model, state: Journal, to: Path, *, frozen: bool = False, name: str = "ranker", head_room: float = 4.0
+    model: Model, state: Journal, to: Path, *, frozen: bool = False, name: str = RANKER, head_room: float = 4.0
 ) -> Path:
     """Write <to>/<version>/ of `state`, served as `name`; the folder, also if it was there already."""
     final = to / str(journal.version_of(state.lineage, state.to))
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seq", type=int, help="with the deltas up to this one (default: the newest base alone)")
     parser.add_argument("--frozen", action="store_true", help="without write signatures: the copy that stays as it is")
     parser.add_argument("--to", required=True, type=Path, help="the model's folder; <to>/<version>/ is written")
-    parser.add_argument("--model", default="ranker", help="the name it is served under (default: %(default)s)")
+    parser.add_argument("--model", default=RANKER, help="the name it is served under (default: %(default)s)")
     parser.add_argument("--head-room", type=float, default=4.0,
                         help="times its rows a table holds before it must grow (default: %(default)s)")  # fmt: skip
     a = parser.parse_args()

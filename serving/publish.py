@@ -26,7 +26,7 @@ from delta_log.log import Log
 from delta_log.manifest import LogBusy, LogError, Manifest
 from delta_log.publication import Publication
 from delta_log.writer import Writer
-from serving import client
+from serving import client, signatures
 from serving.journal import version_of
 from serving.replica import Down, RefusedCall, Replica
 from serving.sync.version_folder import version_folders
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--log", required=True, type=Path, help="the delta log's folder")
     parser.add_argument("--replica", required=True, action="append", metavar="MODELS=HOST:PORT",
                         help="a replica's folder, as its sync has it, and its gRPC address; repeatable")  # fmt: skip
-    parser.add_argument("--model", default="ranker", help="the name it is served under (default: %(default)s)")
+    parser.add_argument("--model", default=signatures.RANKER, help="the name it is served under (default: %(default)s)")
     parser.add_argument("--timeout-s", type=float, default=300, help="after which it is taken back (default: 300)")
     a = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

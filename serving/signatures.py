@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-RANKER, FROZEN = "ranker", "frozen"
-"""The model that apps ask, and the copy of its base that stays as it is."""
+RANKER = "ranker"
+"""The name of the model that apps ask."""
+FROZEN = "frozen"
+"""The name of a copy of its base that no delta changes, for a comparison."""
 
 
 def input_name(weight: str) -> str:

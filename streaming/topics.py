@@ -15,11 +15,16 @@ LATE = {topic: f"{topic}.late" for topic in (IMPRESSIONS, ACTIONS)}
 ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, *DEAD.values(), *LATE.values())
 
 PARTITIONS = 2
-RETENTION_MS = 24 * 3600 * 1000
-RETENTION_BYTES = 2 * 2**30
-"""Of a partition. Two days of KuaiRand-Pure fill about a twentieth of it."""
+RETENTION_MS = 7 * 24 * 3600 * 1000
+RETENTION_BYTES = 2**30
+"""Of a partition. Two days of KuaiRand-Pure fill about a tenth of it."""
 
 log = logging.getLogger("topics")
+
+
+def segment_bytes(retention_bytes: int) -> int:
+    """The size of a log segment, which is the unit that retention removes."""
+    return max(2**20, min(retention_bytes // 4, 2**28))
 
 
 def create(
@@ -37,8 +42,7 @@ def create(
     config = {
         "retention.ms": str(retention_ms),
         "retention.bytes": str(retention_bytes),
-        # A segment is the unit that retention removes.
-        "segment.bytes": str(max(2**20, min(retention_bytes // 4, 2**28))),
+        "segment.bytes": str(segment_bytes(retention_bytes)),
         "max.message.bytes": str(MAX_MESSAGE_BYTES + 2**16),
     }
     ms = int(timeout_s * 1000)
@@ -63,10 +67,13 @@ def main() -> None:
     parser = argparse.ArgumentParser("streaming.topics", description="Make the Kafka topics that are not there yet.")
     parser.add_argument("--kafka", required=True, metavar="H:P", help="the broker's address")
     parser.add_argument("--partitions", type=int, default=PARTITIONS, help="of each topic (default: %(default)s)")
+    parser.add_argument("--retention-ms", type=int, default=RETENTION_MS, help="how long each keeps a record")
+    parser.add_argument("--retention-bytes", type=int, default=RETENTION_BYTES, help="how much a partition keeps")
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     log.setLevel(logging.INFO)
-    log.info("made: %s", json.dumps(create(args.kafka, args.partitions)))
+    made = create(args.kafka, args.partitions, retention_ms=args.retention_ms, retention_bytes=args.retention_bytes)
+    log.info("made: %s", json.dumps(made))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ def refusal(address: str) -> str:
     try:
         connection = psycopg2.connect(address, connect_timeout=CONNECT_S)
     except (psycopg2.Error, ValueError) as e:
-        said = "; ".join(line.strip() for line in str(e).splitlines() if line.strip())
+        reason = "; ".join(line.strip() for line in str(e).splitlines() if line.strip())
         for secret in filter(None, {urlsplit(address).password, unquote(urlsplit(address).password or "")}):
-            said = said.replace(secret, "***")
-        return said
+            reason = reason.replace(secret, "***")
+        return reason
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT current_user, has_schema_privilege(current_schema(), 'CREATE')")
@@ -38,9 +38,9 @@ def refusal(address: str) -> str:
 
 
 def main() -> int:
-    given = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
-    if given.startswith(DRIVER):
-        address = given.replace(DRIVER, "postgresql://", 1)
+    connection = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
+    if connection.startswith(DRIVER):
+        address = connection.replace(DRIVER, "postgresql://", 1)
         if why := refusal(address):
             print(f"airflow_db is {without_password(address)}, which cannot be used: {why}", file=sys.stderr)
             return 2

@@ -20,7 +20,7 @@ ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
 class AirflowError(RuntimeError):
-    """What Airflow refused or what failed in it, in its own words."""
+    """A refusal of Airflow, or a failure in it, in its own words."""
 
 
 class Task(NamedTuple):
@@ -53,8 +53,8 @@ class Airflow:
                     return json.load(answer)
             except urllib.error.HTTPError as e:
                 with e:
-                    said = e.read(2000).decode(errors="replace")
-                words = f"{request.get_method()} {path} answers {e.code}: {said}"
+                    reply = e.read(2000).decode(errors="replace")
+                words = f"{request.get_method()} {path} answers {e.code}: {reply}"
                 if data is not None or e.code < 500:
                     break
             except OSError as e:
@@ -67,8 +67,8 @@ class Airflow:
         return {dag["dag_id"] for dag in self.call("/api/v2/dags?limit=100")["dags"]}
 
     def import_errors(self) -> list[str]:
-        found = self.call("/api/v2/importErrors")["import_errors"]
-        return [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in found]
+        errors = self.call("/api/v2/importErrors")["import_errors"]
+        return [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in errors]
 
     def trigger(self, dag: str, conf: Mapping[str, Any]) -> str:
         """Starts a run and returns its id."""
@@ -77,8 +77,8 @@ class Airflow:
 
     def runs(self, dag: str) -> list[str]:
         """The ids of its newest runs, the newest first."""
-        found = self.call(f"/api/v2/dags/{dag}/dagRuns?order_by=-run_after&limit=20")["dag_runs"]
-        return [str(run["dag_run_id"]) for run in found]
+        runs = self.call(f"/api/v2/dags/{dag}/dagRuns?order_by=-run_after&limit=20")["dag_runs"]
+        return [str(run["dag_run_id"]) for run in runs]
 
     def clear(self, dag: str, run: str, tasks: Sequence[str]) -> None:
         """These tasks are done again, and what comes after them; what came before is not."""
@@ -99,15 +99,15 @@ class Airflow:
 
     def tasks(self, dag: str, run: str) -> dict[str, Task]:
         """By name, in order of their start; without their results, each of which is a question of its own."""
-        found = self.call(f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances")["task_instances"]
-        found.sort(key=lambda task: (task["start_date"] or "~", task["task_id"]))
+        instances = self.call(f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances")["task_instances"]
+        instances.sort(key=lambda task: (task["start_date"] or "~", task["task_id"]))
         return {
             t["task_id"]: Task(t["task_id"], t["state"] or "waiting", t["duration"] or 0.0, None, t["try_number"])
-            for t in found
+            for t in instances
         }
 
     def result(self, dag: str, run: str, task: str) -> Any:
-        """What a task returned; None if nothing."""
+        """The value that a task returned; None if there is none."""
         path = f"/api/v2/dags/{dag}/dagRuns/{urllib.parse.quote(run)}/taskInstances/{task}"
         try:
             return self.call(f"{path}/xcomEntries/return_value")["value"]
@@ -125,8 +125,8 @@ class Airflow:
             return str(errors[-1][0]["exc_value"])
         if reasons := [line["reason"] for line in log if isinstance(line, dict) and line.get("reason")]:
             return str(reasons[-1])
-        said = [line for line in lines if line.strip() and not line.startswith("::")]
-        return said[-1] if said else "it logged nothing"
+        spoken = [line for line in lines if line.strip() and not line.startswith("::")]
+        return spoken[-1] if spoken else "it logged nothing"
 
     def wait(
         self, dag: str, run: str, timeout_s: float = 900, tell: Callable[[Task], None] = lambda task: None

@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from infra import checks
+from infra.layout import Layout
 from infra.settings import PROJECT, Settings
+from infra.supervise import checks
 from infra.supervise.manager import Service
 
 USER = "admin"
@@ -36,14 +37,14 @@ def _private(path: Path, make: Mapping[str, str]) -> dict[str, str]:
         path.parent.mkdir(0o700, parents=True, exist_ok=True)  # its database holds connections
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
             json.dump(make, f)
-    found: dict[str, str] = json.loads(path.read_text())
-    return found
+    values: dict[str, str] = json.loads(path.read_text())
+    return values
 
 
 def keys(folder: Path) -> dict[str, str]:
     """The keys all processes share: the environment's, else made once and kept in `folder`."""
-    kept = _private(folder / "keys.json", {name: make() for name, make in KEYS.items()})
-    return {name: os.environ.get(name) or kept[name] for name in KEYS}
+    made = _private(folder / "keys.json", {name: make() for name, make in KEYS.items()})
+    return {name: os.environ.get(name) or made[name] for name in KEYS}
 
 
 def password(folder: Path) -> str:
@@ -88,9 +89,9 @@ def secrets_of(folder: Path) -> dict[str, str]:
 
 
 def environment(
-    settings: Settings, folder: Path, facts: Path, where: Mapping[str, str], hidden: Mapping[str, str]
+    settings: Settings, folder: Path, where: Mapping[str, str], hidden: Mapping[str, str]
 ) -> dict[str, str]:
-    """What every process of Airflow gets, and so every task: Airflow's settings, and where the platform is."""
+    """The variables of each process of Airflow, and so of each task: Airflow's settings, and where the platform is."""
     url, database = where["airflow"], settings.airflow_db.replace("postgresql://", "postgresql+psycopg2://", 1)
     if database == "sqlite":
         database = f"sqlite:///{folder / 'airflow.db'}"
@@ -100,8 +101,8 @@ def environment(
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
         **{name: hidden[name] for name in KEYS},
         "PYTHONWARNINGS": "ignore:Using `httpx`",  # Airflow's own use of Starlette
-        "MINUTEHAND_PLATFORM": str(facts),
-        "MINUTEHAND_FEATURES": str(facts.parent / "features"),
+        "MINUTEHAND_PLATFORM": str(Layout(settings).facts),
+        "MINUTEHAND_FEATURES": str(Layout(settings).features),
         "MINUTEHAND_SOURCE": settings.source,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
         **({"MLFLOW_TRACKING_URI": where["mlflow"]} if "mlflow" in where else {}),
@@ -121,11 +122,9 @@ def command(name: str) -> list[str]:
     return ["-m", "airflow", *words.get(name, [name])]
 
 
-def services(
-    settings: Settings, folder: Path, facts: Path, where: Mapping[str, str], hidden: Mapping[str, str]
-) -> list[Service]:
-    """The processes; `facts` is platform.json, `folder` Airflow's home, `hidden` holds KEYS."""
-    env, url = environment(settings, folder, facts, where, hidden), where["airflow"]
+def services(settings: Settings, where: Mapping[str, str], hidden: Mapping[str, str]) -> list[Service]:
+    """The processes; `hidden` holds KEYS."""
+    env, url = environment(settings, Layout(settings).airflow, where, hidden), where["airflow"]
 
     def service(name: str, **more: object) -> Service:
         return Service(f"airflow-{name}", [sys.executable, *command(name)], env=env, nice=NICE, **more)  # type: ignore[arg-type]

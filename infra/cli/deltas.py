@@ -11,6 +11,7 @@ from typing import Any
 from delta_log.log import Log
 from delta_log.manifest import LogError
 from delta_log.verification import explain, listing, verify
+from infra.cli.flags import settings_flags, settings_of
 from infra.layout import Layout
 from infra.platform import PlatformError
 from infra.settings import Settings
@@ -18,8 +19,6 @@ from serving.signatures import RANKER
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags, settings_of
-
     p = commands.add_parser(
         "deltas",
         parents=[settings_flags()],
@@ -64,18 +63,20 @@ def _log(settings: Settings, model: str) -> Path:
     return Layout(settings).log(model)
 
 
-def _lineage(log: Log, asked: str | None) -> str:
-    known = log.lineages() if log.path.is_dir() else []
-    lineage = asked or (log.serving() if known else None)
-    if lineage is None or lineage not in known:
-        raise PlatformError(f"lineage is {lineage!r}; allowed are {', '.join(known) or f'none: {log.path} is empty'}")
+def _lineage(log: Log, name: str | None) -> str:
+    lineages = log.lineages() if log.path.is_dir() else []
+    lineage = name or (log.serving() if lineages else None)
+    if lineage is None or lineage not in lineages:
+        raise PlatformError(
+            f"lineage is {lineage!r}; allowed are {', '.join(lineages) or f'none: {log.path} is empty'}"
+        )
     return lineage
 
 
 def _seq(log: Log, lineage: str, seq: int | None) -> int:
-    there = log.seqs(lineage, "delta") + ([0] if 0 in log.seqs(lineage, "base") else [])
-    if seq not in there:
-        spread = f"{min(there)} to {max(there)}" if there else "none"
+    deltas = log.seqs(lineage, "delta") + ([0] if 0 in log.seqs(lineage, "base") else [])
+    if seq not in deltas:
+        spread = f"{min(deltas)} to {max(deltas)}" if deltas else "none"
         raise PlatformError(f"N is {seq}; allowed are the deltas of {lineage}: {spread}")
     return seq
 

@@ -9,13 +9,10 @@ import argparse
 import contextlib
 import json
 import logging
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,24 +24,21 @@ from delta_log.log import Log
 from delta_log.manifest import Manifest
 from infra import services
 from infra.airflow import services as airflow
-from infra.layout import trainer_of
+from infra.cli.flags import settings_flags
+from infra.layout import model_server, rest, sync
 from infra.platform import Platform, PlatformError
-from infra.replay.live import Screen, read_lines
+from infra.replay.live import read_lines
 from infra.replay.report import Pairs, Sent, build, joined, markdown
-from infra.settings import PROJECT, SettingError, Settings, duration, load
-from infra.supervise.processes import die_with_parent
-from serving.signatures import FROZEN, RANKER
+from infra.replay.run import prepare, replay
+from infra.settings import DURATION, PROJECT, SettingError, Settings, load, seconds
+from serving.signatures import RANKER
 from streaming.declaration import Declaration
 from streaming.source import load as load_source
 
 AUTO = "auto"
-LEARNED_WITHIN_S = 180.0
-"""After the replay's end the loop has this long to learn and serve the rest, beside two more syncs."""
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags
-
     p = commands.add_parser(
         "demo",
         parents=[settings_flags()],
@@ -109,11 +103,10 @@ def demo_settings(args: argparse.Namespace) -> Settings:
 
 
 def wall_of(text: str) -> float:
-    kind = duration("1s")
-    try:
-        return float(kind.parse(text))
-    except ValueError:
-        raise SettingError(f"wall is {text!r}; allowed is {kind.allowed}") from None
+    with contextlib.suppress(ValueError):
+        if (wall_s := seconds(text)) >= 1:
+            return wall_s
+    raise SettingError(f"wall is {text!r}; allowed is {DURATION}, at least 1s")
 
 
 def shown(path: Path) -> str:
@@ -135,106 +128,6 @@ def choose(console: Console) -> str:
         raise SettingError(f"source is kuairand, whose data cannot be read: {e}; or give --source simulator") from e
 
 
-@contextlib.contextmanager
-def child(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A python module as a child that cannot outlive this process."""
-    process = subprocess.Popen([sys.executable, "-m", *words], preexec_fn=die_with_parent(signal.SIGKILL))
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        process.kill()
-        process.wait()
-
-
-def step(*words: str) -> None:
-    with child(*words) as process:
-        if code := process.wait():
-            raise PlatformError(f"`python -m {words[0]}` ended with exit code {code}: see above")
-
-
-def prepare(platform: Platform, seed: int, console: Console) -> Manifest:
-    """A new lineage in an emptied folder: its base from the source's history, and the frozen copy of that."""
-    platform.stop()
-    shutil.rmtree(platform.folder, ignore_errors=True)
-    settings, layout = platform.settings, platform.layout
-    layout.make(settings)
-    console.print("one batch pass over the days before makes the base")
-    for model in settings.models:
-        words = ("--source", settings.source, "--log", str(layout.log(model.name)), "--model", model.spec)
-        step("training.learn.batch_pass", *words, "--seed", str(seed))
-    log = Log(layout.log())
-    lineage = log.serving()
-    assert lineage is not None  # the batch pass moved it
-    for i in range(settings.replicas):
-        common = ("--source", settings.source, "--log", str(log.path), "--lineage", lineage)
-        step("serving.export", *common, "--frozen", "--to", str(layout.served(i, FROZEN)))
-    return log.manifest(lineage, "base", 0)
-
-
-def replay(platform: Platform, wall_s: float, console: Console) -> None:
-    settings = platform.settings
-    serving = ",".join(platform.address(f"model-server-{i}") for i in range(settings.replicas))
-    send_log = platform.folder / "sent"
-    words = [
-        "infra.replay.replay",
-        "--source",
-        settings.source,
-        "--kafka",
-        platform.address("kafka"),
-        "--serving",
-        serving,
-    ]
-    words += ["--wall-s", f"{wall_s:g}", "--sync-every-ms", str(settings.sync_every_ms), "--out", str(send_log)]
-    words += ["--frozen", FROZEN, "--features", settings.features_from]
-    words += ["--feature-folder", str(platform.layout.features)] if settings.features_from == "feast" else []
-    screen = Screen(send_log, platform.layout.log(), platform.layout.confirmed(0), console)
-    with child(*words) as process, screen:
-        while process.poll() is None:
-            if not platform.is_running():
-                raise PlatformError(f"the platform ended: see {platform.log('supervisor')}")
-            screen.show()
-            time.sleep(0.5)
-        if process.returncode:
-            raise PlatformError(f"the replay ended with exit code {process.returncode}: see above")
-    console.print("replayed; waiting until the last window is learned and served")
-    end_ms: int = json.loads((send_log / "progress.json").read_text())["end_ms"]
-    until = end_ms - load_source(settings.source).declaration.max_disorder_ms - 1
-    platform.wait(lambda: caught_up(platform, until), LEARNED_WITHIN_S + 2 * settings.sync_every, "learned and served")
-
-
-def metrics(url: str, **labels: str) -> dict[str, float]:
-    """Name -> value on a /metrics page, of the samples with these labels; {} if it does not answer."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    try:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
-            page = answer.read().decode()
-    except OSError:
-        return {}
-    samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
-    return {s.name: s.value for s in samples if labels.items() <= s.labels.items()}
-
-
-def caught_up(platform: Platform, until_ms: int) -> bool:
-    """True if every model has learned and committed all events before `until_ms`, and every replica serves it."""
-    for model in (model.name for model in platform.settings.models):
-        trainer = metrics(platform.address(trainer_of(model)))
-        if trainer.get("minutehand_trainer_learned_until_ms", -1) < until_ms:
-            return False
-        if trainer.get("minutehand_trainer_uncommitted_examples", 1) > 0:
-            return False
-        log = Log(platform.layout.log(model))
-        lineage = log.serving()
-        newest = max([0, *log.seqs(lineage, "delta")]) if lineage else 0
-        replicas = [metrics(platform.address(f"sync-{i}"), model=model) for i in range(platform.settings.replicas)]
-        if any(replica.get("minutehand_sync_seq", -1) < newest for replica in replicas):
-            return False
-    return True
-
-
 def commit() -> str:
     """The project's commit, with + if the tree is changed; `unknown` outside a checkout."""
     words = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--exclude=*"]
@@ -246,7 +139,7 @@ def commit() -> str:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What the replay left behind: what was sent, the pairs expected of it, the deltas the first replica confirmed."""
+    """The outcome of a replay: the events sent, the pairs expected of them, the deltas the first replica confirmed."""
 
     declaration: Declaration
     sent: Sent
@@ -258,7 +151,7 @@ class Replayed:
         settings = platform.settings
         declaration = load_source(settings.source).declaration
         sent = Sent.read(platform.folder / "sent", declaration)
-        lines = read_lines(platform.layout.confirmed(0))
+        lines = read_lines(platform.layout.confirmations(0))
         pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
         return cls(declaration, sent, pairs, [c for c in lines if c["lineage"] == lineage])
 
@@ -268,10 +161,10 @@ def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict
     settings, log = platform.settings, Log(platform.layout.log())
     newest = log.manifests(base.lineage)[-1]  # the base itself may be pruned by now
     where = newest.positions or {"topic": "examples", "offsets": {}}
-    found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
+    learned, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
     about = {"source": settings.source, "commit": commit(), "sync_every_s": settings.sync_every, **figures}
     return build(
-        replayed.sent, replayed.pairs, replayed.declaration, found, records, base, newest, replayed.confirmed, about
+        replayed.sent, replayed.pairs, replayed.declaration, learned, records, base, newest, replayed.confirmed, about
     )
 
 
@@ -307,16 +200,16 @@ def slow_half(platform: Platform, console: Console) -> None:
 
 
 def goodbye(platform: Platform, console: Console) -> None:
-    """Where everything answers, and a curl line that does; returns at Ctrl-C."""
+    """Prints the addresses and a curl line that works; returns at Ctrl-C."""
     name = platform.settings.name
     console.print(f"\nThe platform stays up until Ctrl-C (minutehand status --name {name} shows it). It answers at:")
-    for service in ("mlflow", "join", "model-server-0", "model-server-0-rest", "trainer", "sync-0"):
+    for service in ("mlflow", "join", model_server(0), rest(0), "trainer", sync(0)):
         with contextlib.suppress(PlatformError):
             page = "/?workflowType=machine_learning" if service == "mlflow" else ""  # the runs, not the GenAI page
             console.print(f"  {service:20} {platform.address(service)}{page}", highlight=False)
     first = next(iter(load_source(platform.settings.source).live()))
     body = json.dumps({"instances": [first.features]})
-    url = f"{platform.address('model-server-0-rest')}/v1/models/{RANKER}:predict"
+    url = f"{platform.address(rest(0))}/v1/models/{RANKER}:predict"
     console.print(f"\ncurl -s -d '{body}' {url}", highlight=False, markup=False, soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

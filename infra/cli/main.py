@@ -11,30 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from infra.airflow import services as airflow
+from infra.cli.flags import settings_flags, settings_of
 from infra.platform import Platform, PlatformError
-from infra.settings import SettingError, Settings, load
+from infra.settings import SettingError
 from infra.supervise.manager import tail
 from infra.supervise.sentinel import AlreadyRunning
 
 # Modules of other parts that bring subcommands: each offers add_parser(subparsers) and sets `run` (args -> exit code).
 COMMANDS = ("infra.cli.demo", "infra.cli.deltas", "infra.cli.pipeline", "infra.cli.recommend")
 OWN = ("up", "down", "status", "start", "restart", "logs")
-
-
-def settings_flags() -> argparse.ArgumentParser:
-    """The flags every subcommand has that knows a platform."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--name", help="the platform's name; its state lies in var/<name> (default: local)")
-    parser.add_argument("--settings", metavar="FILE", help="settings file (default: minutehand.toml)")
-    parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="one setting, for once; may be repeated"
-    )
-    return parser
-
-
-def settings_of(args: argparse.Namespace) -> Settings:
-    name = [f"name={args.name}"] if args.name else []
-    return load(args.settings, [*args.set, *name])
 
 
 def table(platform: Platform) -> None:
@@ -113,8 +98,8 @@ def logs(args: argparse.Namespace) -> int:
     platform = Platform(settings_of(args))
     path = platform.log(args.service)
     if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.log"))
-        raise PlatformError(f"there is no log of {args.service!r}; allowed are {', '.join(there) or 'none yet'}")
+        logged = sorted(p.stem for p in path.parent.glob("*.log"))
+        raise PlatformError(f"there is no log of {args.service!r}; allowed are {', '.join(logged) or 'none yet'}")
     print(tail(path, args.lines), flush=True)
     if args.follow:
         _follow(path)

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from delta_log.log import Log
 from infra.airflow import services as airflow
 from infra.airflow.rest import Airflow, AirflowError, Task
-from infra.cli.demo import metrics
+from infra.cli.flags import settings_flags, settings_of
+from infra.layout import model_server, rest
+from infra.metrics import metrics
 from infra.platform import Platform, PlatformError
 from infra.settings import Settings
 from serving.signatures import RANKER
@@ -29,7 +31,7 @@ TAKEN_UP_WITHIN_S = 180.0
 
 
 class Served(NamedTuple):
-    """What the first replica answers to one request, and by which state."""
+    """The first replica's answer to one request, and the state that gave it."""
 
     lineage: str
     seq: int
@@ -37,8 +39,6 @@ class Served(NamedTuple):
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags
-
     p = commands.add_parser(
         "pipeline",
         parents=[settings_flags()],
@@ -61,8 +61,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from infra.cli.main import settings_of
-
     conf = {name: getattr(args, name) for name in ("day", "begin", "end") if getattr(args, name)}
     try:
         platform = Platform(settings_of(args))
@@ -90,10 +88,10 @@ def served(platform: Platform) -> Served:
     light()
     source = load(Settings.from_dict(platform.facts()["settings"]).source)
     body = json.dumps({"instances": [next(iter(source.live())).features]}).encode()
-    request = urllib.request.Request(f"{platform.address('model-server-0-rest')}/v1/models/{RANKER}:predict", body)
+    request = urllib.request.Request(f"{platform.address(rest(0))}/v1/models/{RANKER}:predict", body)
     with urllib.request.urlopen(request, timeout=30) as answer:
         (scores,) = json.load(answer)["predictions"]
-    scorer = Scorer([platform.address("model-server-0")], RANKER, source.declaration)
+    scorer = Scorer([platform.address(model_server(0))], RANKER, source.declaration)
     try:
         status = scorer.status()
     finally:
@@ -105,18 +103,18 @@ def served(platform: Platform) -> Served:
 def until(what: str, timeout_s: float, look: Callable[[], Any]) -> Any:
     """The first answer of `look` that is true. Raises AirflowError, with `what` did not come."""
     deadline = time.monotonic() + timeout_s
-    while not (found := look()):
+    while not (answer := look()):
         if time.monotonic() > deadline:
             raise AirflowError(f"{what}: not within {timeout_s:g} s")
         time.sleep(0.5)
-    return found
+    return answer
 
 
 def tell(task: Task) -> None:
     facts = task.result if isinstance(task.result, dict) else {}
     short = {k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items() if not isinstance(v, (dict, list))}
-    said = ", ".join(f"{k} {v}" for k, v in short.items() if len(str(v)) < 80)
-    print(f"  {task.name:10} {task.state:8} {task.seconds:6.1f} s  {said}", flush=True)
+    text = ", ".join(f"{k} {v}" for k, v in short.items() if len(str(v)) < 80)
+    print(f"  {task.name:10} {task.state:8} {task.seconds:6.1f} s  {text}", flush=True)
 
 
 def all_done(ask: Airflow, dag: str, run: str, timeout_s: float) -> dict[str, Task]:
@@ -130,7 +128,7 @@ def all_done(ask: Airflow, dag: str, run: str, timeout_s: float) -> dict[str, Ta
 
 
 def once(platform: Platform, conf: dict[str, str], timeout_s: float = 900.0) -> tuple[Served, Served]:
-    """All of it; the same request's scores before and after. Raises AirflowError with what did not come about."""
+    """Runs all of it; the same request's scores before and after. Raises AirflowError with the step that failed."""
     ask = session(platform)
     print(f"Airflow at {ask.url}, as {airflow.USER}", flush=True)
     try:

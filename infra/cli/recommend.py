@@ -1,4 +1,4 @@
-"""`minutehand recommend`: what the running platform would show a user; see docs/features.md."""
+"""`minutehand recommend`: ranks items for a user on the running platform; see docs/features.md."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import json
 import sys
 from typing import Any
 
+from infra.cli.flags import settings_flags, settings_of
+from infra.layout import Layout, model_server
 from infra.platform import Platform, PlatformError
 from infra.settings import Settings
-from infra.supervise.processes import read_json
 from serving.signatures import RANKER
 
 
 def add_parser(commands: Any) -> None:
-    from infra.cli.main import settings_flags, settings_of
-
     p = commands.add_parser(
         "recommend",
         parents=[settings_flags()],
@@ -41,27 +40,28 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from serving.client import PredictionFailed, Scorer, light
     from serving.recommend import NothingToRecommend, recommend
 
-    facts = read_json(Platform(settings).folder / "platform.json")
+    facts = Platform(settings).facts()
     if not facts:
         raise PlatformError(f"no platform {settings.name!r} has run here: minutehand up")
     state, addresses = facts["settings"], facts["addresses"]
     light()
     from features.store import Features
 
-    if not (settings.folder / "features" / "state.json").is_file():
-        raise PlatformError(f"{settings.folder / 'features'} holds no features yet: is the service `features` running?")
-    servers = [addresses[f"model-server-{i}"] for i in range(int(state["replicas"]))]
+    folder = Layout(settings).features
+    if not (folder / "state.json").is_file():
+        raise PlatformError(f"{folder} holds no features yet: is the service `features` running?")
+    servers = [addresses[model_server(i)] for i in range(int(state["replicas"]))]
     try:
-        store = Features(settings.folder / "features", state["source"])
+        store = Features(folder, state["source"])
         scorer = Scorer(servers, RANKER, store.plan.declaration)
-        found = recommend(store, scorer, args.user, args.top, task=args.task, given=dict(map(_pair, args.given)))
+        items = recommend(store, scorer, args.user, args.top, task=args.task, given=dict(map(_pair, args.given)))
     except (NothingToRecommend, PredictionFailed, ValueError) as e:
         raise PlatformError(str(e)) from None
     if args.json:
-        for item in found:
+        for item in items:
             print(json.dumps(item._asdict()))
         return 0
-    _print(args.user, found)
+    _print(args.user, items)
     return 0
 
 
@@ -73,17 +73,17 @@ def _pair(text: str) -> tuple[str, Any]:
         raise PlatformError(f"--given is {text!r}; allowed is NAME=VALUE, the value as JSON") from None
 
 
-def _print(user: int, found: list[Any]) -> None:
+def _print(user: int, items: list[Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
-        title=f"user {user}, by delta {found[0].seq}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"user {user}, by delta {items[0].seq}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("item", no_wrap=True)
-    for task in found[0].scores:
+    for task in items[0].scores:
         table.add_column(task, justify="right", no_wrap=True)
-    for item in found:
+    for item in items:
         table.add_row(str(item.item_id), *(f"{score:.4f}" for score in item.scores.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)

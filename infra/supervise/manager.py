@@ -23,9 +23,12 @@ from infra.supervise.processes import (
     write_json,
 )
 
+STATE = "state.json"
+"""The file in which a manager describes its services, for others to read."""
+
 TICK_S = 0.1
 CHECK_S = 0.25  # between two readiness checks
-SURVEY_S = 2.0  # between two looks at descendants and log sizes
+INSPECT_S = 2.0  # between two looks at descendants and log sizes
 ALIVE_S = 5.0  # between two looks at what is ready
 STALLED_S = 60.0  # what says for so long that it is not alive is ended
 STEADY_S = 10.0  # ready for so long: the deaths before are forgotten
@@ -37,12 +40,12 @@ LAST_WORDS = 400  # characters of what a service said last, as the reason of its
 
 @dataclass(frozen=True)
 class Service:
-    """What is run, when, and how one knows that it is ready.
+    """A command, when it is run, and how one knows that it is ready.
 
     `after`: services that must be ready (or done) before its first start. `when`: says what it still waits for, ""
-    when nothing. `ready`: as in infra.checks. `alive`: the same of a service that was ready; ended after a minute of
-    complaints. `prepare` is called before each start. `once`: runs to exit 0 and is done; `unless`: is done without
-    running. `nice`: what it gives way by to the others.
+    when nothing. `ready`: as in infra.supervise.checks. `alive`: the same of a service that was ready; the manager ends
+    the service after a minute of complaints. `prepare` is called before each start. `once`: runs to exit 0 and is
+    done; `unless`: is done without running. `nice`: how far it gives way to the others.
     """
 
     name: str
@@ -74,9 +77,9 @@ class Run:
     ready_s: float = 0.0
     next_start: float = 0.0
     next_check: float = 0.0
-    stalled: float = 0.0  # since when it is not alive
+    stalled_since: float = 0.0
     kill_at: float = 0.0  # it was asked to end; KILL then
-    asked: bool = False  # somebody asked for the restart: no death
+    restart_requested: bool = False  # its end is no death
     given_up: bool = False
     family: list[Identity] = field(default_factory=list)
 
@@ -102,7 +105,7 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
 
 
 def _prologue(nice: int) -> Callable[[], None]:
-    """What a service's process does before it becomes the service."""
+    """Returns the steps of a service's process before it becomes the service."""
     tie = die_with_parent(signal.SIGKILL)
 
     def prologue() -> None:
@@ -112,8 +115,8 @@ def _prologue(nice: int) -> Callable[[], None]:
     return prologue
 
 
-def say(text: str) -> None:
-    """A line for the person; a terminal that went away must not stop the stopping."""
+def report(text: str) -> None:
+    """Prints a line. The manager must be able to stop when the terminal is gone."""
     with contextlib.suppress(OSError, ValueError):
         print(text, flush=True)
 
@@ -140,43 +143,43 @@ class Manager:
         self.folder, self.logs, self.control = folder, folder / "logs", folder / "control"
         self.stop_within, self.start_within, self.log_bytes = stop_within, start_within, log_bytes
         self.when_ready = when_ready
-        self.ready = self.stopping = self.hurry = False
+        self.ready = self.stopping = self.kill_now = False
         self.code = 0
         self.sentinel = os.getpid()  # made before the fork
-        self.next_survey = 0.0
-        self.written: dict[str, Any] = {}
+        self.next_inspection = 0.0
+        self.last_state: dict[str, Any] = {}
 
     def run(self) -> int:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, self._asked_to_stop)
+            signal.signal(signum, self._request_stop)
         self.logs.mkdir(parents=True, exist_ok=True)
         self.control.mkdir(exist_ok=True)
         for stale in self.control.iterdir():
             stale.unlink()
         try:
             while not self.stopping:
-                self._bury(reap())
-                self._obey()
+                self._record_exits(reap())
+                self._handle_orders()
                 for run in self.runs.values():
-                    self._step(run)
+                    self._advance(run)
                 if not self.ready and all(r.state in ("ready", "done", "off") for r in self.runs.values()):
                     self.ready = True
-                    self._write()
+                    self._write_state()
                     self.when_ready()
-                self._survey()
-                self._write()
+                self._inspect()
+                self._write_state()
                 time.sleep(TICK_S)
         finally:
             self._stop()
         return self.code
 
-    def _asked_to_stop(self, signum: int, frame: object) -> None:
-        self.hurry = self.stopping  # asked twice: no more patience
+    def _request_stop(self, signum: int, frame: object) -> None:
+        self.kill_now = self.stopping  # asked twice: no more patience
         self.stopping = True
 
     # One step of one service
 
-    def _step(self, run: Run) -> None:
+    def _advance(self, run: Run) -> None:
         now = time.monotonic()
         if run.state == "waiting":
             unready = [a for a in run.service.after if self.runs[a].state not in ("ready", "done")]
@@ -195,29 +198,29 @@ class Manager:
             run.next_check = now + CHECK_S
             if not run.reason:
                 run.state, run.ready_s = "ready", now - run.began
-                self._say(run, f"ready after {run.ready_s:.1f} s", run.service.address)
+                self._report(run, f"ready after {run.ready_s:.1f} s", run.service.address)
             elif now - run.began > self.start_within and not run.kill_at:
-                self._say(run, f"not ready after {self.start_within:g} s: {run.reason}")
+                self._report(run, f"not ready after {self.start_within:g} s: {run.reason}")
                 run.kill_at = now
         elif run.state == "ready":
             if run.deaths and now - run.began - run.ready_s > STEADY_S:
                 run.deaths, run.given_up = 0, False
             if now >= run.next_check and not run.kill_at:
-                self._look(run)
+                self._check_alive(run)
 
-    def _look(self, run: Run) -> None:
-        """Ends what has its process but has not been alive for STALLED_S; it is started again like one that died."""
+    def _check_alive(self, run: Run) -> None:
+        """Ends a service that has not been alive for STALLED_S; it is started again like one that died."""
         run.reason = run.service.alive()
         now = time.monotonic()
         run.next_check = now + ALIVE_S
-        run.stalled = (run.stalled or now) if run.reason else 0.0
-        if run.stalled and now - run.stalled > STALLED_S:
-            self._say(run, f"not alive for {STALLED_S:g} s: {run.reason}")
+        run.stalled_since = (run.stalled_since or now) if run.reason else 0.0
+        if run.stalled_since and now - run.stalled_since > STALLED_S:
+            self._report(run, f"not alive for {STALLED_S:g} s: {run.reason}")
             run.kill_at = now
 
     def _start(self, run: Run) -> None:
         service = run.service
-        run.began, run.kill_at, run.stalled, run.reason = time.monotonic(), 0.0, 0.0, ""
+        run.began, run.kill_at, run.stalled_since, run.reason = time.monotonic(), 0.0, 0.0, ""
         if service.once and service.unless():
             run.state = "done"
             return
@@ -239,13 +242,13 @@ class Manager:
         except (OSError, ValueError) as e:
             with (self.logs / f"{service.name}.log").open("a") as log:
                 log.write(f"cannot be started: {e}\n")
-            self._died(run, str(e))
+            self._record_death(run, str(e))
             return
         process.returncode = 0  # reaped by us, all children in one place
         run.process = identity(process.pid)
-        self._say(run, f"starting, pid {process.pid}")
+        self._report(run, f"starting, pid {process.pid}")
 
-    def _bury(self, ended: Mapping[int, int]) -> None:
+    def _record_exits(self, ended: Mapping[int, int]) -> None:
         for run in self.runs.values():
             if not run.process or run.process[0] not in ended:
                 continue
@@ -254,30 +257,30 @@ class Manager:
             run.process = None
             if run.service.once and code == 0:
                 run.state, run.ready_s = "done", time.monotonic() - run.began
-                self._say(run, f"done in {run.ready_s:.1f} s")
-            elif run.asked:
-                run.state, run.asked, run.next_start = "dead", False, 0.0
+                self._report(run, f"done in {run.ready_s:.1f} s")
+            elif run.restart_requested:
+                run.state, run.restart_requested, run.next_start = "dead", False, 0.0
             elif code < 0:
-                self._died(run, f"killed by {signal.Signals(-code).name}")
+                self._record_death(run, f"killed by {signal.Signals(-code).name}")
             else:
                 last = tail(self.logs / f"{run.service.name}.log", 1).strip()[:LAST_WORDS]
-                self._died(run, f"exit code {code}{': ' if last else ''}{last}")
+                self._record_death(run, f"exit code {code}{': ' if last else ''}{last}")
 
-    def _died(self, run: Run, how: str) -> None:
+    def _record_death(self, run: Run, how: str) -> None:
         wait = BACK_OFF_S[min(run.deaths, len(BACK_OFF_S) - 1)]
         run.deaths += 1
         run.state, run.reason, run.next_start = "dead", how, time.monotonic() + wait
-        self._say(run, f"ended: {how}; again in {wait:g} s")
+        self._report(run, f"ended: {how}; again in {wait:g} s")
         if run.deaths >= GIVE_UP and not run.given_up:
             run.given_up = True
             log = self.logs / f"{run.service.name}.log"
-            self._say(run, f"died {run.deaths} times in a row; the end of {log}:")
-            say("\n".join(f"    {line}" for line in tail(log).splitlines()))
+            self._report(run, f"died {run.deaths} times in a row; the end of {log}:")
+            report("\n".join(f"    {line}" for line in tail(log).splitlines()))
             if not self.ready:
                 self.code, self.stopping = 1, True
 
     def _kill_family(self, run: Run) -> None:
-        """What a service started goes with it, wherever it went: all our descendants that are not another service's."""
+        """Kills a service and all that it started: every descendant of ours that is not another service's."""
         others = [r.process for r in self.runs.values() if r is not run and r.process]
         spared = {*others, *(who for r in self.runs.values() if r is not run for who in r.family)}
         spared.update(who for other in others for who in descendants(other[0]))
@@ -288,39 +291,39 @@ class Manager:
             send(who, signal.SIGKILL)
         run.family = []
 
-    def _ask(self, run: Run) -> None:
+    def _terminate(self, run: Run) -> None:
         if run.process and not run.kill_at:
             run.kill_at = time.monotonic() + self.stop_within
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(run.process[0], signal.SIGTERM)
 
-    def _obey(self) -> None:
+    def _handle_orders(self) -> None:
         for order in self.control.iterdir():
             verb, _, name = order.name.partition("-")
             run = self.runs.get(name)
             order.unlink(missing_ok=True)
             if run and verb == "start":
-                self._turn_on(run)
+                self._enable(run)
             elif run and run.process:
-                run.asked = True
+                run.restart_requested = True
                 run.deaths = 0
-                self._ask(run)
+                self._terminate(run)
             elif run and run.state == "dead":
                 run.deaths, run.next_start = 0, 0.0
 
-    def _turn_on(self, run: Run) -> None:
-        """It, and what it comes after."""
+    def _enable(self, run: Run) -> None:
+        """Starts a service that is off, and what it comes after."""
         if run.state == "off":
             run.state = "waiting"
             for name in run.service.after:
-                self._turn_on(self.runs[name])
+                self._enable(self.runs[name])
 
     def _stop(self) -> None:
         """TERM to those nobody needs any more, and so on down the order; KILL to all that is left at the end."""
-        say("stopping")
+        report("stopping")
         deadline = time.monotonic() + self.stop_within
-        told: set[str] = set()
-        while time.monotonic() < deadline and not self.hurry:
+        terminated: set[str] = set()
+        while time.monotonic() < deadline and not self.kill_now:
             ended = reap()
             alive = [r for r in self.runs.values() if r.process and r.process[0] not in ended]
             for run in self.runs.values():
@@ -330,29 +333,29 @@ class Manager:
                 break
             needed = {a for r in alive for a in r.service.after}
             for run in alive:
-                if run.service.name not in needed | told:
-                    told.add(run.service.name)
+                if run.service.name not in needed | terminated:
+                    terminated.add(run.service.name)
                     run.kill_at = 0.0  # of a restart that was under way
-                    self._ask(run)
-            self._write()
+                    self._terminate(run)
+            self._write_state()
             time.sleep(0.05)
         for run in self.runs.values():
             if run.process:
-                self._say(run, "did not stop in time, killed")
+                self._report(run, "did not stop in time, killed")
         end_descendants(0.0)
         for run in self.runs.values():
             run.process, run.state = None, "stopped"
         self.ready = False
-        self._write()
-        say("stopped")
+        self._write_state()
+        report("stopped")
 
-    # What others read
+    # The files that others read
 
-    def _survey(self) -> None:
+    def _inspect(self) -> None:
         now = time.monotonic()
-        if now < self.next_survey:
+        if now < self.next_inspection:
             return
-        self.next_survey = now + SURVEY_S
+        self.next_inspection = now + INSPECT_S
         for run in self.runs.values():
             run.family = descendants(run.process[0]) if run.process else []
             log = self.logs / f"{run.service.name}.log"
@@ -361,7 +364,7 @@ class Manager:
                 log.with_suffix(".log.1").write_bytes(log.read_bytes())
                 os.truncate(log, 0)
 
-    def _write(self) -> None:
+    def _write_state(self) -> None:
         family = [who for r in self.runs.values() for who in ([r.process] if r.process else []) + r.family]
         state = {
             "sentinel": identity(self.sentinel),
@@ -370,9 +373,9 @@ class Manager:
             "services": {name: run.as_dict() for name, run in self.runs.items()},
             "processes": family,
         }
-        if state != self.written:
-            self.written = state
-            write_json(self.folder / "state.json", state)
+        if state != self.last_state:
+            self.last_state = state
+            write_json(self.folder / STATE, state)
 
-    def _say(self, run: Run, what: str, more: str = "") -> None:
-        say(f"{run.service.name:<16} {what}{'  ' if more else ''}{more}")
+    def _report(self, run: Run, what: str, more: str = "") -> None:
+        report(f"{run.service.name:<16} {what}{'  ' if more else ''}{more}")

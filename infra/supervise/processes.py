@@ -54,7 +54,7 @@ def identity(pid: int) -> Identity | None:
 
 
 def alive(who: Identity) -> bool:
-    """Whether just this process lives (a zombie does not)."""
+    """True if exactly this process lives; a zombie does not."""
     try:
         process = psutil.Process(who[0])
         return abs(process.create_time() - who[1]) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
@@ -70,13 +70,13 @@ def send(who: Identity, signum: int) -> None:
 
 def descendants(pid: int | None = None) -> list[Identity]:
     """All living descendants of `pid` (of this process), those it adopted too."""
-    found: list[Identity] = []
+    living: list[Identity] = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if child.status() != psutil.STATUS_ZOMBIE:
-                    found.append((child.pid, child.create_time()))
-    return found
+                    living.append((child.pid, child.create_time()))
+    return living
 
 
 def reap() -> dict[int, int]:
@@ -107,7 +107,7 @@ def end_descendants(grace_s: float) -> None:
 
 
 def end(processes: Iterable[Identity], grace_s: float) -> int:
-    """The same for processes that are nobody's descendants any more; returns how many lived."""
+    """Ends processes that may be nobody's descendants any more, in the same way; returns how many lived."""
     left = [who for who in processes if alive(who)]
     for who in left:
         send(who, signal.SIGTERM)

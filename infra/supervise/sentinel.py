@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.supervise.manager import say
+from infra.supervise.manager import STATE, report
 from infra.supervise.processes import adopt_orphans, die_with_parent, end, end_descendants, read_json
 
 CRASH_GRACE_S = 3.0
@@ -44,7 +44,7 @@ def lock(folder: Path) -> int | None:
 
 def sweep(folder: Path, grace_s: float = CRASH_GRACE_S) -> int:
     """Ends what a supervisor left that was killed together with its sentinel. Only call it with the lock held."""
-    state = read_json(folder / "state.json")
+    state = read_json(folder / STATE)
     left = [(int(pid), float(created)) for pid, created in state.get("processes", ())]
     return end(left, grace_s) if left else 0
 
@@ -59,7 +59,7 @@ def supervise(folder: Path, prepare: Callable[[], Callable[[], int]]) -> int:
     if held is None:
         raise AlreadyRunning(f"{folder} is already running; end it with: minutehand down --name {folder.name}")
     if swept := sweep(folder):
-        say(f"ended {swept} processes that an earlier run left")
+        report(f"ended {swept} processes that an earlier run left")
     manager = prepare()
     adopt_orphans()
     sys.stdout.flush()
@@ -86,7 +86,7 @@ def supervise(folder: Path, prepare: Callable[[], Callable[[], int]]) -> int:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             code = manager()
         except BaseException as e:  # noqa: B036 - whatever it was, the child must not return into the parent's code
-            say(f"the supervisor failed: {type(e).__name__}: {e}")
+            report(f"the supervisor failed: {type(e).__name__}: {e}")
             raise
         finally:
             sys.stdout.flush()

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.airflow import services as airflow
+from infra.cli.flags import settings_flags, settings_of
 from infra.platform import Platform, PlatformError
-from infra.settings import SettingError, Settings, load
+from infra.settings import SettingError, Settings
 
 DAGS = ("sample_examples", "batch_warm_start", "materialize_features", "publish_base", "watch_platform")
 
@@ -38,7 +39,7 @@ class Bench:
         settings = Settings.from_dict(facts["settings"]).with_(airflow_db="sqlite")
         where = {"airflow": "http://127.0.0.1:0"} | facts["addresses"]  # no server is asked
         hidden = airflow.secrets_of(self.folder)
-        self.env = airflow.environment(settings, self.folder, platform.folder / "platform.json", where, hidden)
+        self.env = airflow.environment(settings, self.folder, where, hidden)
         self._airflow("db", "migrate", to="migrate")
 
     def _airflow(self, *words: str, to: str) -> int:
@@ -50,7 +51,7 @@ class Bench:
         return self.folder / f"{name}.log"
 
     def run(self, dag: str, conf: str) -> tuple[bool, list[tuple[str, str, float]]]:
-        """Whether the run succeeded, and each task's name, state and seconds, in the order of their start."""
+        """True if the run succeeded, and each task's name, state and seconds, in the order of their start."""
         code = self._airflow("dags", "test", dag, *(["--conf", conf] if conf else []), to=dag)
         with sqlite3.connect(self.folder / "airflow.db") as db:
             (state, run) = db.execute(
@@ -62,17 +63,16 @@ class Bench:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", help="the platform's name (default: local)")
-    parser.add_argument("--settings", metavar="FILE", help="settings file (default: minutehand.toml)")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="one setting, for once")
+    parser = argparse.ArgumentParser(
+        parents=[settings_flags()], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dag", nargs="*", metavar="DAG[=FORM]", default=DAGS, help="with the form's values as JSON")
     args = parser.parse_args(argv)
     chosen = [given.partition("=")[::2] for given in args.dag]
     if wrong := [dag for dag, _ in chosen if dag not in DAGS]:
         parser.error(f"DAG is {wrong[0]!r}, allowed are {', '.join(DAGS)}")
     try:
-        bench = Bench(Platform(load(args.settings, [*args.set, *([f"name={args.name}"] if args.name else [])])))
+        bench = Bench(Platform(settings_of(args)))
     except (SettingError, PlatformError) as e:
         print(f"dags_test: {e}", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.airflow.rest import Airflow
+from infra.cli.flags import settings_flags, settings_of
 from infra.cli.pipeline import session
 from infra.platform import Platform, PlatformError
 from infra.settings import PROJECT, SettingError
@@ -50,11 +51,11 @@ class Browser:
         self._count += 1
         self._socket.send(json.dumps({"id": self._count, "method": method, "params": params}))
         while True:
-            said = json.loads(self._socket.recv(timeout=60))
-            if said.get("id") == self._count:
-                if "error" in said:
-                    raise PlatformError(f"chromium refuses {method}: {said['error']['message']}")
-                result: dict[str, Any] = said["result"]
+            reply = json.loads(self._socket.recv(timeout=60))
+            if reply.get("id") == self._count:
+                if "error" in reply:
+                    raise PlatformError(f"chromium refuses {method}: {reply['error']['message']}")
+                result: dict[str, Any] = reply["result"]
                 return result
 
     def eval(self, script: str) -> Any:
@@ -103,12 +104,12 @@ def chromium() -> Iterator[Browser]:
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
         try:
-            said, deadline = Path(profile) / "DevToolsActivePort", time.monotonic() + 60
-            while not said.is_file() or not said.read_text().strip():
+            port_file, deadline = Path(profile) / "DevToolsActivePort", time.monotonic() + 60
+            while not port_file.is_file() or not port_file.read_text().strip():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise PlatformError("chromium did not start")
                 time.sleep(0.1)
-            browser = Browser(int(said.read_text().splitlines()[0]))
+            browser = Browser(int(port_file.read_text().splitlines()[0]))
             browser.size(*SIZE)
             yield browser
         finally:
@@ -174,8 +175,6 @@ def data_docs_page(browser: Browser, url: str, folder: Path, to: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from infra.cli.main import settings_flags, settings_of
-
     parser = argparse.ArgumentParser(
         "python -m infra.tools.screenshots", parents=[settings_flags()], description=__doc__
     )

@@ -24,9 +24,9 @@ from sklearn.metrics import roc_auc_score
 
 from delta_log.log import Log
 from delta_log.manifest import Manifest
-from infra.cli.demo import caught_up, prepare
 from infra.platform import Platform
 from infra.replay.report import joined
+from infra.replay.run import caught_up, prepare
 from infra.settings import PORTS, load
 from serving.client import Scorer
 from streaming.source import load as load_source
@@ -43,7 +43,7 @@ PI = 0.5
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Manifest]]:
     """The platform, up, and the base it began with."""
-    settings = load(None, [f"{port}=0" for port in PORTS], {}).with_(
+    settings = load(None, [f"{port}=0" for port in PORTS]).with_(
         name="e2e",
         var=str(tmp_path_factory.mktemp("var")),
         source=SOURCE,

@@ -35,7 +35,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     how much the served model learned during the replay is the machine's pace. What it refuses, other tests show.
     """
     settings = (
-        load(None, [f"{port}=0" for port in PORTS], {})
+        load(None, [f"{port}=0" for port in PORTS])
         .with_(name="slow", var=str(tmp_path_factory.mktemp("var")), source=SOURCE, sync_every="60s")
         .with_(gate_tolerance=0.2, gate_calibration=2)
     )

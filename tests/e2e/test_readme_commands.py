@@ -32,7 +32,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "MINUTEHAND_FEAST": "false",
     }
     yield {**os.environ, **mine}
-    Platform(load(None, ["name=local"], mine)).stop()
+    Platform(load(None, ["name=local", f"var={var}"])).stop()
 
 
 def run(command: str, environment: dict[str, str], addresses: dict[str, str]) -> str:
@@ -68,4 +68,4 @@ def test_the_commands_answer(environment: dict[str, str]) -> None:
     assert "by delta" in printed and "learned_until_ms" in printed
     for line in last:
         run(line, environment, {})
-    assert not Platform(load(None, ["name=local"], environment)).is_running()
+    assert not Platform(load(None, ["name=local", f"var={folder.parent}"])).is_running()

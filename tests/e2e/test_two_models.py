@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from delta_log.log import Log
-from infra.cli.demo import caught_up, prepare
 from infra.platform import Platform
 from infra.replay.live import read_lines
+from infra.replay.run import caught_up, prepare
 from infra.settings import PORTS, load
 from serving.client import Scorer
 from streaming.source import load as load_source
@@ -71,7 +71,7 @@ def test_both_learn_every_pair_and_serve_the_rows_they_trained(platform: Platfor
         assert served == newest.digest, f"{name} serves other rows than its trainer has"
         scores[name] = scorer.score([row])[0]
         scorer.close()
-        confirmed = [line for line in read_lines(platform.layout.confirmed(0, name)) if line["lineage"] == lineage]
+        confirmed = [line for line in read_lines(platform.layout.confirmations(0, name)) if line["lineage"] == lineage]
         assert [line["seq"] for line in confirmed] == list(range(1, newest.seq + 1))
         assert all(line["digests_equal"] in (True, None) for line in confirmed)
     assert learned["ranker"] == learned["plain"], "one of them lost a pair or learned one twice"

@@ -11,34 +11,90 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import compose, layout, services
+from infra import kafka_server, layout, prepare, services
 from infra.airflow import services as airflow
 from infra.settings import FIELDS, PORTS, PROJECT, Settings
 
 FILE = PROJECT / "docker-compose.yml"
 TEXT = FILE.read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
-SECRETS = ("POSTGRES_PASSWORD", compose.ADMIN, *compose.SECRETS)
-LOCAL = compose.declared(compose.settings_of([]))
+DEFAULT_PORTS = {FIELDS[name].default for name in PORTS}
+OUTSIDE_PORT = 29092  # Kafka for clients that are not in the network
+OURS = "minutehand:0.1.0"
+HIDDEN = ("MINUTEHAND_WRITE_TOKEN", *airflow.KEYS)
+SECRETS = ("POSTGRES_PASSWORD", prepare.ADMIN, *HIDDEN)
+ADDED = {  # what a container needs beside the local variables
+    "MINUTEHAND_HEALTH_HOST", "PYTHONPATH", "FEAST_FS_YAML_FILE_PATH", "MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY",
+}  # fmt: skip
+ELSEWHERE = {"AIRFLOW__API__BASE_URL", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "PYTHONPATH", *HIDDEN}
+SETTINGS = prepare.settings_of_containers()
+LOCAL = prepare.declared(SETTINGS, dict.fromkeys(HIDDEN, "secret"))
 # A local service -> who is it in containers, where it is not ours of the same name.
 OFFICIAL = {"kafka-format": "kafka", "kafka": "kafka", "join": "jobmanager", "mlflow": "mlflow"}
 OFFICIAL |= {"model-server-0": "model-server-0"}
 
 
-def test_the_file_is_what_the_platform_declares() -> None:
-    assert compose.text(compose.compose(compose.settings_of([]))) == TEXT, "write it: python -m infra.compose"
-    values = compose.compose(compose.settings_of(["source=kuairand", "sync_every=10s"]))
-    assert yaml.safe_load(compose.text(values)) | {"x-airflow": None} == values | {"x-airflow": None}
+def there(text: str) -> str:
+    """A local word as the project's folder in our image has it."""
+    return text.replace(str(PROJECT), "/opt/minutehand")
 
 
 def test_every_local_service_is_in_it_by_its_own_command() -> None:
     assert {OFFICIAL.get(name, name) for name in LOCAL} <= set(SERVICES)
     for name in set(LOCAL) - set(OFFICIAL):
-        there = SERVICES[name]
-        assert there["image"] == compose.OURS
-        assert there["command"][0] == "python"
-        assert there["command"][1:] == [w.replace(str(PROJECT), "/opt/minutehand") for w in LOCAL[name].command[1:]]
-        assert ("restart" in there) != LOCAL[name].once
+        ours = SERVICES[name]
+        assert ours["image"] == OURS
+        assert ours["command"] == ["python", *map(there, LOCAL[name].command[1:])], name
+        assert ("restart" in ours) != LOCAL[name].once
+        assert ("cpu_shares" in ours) == bool(LOCAL[name].nice), "what gives way locally gives way here"
+        assert ours["volumes"] == [f"state:{prepare.HOME}"]
+    assert SERVICES["prepare"]["command"] == ["python", "-m", "infra.prepare"]
+    assert SERVICES["mlflow"]["command"] == ["python", *map(there, LOCAL["mlflow"].command[1:])]
+    job = f"{prepare.HOME}/join/join.json"
+    assert SERVICES["jobmanager"]["command"] == ["standalone-job", "--job-classname", services.JOIN_MAIN, job]
+    (command,) = SERVICES["model-server-0"]["command"]
+    served = layout.Layout(SETTINGS).served(0)
+    assert command.startswith(f"until ls -d {served}/[0-9]* "), "the stock server does not start without a version"
+    assert command.endswith(f"; exec {' '.join(LOCAL['model-server-0'].command)}")
+
+
+def test_every_local_service_has_its_variables() -> None:
+    for name, service in LOCAL.items():
+        if name in ("kafka-format", "kafka", "join"):
+            continue
+        environment = SERVICES[OFFICIAL.get(name, name)].get("environment", {})
+        local = {k: there(v) for k, v in service.env.items()}
+        assert {k: environment.get(k) for k in local.keys() - ELSEWHERE} == {
+            k: v for k, v in local.items() if k not in ELSEWHERE
+        }, name
+        assert environment.keys() - local.keys() <= ADDED | {"MLFLOW_SERVER_ALLOWED_HOSTS"}, name
+        for secret in local.keys() & set(HIDDEN):
+            assert environment[secret].startswith(f"${{{secret}:?"), name
+        if name not in OFFICIAL:
+            assert (environment["MINUTEHAND_HEALTH_HOST"], environment["PYTHONPATH"]) == ("0.0.0.0", "/opt/minutehand")
+
+
+def test_every_service_waits_for_what_it_comes_after_locally() -> None:
+    waits = {name: set(service.get("depends_on", ())) for name, service in SERVICES.items()}
+    for name, service in LOCAL.items():
+        if name not in ("kafka-format", "kafka", "airflow-api"):  # the volume of Data Docs is there before both
+            here = OFFICIAL.get(name, name)
+            reached = waits[here] | {other for first in waits[here] for other in waits[first]}
+            assert {OFFICIAL.get(other, other) for other in service.after} <= reached, name
+    for name, service in SERVICES.items():
+        for other, wait in service.get("depends_on", {}).items():
+            ends = other == "prepare" or (other in LOCAL and LOCAL[other].once)
+            started = name in ("taskmanager", "model-server-0")  # these two wait by themselves
+            wanted = "service_completed_successfully" if ends else "service_started" if started else "service_healthy"
+            assert wait["condition"] == wanted, (name, other)
+
+
+def test_the_join_has_the_local_settings() -> None:
+    for name in ("jobmanager", "taskmanager"):
+        properties = yaml.safe_load(SERVICES[name]["environment"]["FLINK_PROPERTIES"])
+        assert properties["rest.port"] == SETTINGS.flink_port
+        assert properties["taskmanager.numberOfTaskSlots"] == SETTINGS.join_parallelism
+        assert properties["taskmanager.memory.process.size"] == f"{(SETTINGS.join_memory >> 20) + 768}m"
 
 
 def test_no_machine_is_named_and_nothing_listens_but_on_loopback() -> None:
@@ -47,12 +103,12 @@ def test_no_machine_is_named_and_nothing_listens_but_on_loopback() -> None:
         assert all(re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port) for port in service.get("ports", ())), name
     published = [int(p.split(":")[1]) for s in SERVICES.values() for p in s.get("ports", ())]
     assert len(set(published)) == len(published)
-    defaults = {FIELDS[name].metadata["default"] for name in PORTS} - {9092, 9093}
-    assert set(published) == defaults | {compose.OUTSIDE_PORT}
+    defaults = DEFAULT_PORTS - {9092, 9093}
+    assert set(published) == defaults | {OUTSIDE_PORT}
 
 
 def test_addresses_in_commands_are_services_and_their_ports() -> None:
-    defaults = {FIELDS[name].metadata["default"] for name in PORTS} | {5432, 6379}
+    defaults = DEFAULT_PORTS | {5432, 6379}
     for name, service in SERVICES.items():
         for word in service.get("command", ()):
             for host, port in re.findall(r"(?:^|//|@)([a-z][a-z0-9-]*):(\d+)", word):
@@ -64,14 +120,14 @@ def test_versions_are_the_locks_and_the_poms() -> None:
     kafka = re.search("<kafka.version>(.*)</", (PROJECT / "infra/kafka/pom.xml").read_text())
     flink = re.search("<flink.version>(.*)</", (PROJECT / "streaming/join/pom.xml").read_text())
     assert kafka and flink
-    assert f"apache/kafka:{kafka[1]}" == compose.KAFKA
-    assert f"flink:{flink[1]}-scala_2.12-java17" == compose.FLINK
-    assert f"ghcr.io/mlflow/mlflow:v{lock['mlflow']}" == compose.MLFLOW
+    assert f"apache/kafka:{kafka[1]}" == SERVICES["kafka"]["image"]
+    assert f"flink:{flink[1]}-scala_2.12-java17" == SERVICES["jobmanager"]["image"] == SERVICES["taskmanager"]["image"]
+    assert f"ghcr.io/mlflow/mlflow:v{lock['mlflow']}" == SERVICES["mlflow"]["image"]
     docker = (PROJECT / "infra/images/Dockerfile").read_text()
     assert f"FROM apache/airflow:{lock['apache-airflow']}-python3.11 " in docker
     uv = re.search("UV_VERSION=(.*)", (PROJECT / "infra/setup.sh").read_text())
     assert uv and f"ARG UV_VERSION={uv[1]}\n" in docker
-    assert f"minutehand:{lock['minutehand']}" == compose.OURS
+    assert f"minutehand:{lock['minutehand']}" == OURS
     for service in SERVICES.values():
         assert re.search(r":v?\d+\.\d+", service["image"]), "every image is pinned"
 
@@ -88,28 +144,29 @@ def test_every_mount_is_a_volume_or_made_by_setup() -> None:
 def test_everything_that_stays_up_has_a_health_check() -> None:
     without = {n for n, s in SERVICES.items() if "restart" in s and "healthcheck" not in s}
     assert without == {"taskmanager"}  # Flink's job manager answers for it: the job is RUNNING
+    for name, service in SERVICES.items():
+        for port in re.findall(r"/dev/tcp/127\.0\.0\.1/(\d+)", str(service.get("healthcheck"))):
+            assert f"127.0.0.1:{port}:{port}" in service["ports"], name
 
 
 def test_kafka_has_the_local_settings_but_where_it_listens(tmp_path: Path) -> None:
-    from infra import kafka_server
-
     local = kafka_server.properties(Settings(), tmp_path, 9092, 9093)
-    there = SERVICES["kafka"]["environment"]
-    differ = {k for k, v in local.items() if there[f"KAFKA_{k.upper().replace('.', '_')}"] != str(v)}
+    environment = SERVICES["kafka"]["environment"]
+    differ = {k for k, v in local.items() if environment[f"KAFKA_{k.upper().replace('.', '_')}"] != str(v)}
     assert differ == {
         "log.dirs", "controller.quorum.voters", "listeners", "advertised.listeners", "listener.security.protocol.map",
     }  # fmt: skip
-    assert len(there) == len(local) + 2
+    assert environment["CLUSTER_ID"] == kafka_server.CLUSTER_ID
+    assert environment["KAFKA_HEAP_OPTS"] == f"-Xmx{SETTINGS.kafka_memory >> 10}k"
+    assert len(environment) == len(local) + 2
 
 
 def test_airflow_has_the_local_variables_but_its_addresses(tmp_path: Path) -> None:
-    hidden = dict.fromkeys(airflow.KEYS, "x")
     at = {"airflow": "http://127.0.0.1:8080", "mlflow": "http://127.0.0.1:5000"}
-    local = airflow.environment(Settings(), tmp_path, tmp_path / "platform.json", at, hidden)
-    there = SERVICES["airflow-api"]["environment"]
-    ours = {"MINUTEHAND_HEALTH_HOST", "FEAST_FS_YAML_FILE_PATH", "MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY"}
-    assert set(there) == set(local) | ours
-    differ = {k for k in local if local[k] != there[k]} - set(airflow.KEYS)
+    local = airflow.environment(Settings(), tmp_path, at, dict.fromkeys(airflow.KEYS, "x"))
+    environment = SERVICES["airflow-api"]["environment"]
+    assert set(environment) == set(local) | ADDED
+    differ = {k for k in local if local[k] != environment[k]} - set(airflow.KEYS)
     assert differ == {
         "AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL", "AIRFLOW__API__HOST",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE",
@@ -138,24 +195,22 @@ def test_feast_is_on_redis_and_postgresql_by_the_repositorys_own_file() -> None:
 
 
 def test_prepare_writes_what_the_others_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compose, "HOME", tmp_path / "minutehand")
-    monkeypatch.setenv(compose.ADMIN, "secret")
+    monkeypatch.setattr(prepare, "HOME", tmp_path / "minutehand")
+    monkeypatch.setenv(prepare.ADMIN, "secret")
     owners: dict[str, int] = {}
-    compose.prepare(lambda path, uid: owners.update({str(path.relative_to(tmp_path)): uid}))
+    prepare.prepare(lambda path, uid: owners.update({str(path.relative_to(tmp_path)): uid}))
     home = tmp_path / "minutehand"
     facts = json.loads((home / "platform.json").read_text())
     assert facts["addresses"]["kafka"] == "kafka:9092" and facts["addresses"]["trainer"] == "http://trainer:8600"
-    assert (
-        facts["models"]["ranker"] == {"model": "deepfm", "log": str(home / "log/ranker")}
-        and facts["settings"]["source"] == "simulator"
-    )
+    assert facts["models"]["ranker"]["log"] == str(home / "log/ranker") and facts["settings"]["source"] == "simulator"
     # A browser on the host reads these; their folder must be there before they are served.
     assert facts["addresses"]["data-docs"] == "http://127.0.0.1:8592" and (home / "data_docs").is_dir()
-    assert set(facts["addresses"]) == set(layout.addresses(Settings(), compose.ports_of(Settings())))
+    assert set(facts["addresses"]) == set(layout.addresses(Settings(), prepare.ports_of(Settings())))
     job = json.loads((home / "join/join.json").read_text())
     assert job["bootstrap"] == "kafka:9092" and job["declaration"]["features"]
-    settings = compose.settings_of([])
-    config = services.model_config(layout.Layout(settings), settings, 0)
-    assert (home / "models/replica-0/models.config").read_text() == config
+    lists = (home / "models/replica-0/models.config").read_text()
+    settings = prepare.settings_of_containers()
+    assert lists == services.model_config(layout.Layout(settings), settings, 0)
+    assert f'base_path: "{home}/models/replica-0/ranker/served"' in lists
     assert json.loads((home / "airflow/passwords.json").read_text()) == {airflow.USER: "secret"}
-    assert owners["minutehand/join/state"] == compose.FLINK_UID and owners["minutehand/log"] == compose.UID
+    assert owners["minutehand/join/state"] == prepare.FLINK_UID and owners["minutehand/log/ranker"] == prepare.UID

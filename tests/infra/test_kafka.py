@@ -31,7 +31,7 @@ CALLER = """
 import sys, time
 from infra.platform import Platform
 from infra.settings import load
-platform = Platform(load(None, sys.argv[1:], {}))
+platform = Platform(load(None, sys.argv[1:]))
 platform.start(["kafka"])
 print("up", flush=True)
 time.sleep(600)

@@ -13,20 +13,34 @@ from infra import ports
 from infra.settings import FIELDS, PROJECT, SettingError, Settings, load
 
 
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment without settings; a test adds its own."""
+    for name in FIELDS:
+        monkeypatch.delenv(f"MINUTEHAND_{name.upper()}", raising=False)
+    return monkeypatch
+
+
+def as_default(**values: int) -> Settings:
+    """Settings with other values that nobody set."""
+    return Settings.from_dict(values)
+
+
 def test_the_file_shows_every_setting_with_its_default() -> None:
     lines = (PROJECT / "minutehand.toml").read_text().splitlines()
     shown = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines if " = " in line))
     assert list(shown) == list(FIELDS)
-    assert {**Settings().merge(shown, "").as_dict(), "given": []} == Settings().as_dict()
+    assert {**Settings().with_(**shown).as_dict(), "given": []} == Settings().as_dict()
     for line, f in zip([line for line in lines if " = " in line], FIELDS.values(), strict=True):
-        assert line.endswith(f"# {f.metadata['doc']}")
+        assert line.endswith(f"# {f.description}")
 
 
-def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path, environ: pytest.MonkeyPatch) -> None:
     file = tmp_path / "s.toml"
     file.write_text('sync_every = "5s"\nreplicas = 2\nsalt = "file"\n')
-    environ = {"MINUTEHAND_REPLICAS": "3", "MINUTEHAND_SALT": "environment", "MINUTEHAND_DATA": "/somewhere"}
-    settings = load(file, ["salt=flag=1"], environ)
+    for name, value in {"REPLICAS": "3", "SALT": "environment", "DATA": "/somewhere"}.items():
+        environ.setenv(f"MINUTEHAND_{name}", value)
+    settings = load(file, ["salt=flag=1"])
     assert (settings.sync_every_ms, settings.replicas, settings.salt) == (5000, 3, "flag=1")
     assert settings.given == {"sync_every", "replicas", "salt"}
     assert settings.pi == Settings().pi
@@ -51,11 +65,11 @@ def test_the_join_commits_each_fifth_of_sync_every(sync_every: str, checkpoint: 
         ("sync_every=1x", ["sync_every is '1x'", "500ms, 60s", "at least 100ms"]),
         ("sync_every=10ms", ["sync_every is '10ms'", "at least 100ms"]),
         ("sync_every=60", ["sync_every is '60'", "500ms, 60s"]),
-        ("pi=0", ["pi is '0'", "from 1e-06 to 1"]),
-        ("pi=nan", ["pi is 'nan'", "from 1e-06 to 1"]),
-        ("replicas=0", ["replicas is '0'", "whole number from 1 to 64"]),
+        ("pi=0", ["pi is '0'", "at least 1e-06, at most 1"]),
+        ("pi=nan", ["pi is 'nan'", "at least 1e-06, at most 1"]),
+        ("replicas=0", ["replicas is '0'", "a whole number, at least 1, at most 64"]),
         ("replicas=1.5", ["replicas is '1.5'", "whole number"]),
-        ("kafka_port=65536", ["kafka_port is '65536'", "from 0 to 65535"]),
+        ("kafka_port=65536", ["kafka_port is '65536'", "at least 0, at most 65535"]),
         ("mlflow=maybe", ["mlflow is 'maybe'", "true or false"]),
         ("airflow_db=mysql://x/y", ["airflow_db is 'mysql://x/y'", "sqlite, or postgresql://user"]),
         ("name=../x", ["name is '../x'", "letters, digits"]),
@@ -70,7 +84,7 @@ def test_the_join_commits_each_fifth_of_sync_every(sync_every: str, checkpoint: 
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(flag: str, said: list[str]) -> None:
     with pytest.raises(SettingError) as e:
-        load(flags=[flag], environ={})
+        load(flags=[flag])
     for part in said:
         assert part in str(e.value)
 
@@ -87,40 +101,54 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(flag: str, said: list[str
         ("sqlite", "sqlite"),
     ],
 )
-def test_a_password_is_kept_and_never_shown(address: str, shown: str) -> None:
-    settings = load(environ={"MINUTEHAND_AIRFLOW_DB": address})
+def test_a_password_is_kept_and_never_shown(address: str, shown: str, environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("MINUTEHAND_AIRFLOW_DB", address)
+    settings = load()
     assert settings.airflow_db == settings.as_dict()["airflow_db"] == address
     assert settings.shown() == settings.as_dict() | {"airflow_db": shown}
     if shown == address:
-        assert load(flags=[f"airflow_db={address}"], environ={}).airflow_db == address
+        assert load(flags=[f"airflow_db={address}"]).airflow_db == address
     else:
         with pytest.raises(SettingError, match="everybody can read a command line.*MINUTEHAND_AIRFLOW_DB") as e:
-            load(flags=[f"airflow_db={address}"], environ={})
+            load(flags=[f"airflow_db={address}"])
         assert "p%40" not in str(e.value) and "=p&" not in str(e.value)
 
 
 @pytest.mark.parametrize("address", ["postgresql://u:p@a/s@h/db", "postgresql://u:p%zz@h/db", "postgres://u:p@h/db"])
-def test_a_wrong_address_is_said_without_its_password(address: str) -> None:
+def test_a_wrong_address_is_said_without_its_password(address: str, environ: pytest.MonkeyPatch) -> None:
+    environ.setenv("MINUTEHAND_AIRFLOW_DB", address)
     with pytest.raises(SettingError, match="allowed is sqlite, or .* as in %40") as e:
-        load(environ={"MINUTEHAND_AIRFLOW_DB": address})
+        load()
     assert f"environment: airflow_db is '{address.partition(':')[0]}://u:***@h/db'; " in str(e.value)
 
 
-def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+def test_a_wrong_file_is_named(tmp_path: Path, environ: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingError, match=r"none\.toml cannot be read: No such file"):
-        load(tmp_path / "none.toml", environ={})
+        load(tmp_path / "none.toml")
+    with pytest.raises(SettingError, match=r"cannot be read: Is a directory"):
+        load(tmp_path)
     file = tmp_path / "s.toml"
-    file.write_text("pi = 2\n")
-    with pytest.raises(SettingError, match=r"s\.toml: pi is 2; allowed is a number"):
-        load(file, environ={})
-    file.write_text("pi = true\n")
-    with pytest.raises(SettingError, match="pi is True"):
-        load(file, environ={})
-    file.write_text("pi 2\n")
-    with pytest.raises(SettingError, match="is not TOML"):
-        load(file, environ={})
+    for text, error in {
+        "pi = 2\n": r"s\.toml: pi is 2; allowed is a number",
+        "pi = true\n": "pi is True; allowed",
+        "replicas = true\n": "replicas is True; allowed is a whole number",
+        "sync_every = nan\n": "sync_every is nan; allowed is a duration",
+        f"sync_every = {10**400}\n": "sync_every is 1000",
+        "sync_every = inf\n": "sync_every is inf; allowed is a duration",
+        "pi = nan\n": "pi is nan; allowed is a number",
+        "_env_prefix = 'X'\n": r"s\.toml: there is no setting '_env_prefix'",
+        "pi 2\n": "is not TOML",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(SettingError, match=error) as e:
+            load(file)
+        assert "\n" not in str(e.value)
+    file.write_bytes(b'salt = "\xff"\n')
+    with pytest.raises(SettingError, match=r"s\.toml is not TOML: .*utf-8"):
+        load(file)
+    environ.setenv("MINUTEHAND_PI", "x")
     with pytest.raises(SettingError, match="environment: pi is 'x'"):
-        load(environ={"MINUTEHAND_PI": "x"})
+        load()
 
 
 def listener() -> tuple[socket.socket, int]:
@@ -132,7 +160,7 @@ def test_a_taken_port_moves_unless_somebody_set_it(monkeypatch: pytest.MonkeyPat
     s, port = listener()
     with s:
         # The same port as a default and as somebody's choice.
-        settings = Settings(kafka_port=port)
+        settings = as_default(kafka_port=port)
         moved = ports.resolve(settings)["kafka_port"]
         assert moved > port and ports.is_free("127.0.0.1", moved)
         with pytest.raises(SettingError, match=f"kafka_port is {port}, which is taken on 127.0.0.1"):
@@ -161,7 +189,7 @@ def test_a_moving_port_does_not_take_one_that_somebody_set() -> None:
         s, port = listener()
         with s:
             if port < 65000 and ports.is_free("127.0.0.1", port + 1) and ports.is_free("127.0.0.1", port + 2):
-                resolved = ports.resolve(Settings(kafka_port=port).with_(flink_port=port + 1))
+                resolved = ports.resolve(as_default(kafka_port=port).with_(flink_port=port + 1))
                 assert resolved["flink_port"] == port + 1
                 assert resolved["kafka_port"] > port + 1
                 return

@@ -95,11 +95,11 @@ def test_what_a_process_says_of_itself():
         assert not gone.ok and "health of sync-0: seen is" in str(gone)
         health.reason = ""
         assert next(iter(watch.health(where))).ok
-        (figure,) = watch.metrics(where)
+        (figure,) = watch.counts(where)
         assert str(figure) == "minutehand_trainer_lag_records of trainer: seen is 20000, allowed is at most 10000"
         assert not figure.ok
         lag.set(3)
-        assert [f.ok for f in watch.metrics(where)] == [True]
+        assert [f.ok for f in watch.counts(where)] == [True]
     finally:
         health.close()
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from infra import checks
 from infra.airflow import services as airflow
 from infra.settings import PROJECT, Settings
+from infra.supervise import checks
 
 WHERE = {"airflow": "http://127.0.0.1:18080", "mlflow": "http://127.0.0.1:15000"}
 HIDDEN = {name: f"secret {name}" for name in airflow.KEYS}
 
 
 def environment(folder: Path, **settings: object) -> dict[str, str]:
-    return airflow.environment(Settings().with_(**settings), folder, folder / "platform.json", WHERE, HIDDEN)
+    return airflow.environment(Settings().with_(var=str(folder), **settings), folder, WHERE, HIDDEN)
 
 
 def test_every_address_follows_the_port(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_every_address_follows_the_port(tmp_path: Path) -> None:
     assert (env["AIRFLOW__API__HOST"], env["AIRFLOW__API__PORT"]) == ("127.0.0.1", "18080")
     assert env["AIRFLOW__CORE__DAGS_FOLDER"] == str(PROJECT / "dags")
     assert env["MLFLOW_TRACKING_URI"] == WHERE["mlflow"]
-    assert env["MINUTEHAND_PLATFORM"] == str(tmp_path / "platform.json")
+    assert env["MINUTEHAND_PLATFORM"] == str(tmp_path / "local" / "platform.json")
     assert env["PYTHONPATH"].split(":")[0] == str(PROJECT)
 
 
@@ -59,7 +59,7 @@ def test_secrets_are_made_once_for_their_owner_only(tmp_path: Path, monkeypatch:
 
 
 def test_the_processes_and_their_order(tmp_path: Path) -> None:
-    found = airflow.services(Settings(), tmp_path, tmp_path / "platform.json", WHERE, HIDDEN)
+    found = airflow.services(Settings().with_(var=str(tmp_path)), WHERE, HIDDEN)
     assert [s.name for s in found] == [f"airflow-{n}" for n in ("migrate", "api", *airflow.COMPONENTS)]
     assert [s.after for s in found] == [(), ("airflow-migrate", "data-docs"), *[("airflow-migrate",)] * 3]
     assert all(s.nice == airflow.NICE > 0 and s.command[1:3] == ["-m", "airflow"] for s in found[1:])

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from infra import checks
+from infra.supervise import checks
 
 
 @pytest.mark.parametrize(

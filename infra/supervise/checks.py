@@ -1,4 +1,4 @@
-"""Readiness checks: each is called without arguments and says why a service is not ready, "" when it is.
+"""Readiness checks: each is called without arguments and returns why a service is not ready, "" when it is.
 
 They run in the supervisor's main thread, so each ends within a second.
 """
@@ -20,19 +20,13 @@ TIMEOUT_S = 1.0
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
-def url_host(host: str) -> str:
-    """`host` as a client writes it: the wildcard is reached over loopback, IPv6 goes in brackets."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
-
-
-def http_ok(url: str, says: Callable[[bytes], str] = lambda body: "") -> Check:
-    """GET answers 200 and `says` has nothing against its body; a 503's body is the reason."""
+def http_ok(url: str, complaint: Callable[[bytes], str] = lambda body: "") -> Check:
+    """GET answers 200 and `complaint` of its body is empty; a 503's body is the reason."""
 
     def check() -> str:
         try:
             with _open(url, timeout=TIMEOUT_S) as answer:
-                return says(answer.read(1 << 20))
+                return complaint(answer.read(1 << 20))
         except urllib.error.HTTPError as e:
             body = ""
             with e, contextlib.suppress(OSError, http.client.HTTPException):  # it may stall in the middle
@@ -51,7 +45,7 @@ def first_of(checks: Iterable[Check]) -> Check:
 
 
 def tcp(host: str, port: int) -> Check:
-    """Somebody listens."""
+    """A process listens on the port."""
 
     def check() -> str:
         try:
@@ -88,34 +82,34 @@ def kafka(host: str, port: int) -> Check:
 def flink_running(url: str) -> Check:
     """One job, and it is RUNNING."""
 
-    def says(body: bytes) -> str:
+    def complaint(body: bytes) -> str:
         states = [str(job["state"]) for job in json.loads(body)["jobs"]]
         return "" if "RUNNING" in states else f"job state: {', '.join(states) or 'no job yet'}"
 
-    return http_ok(f"{url}/jobs/overview", says)
+    return http_ok(f"{url}/jobs/overview", complaint)
 
 
 def model_available(url: str, model: str) -> Check:
     """TF Serving's REST status of `model`: a version is AVAILABLE."""
 
-    def says(body: bytes) -> str:
+    def complaint(body: bytes) -> str:
         states = [str(v["state"]) for v in json.loads(body)["model_version_status"]]
         return "" if "AVAILABLE" in states else f"model {model}: {', '.join(states) or 'no version yet'}"
 
-    return http_ok(f"{url}/v1/models/{model}", says)
+    return http_ok(f"{url}/v1/models/{model}", complaint)
 
 
 def airflow_component(url: str, name: str) -> Check:
-    """Airflow's own word on one of its processes (scheduler, dag_processor, triggerer): by heartbeat, not by pid."""
+    """Airflow's own report on one of its processes (scheduler, dag_processor, triggerer): by heartbeat, not by pid."""
 
-    def says(body: bytes) -> str:
+    def complaint(body: bytes) -> str:
         status = (json.loads(body).get(name) or {}).get("status")
         return "" if status == "healthy" else f"{name} is {status or 'not known yet'}"
 
-    return http_ok(f"{url}/api/v2/monitor/health", says)
+    return http_ok(f"{url}/api/v2/monitor/health", complaint)
 
 
 def airflow_stalled(url: str, name: str) -> Check:
-    """The same once it was ready: an API server that does not answer is not held against the others."""
+    """The same check for a component that was ready: the API server's silence is no fault of the others."""
     ask = airflow_component(url, name)
-    return lambda: said if (said := ask()).startswith(f"{name} is") else ""
+    return lambda: reason if (reason := ask()).startswith(f"{name} is") else ""
