@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "streaming")]
+sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
-from broker import Broker  # noqa: E402  # the two are no packages: they are found by the line above
-from join_process import JoinProcess  # noqa: E402
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
 
 from streaming import topics  # noqa: E402
 from streaming.declaration import Declaration, Feature  # noqa: E402
+from tests.support.broker import Broker  # noqa: E402
+from tests.support.join_process import JoinProcess  # noqa: E402
 
 GOAL = 0.35
 IDS = tuple(Feature(f"id_{n}", "id") for n in range(14))
@@ -109,7 +109,6 @@ class Run(NamedTuple):
 
 def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: JoinProcess) -> Run:
     """Waits until the job has written all."""
-    assert job.process is not None
     process = psutil.Process(job.process.pid)
     consumer = KafkaConsumer(
         bootstrap_servers=bootstrap, group_id=None, auto_offset_reset="earliest", isolation_level="read_committed",
@@ -128,9 +127,8 @@ def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: Jo
                     done += last_w is not None and json.loads(record.value)["heartbeat_ms"] == last_w
                 else:
                     records += 1
-        job.check()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{records} records of {events} events after 900 s:\n{job.tail()}")
+        if job.process.code is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{records} records of {events} events:\n{job.process.tail()}")
     consumer.close()
     return Run(records, (last - first) / 1000, sum(process.cpu_times()[:2]) - cpu_s)
 
@@ -151,8 +149,7 @@ def measure(bootstrap: str, main: str, number: int, events: int, last_w: int, ch
     try:
         return written(bootstrap, topic, events, last_w if main == "JoinJob" else None, job)
     finally:
-        if job.process is not None and job.process.poll() is None:
-            job.stop()
+        job.process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

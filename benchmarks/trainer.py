@@ -29,14 +29,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "streaming"), str(ROOT / "tests" / "training")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from broker import Broker  # noqa: E402  # these are no packages: they are found by the lines above
-from feeding import examples  # noqa: E402
 from kafka import KafkaProducer  # noqa: E402
 
 from benchmarks.cuckoo import pages  # noqa: E402
@@ -45,6 +43,8 @@ from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
 from streaming import topics  # noqa: E402
 from streaming.example import Batch, decode  # noqa: E402
 from streaming.sources import simulator  # noqa: E402
+from tests.support.broker import Broker  # noqa: E402
+from tests.support.feeding import examples  # noqa: E402
 from training.learn.feed import Feed  # noqa: E402
 from training.learn.learner import Learner, Settings  # noqa: E402
 from training.learn.state import State  # noqa: E402

@@ -18,8 +18,9 @@ from serving.publish import Place, publish
 from serving.replica import Replica
 from serving.sync.sync import Sync
 from tests.support import PROJECT
-from tests.support.lineage import SOURCE, TOKEN, D, request, until
+from tests.support.lineage import SOURCE, TOKEN, D, request
 from tests.support.rig import BASE, Rig
+from tests.support.wait import until
 
 
 def asked(rig: Rig, *more: str) -> tuple[int, dict[str, object]]:
