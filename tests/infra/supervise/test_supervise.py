@@ -49,7 +49,7 @@ MAIN = """
 import sys
 from pathlib import Path
 from infra.supervise.sentinel import AlreadyRunning, supervise
-import infra.supervisor
+import infra.supervise.manager
 from infra.supervise.manager import Manager, Service
 PATIENCE
 folder, mark = Path(sys.argv[1]), sys.argv[2]
