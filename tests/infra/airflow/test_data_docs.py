@@ -21,7 +21,7 @@ def test_pages_are_served_from_their_folder_and_from_nowhere_else(tmp_path: Path
     where = layout.addresses(settings, resolved)
     hidden = dict.fromkeys(("MINUTEHAND_WRITE_TOKEN", *airflow.KEYS), "x")
     service = {s.name: s for s in services.declare(settings, resolved, where, hidden, "{}")}["data-docs"]
-    at.make(1)
+    at.make(settings)
     (at.folder / "token").write_text("secret")
     (at.data_docs / "day").mkdir()
     (at.data_docs / "day" / "index.html").write_text("<p>kept</p>")
