@@ -109,7 +109,6 @@ class Run(NamedTuple):
 
 def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: JoinProcess) -> Run:
     """Waits until the job has written all."""
-    assert job.process is not None
     process = psutil.Process(job.process.pid)
     consumer = KafkaConsumer(
         bootstrap_servers=bootstrap, group_id=None, auto_offset_reset="earliest", isolation_level="read_committed",
@@ -128,9 +127,8 @@ def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: Jo
                     done += last_w is not None and json.loads(record.value)["heartbeat_ms"] == last_w
                 else:
                     records += 1
-        job.check()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{records} records of {events} events after 900 s:\n{job.tail()}")
+        if job.process.code is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{records} records of {events} events:\n{job.process.tail()}")
     consumer.close()
     return Run(records, (last - first) / 1000, sum(process.cpu_times()[:2]) - cpu_s)
 
@@ -151,8 +149,7 @@ def measure(bootstrap: str, main: str, number: int, events: int, last_w: int, ch
     try:
         return written(bootstrap, topic, events, last_w if main == "JoinJob" else None, job)
     finally:
-        if job.process is not None and job.process.poll() is None:
-            job.stop()
+        job.process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.process import running
 from tests.support.servers import Postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -18,3 +19,12 @@ def postgres() -> Iterator[Postgres]:
     """One server for all who ask; each makes a database of its own."""
     with Postgres() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test() -> Iterator[None]:
+    """What a wider fixture started before runs on."""
+    before = set(running)
+    yield
+    for process in running - before:
+        process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 
 import pytest
@@ -15,6 +14,7 @@ from features.plan import COUNTERS
 from features.store import Features
 from tests.support import archived
 from tests.support.facts import write_platform
+from tests.support.ports import free_port
 
 INTERVAL = Interval(archived.BEGIN_MS, archived.BEGIN_MS + 2 * archived.MINUTE_MS)
 GIVEN = {"begin": text(INTERVAL.begin_ms), "end": text(INTERVAL.end_ms)}
@@ -43,10 +43,7 @@ def test_materialize_makes_an_intervals_newest_rows_readable_and_one_without_row
 
 @pytest.fixture
 def trainer():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    registry = CollectorRegistry()
+    port, registry = free_port(), CollectorRegistry()
     lag = Gauge("minutehand_trainer_lag_records", "records", registry=registry)
     health = Health(port, registry)
     health.reason = ""

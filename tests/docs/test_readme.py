@@ -8,6 +8,7 @@ import pytest
 
 from infra.cli import main as cli
 from tests.support import PROJECT
+from tests.test_rooms import MODULES
 
 README = (PROJECT / "README.md").read_text()
 COMMANDS = ("up", "down", "status", "start", "restart", "logs", "demo", "pipeline", "deltas", "recommend")
@@ -35,13 +36,27 @@ def test_no_command_is_missing_from_it(capsys: pytest.CaptureFixture[str]) -> No
     assert set(shown) == set(COMMANDS)
 
 
-def test_the_rooms_of_its_tree_are_there() -> None:
-    tree = README.split("## The house")[1].split("```")[1]
-    rooms = re.findall(r"^(\w+)/", tree, re.M)
-    assert rooms and all((PROJECT / room).is_dir() for room in rooms)
+def tree() -> dict[str, str]:
+    """Path -> half a line, of each line of the file tree; a folder's path ends with a slash."""
+    paths: dict[str, str] = {}
+    above: list[str] = []
+    for line in README.split("## The house")[1].split("```")[1].strip().splitlines():
+        name, about = line.split(maxsplit=1)
+        above[(len(line) - len(line.lstrip())) // 2 :] = [name]
+        paths["".join(above)] = about
+    return paths
+
+
+def test_what_its_tree_names_is_there() -> None:
+    assert all((PROJECT / path).is_dir() == path.endswith("/") and (PROJECT / path).exists() for path in tree())
+    assert max(len(about) for about in tree().values()) <= 90
+
+
+def test_no_room_is_missing_from_its_tree() -> None:
     made = {line.rstrip("/") for line in (PROJECT / ".gitignore").read_text().splitlines()}
-    folders = {p.name for p in PROJECT.iterdir() if p.is_dir() and p.name not in made and not p.name.startswith(".")}
-    assert folders == set(rooms)
+    top = {p for p in PROJECT.iterdir() if p.is_dir() and p.name not in made and not p.name.startswith(".")}
+    rooms = top | {file.parent for file in MODULES.values() if file.name != "__init__.py"}
+    assert {f"{room.relative_to(PROJECT)}/" for room in rooms} <= tree().keys()
 
 
 def test_its_links_lead_somewhere() -> None:

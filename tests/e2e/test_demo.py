@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import psutil
 import pytest
 
 from infra.settings import PORTS
+from tests.support.process import Process
+from tests.support.wait import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -26,27 +27,17 @@ KEYS = {
 }  # fmt: skip
 
 
-def demo(var: Path, **more: object) -> subprocess.Popen[str]:
+def demo(var: Path, **more: object) -> Process:
     words = [f"{port}=0" for port in PORTS] + [f"var={var}", "sync_every=1s", "airflow=false", "feast=false"]
     words += [f"{k}={v}" for k, v in more.items()]
     flags = [part for word in words for part in ("--set", word)]
-    command = [sys.executable, "-m", "infra.cli.main", "demo", "--source", SOURCE, "--wall", "20s", *flags]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    words = ["demo", "--source", SOURCE, "--wall", "20s", *flags]
+    return Process(var / "demo.log", "infra.cli.main", *words, start_new_session=True)
 
 
 def left_over(var: Path) -> list[str]:
     lines = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])]
     return [line for line in lines if str(var) in line]
-
-
-def until(reached: Callable[[], bool], what: str, timeout_s: float = 240) -> None:
-    end = time.monotonic() + timeout_s
-    while not reached():
-        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
 
 
 def test_interrupted_anywhere_then_run_to_its_report(tmp_path: Path) -> None:
@@ -57,15 +48,13 @@ def test_interrupted_anywhere_then_run_to_its_report(tmp_path: Path) -> None:
     }
     for moment, reached in moments.items():
         process = demo(tmp_path)
-        until(lambda at=reached, p=process: at() or p.poll() is not None, moment)
-        assert process.poll() is None, f"{moment}: it ended by itself:\n{process.communicate()[0]}"
+        until(reached, moment, 240, process)
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does
         assert process.wait(60) != 0
         assert not left_over(tmp_path), f"left after Ctrl-C in {moment}"
 
     process = demo(tmp_path)
-    said = process.communicate(timeout=400)[0]
-    assert process.returncode == 0, said
+    assert process.wait(400) == 0, process.tail()
     assert not left_over(tmp_path)
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert set(report) >= KEYS
@@ -73,7 +62,7 @@ def test_interrupted_anywhere_then_run_to_its_report(tmp_path: Path) -> None:
     assert (pairs["lost"], pairs["double"], report["failed_predictions"], report["digests_equal"]) == (0, 0, 0, True)
     assert pairs["offered"] == pairs["learned_pos"] + pairs["learned_neg"] + pairs["sampled_out"]
     assert report["predictions"] > 0 and report["deltas"] > 0 and report["learned_equal"]
-    assert (tmp_path / "report/report.md").read_text() in said
+    assert (tmp_path / "report/report.md").read_text() in process.text()
     for picture in ("freshness.png", "auc.png"):
         assert (tmp_path / "report" / picture).stat().st_size > 10_000
 

@@ -3,14 +3,8 @@ process is real, and each wait is for a state."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,23 +13,18 @@ from delta_log.manifest import Manifest
 from serving.client import Scorer
 from streaming import topics
 from streaming.source import Exposure, load
-from tests.support import PROJECT
-from tests.support.broker import Broker, free_port
+from tests.support.broker import Broker
 from tests.support.feeding import Sender, examples
+from tests.support.metrics import metric
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.wait import until
 from training.learn import batch_pass as batch
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SOURCE = "simulator?seed=3&minutes=20&history_minutes=2&rate=3&clips=100&viewers=100&new_clips=5&expire_minutes=10"
 LINEAGE_ENV = {"MINUTEHAND_WRITE_TOKEN": "a token of the test"}
-
-
-def until(reached: Callable[[], Any], what: str, timeout_s: float = 180) -> Any:
-    end = time.monotonic() + timeout_s
-    while not (found := reached()):
-        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 class Loop:
@@ -54,15 +43,8 @@ class Loop:
         ]  # fmt: skip
         self.scorer = Scorer([f"127.0.0.1:{self.serving}"], "ranker", load(SOURCE).declaration)
 
-    def start(self, module: str, *words: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{module}.log").open("wb") as out:
-            return subprocess.Popen(
-                [sys.executable, "-m", module, *words],
-                cwd=PROJECT,
-                stdout=out,
-                stderr=out,
-                env=os.environ | LINEAGE_ENV,
-            )
+    def start(self, module: str, *words: str) -> Process:
+        return Process(self.folder / f"{module}.log", module, *words, env=LINEAGE_ENV)
 
     def newest(self) -> Manifest:
         lineage = self.log.serving()
@@ -72,9 +54,8 @@ class Loop:
 
     def rows(self, table: str) -> tuple[float, float]:
         """Rows of the trainer's table and the bytes they fill, as /metrics says."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5) as answer:
-            lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
-        return tuple(float(lines[f'minutehand_trainer_table_{x}{{table="{table}"}}']) for x in ("rows", "bytes"))  # type: ignore[return-value]
+        rows, filled = (metric(self.metrics, f"minutehand_trainer_table_{x}", table=table) for x in ("rows", "bytes"))
+        return rows, filled
 
     def served(self) -> int:
         try:
@@ -84,12 +65,7 @@ class Loop:
 
     def close(self) -> None:
         for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.end()
         self.scorer.close()
 
 

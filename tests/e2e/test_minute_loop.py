@@ -6,11 +6,8 @@ Across processes only equalities and orders are asserted; every wait is for a st
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +28,8 @@ from infra.settings import PORTS, load
 from serving.client import Scorer
 from streaming.source import load as load_source
 from tests.support import join_oracle as oracle
+from tests.support.process import Process
+from tests.support.wait import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -72,13 +71,6 @@ def base(started: tuple[Platform, Manifest]) -> Manifest:
     return started[1]
 
 
-def until(reached: Callable[[], bool], what: str, timeout_s: float = 180) -> None:
-    end = time.monotonic() + timeout_s
-    while not reached():
-        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-        time.sleep(0.1)
-
-
 def clock_ms(sent: Path) -> int:
     try:
         return int(json.loads((sent / "progress.json").read_text())["clock_ms"])
@@ -97,25 +89,21 @@ def replay_in_stages(platform: Platform) -> None:
     words = ["--source", SOURCE, "--kafka", platform.address("kafka"), "--serving", serving, "--out", str(sent)]
     words += ["--frozen", "frozen"]
     words += ["--speed", str(SPEED), "--sync-every-ms", "1000", "--stage-file", str(stage_file)]
-    replay = subprocess.Popen([sys.executable, "-m", "infra.replay.replay", *words])
-    try:
+    with Process(platform.folder / "replay.log", "infra.replay.replay", *words) as replay:
         before = stamps[0]
         for name, stage in zip(KILLS, stages, strict=True):
             stage_file.write_text(str(stage))
             middle, before = (before + stage) / 2, stage
-            until(lambda at=middle: clock_ms(sent) >= at or replay.poll() is not None, f"{name}: the stage's middle")
+            until(lambda at=middle: clock_ms(sent) >= at, f"{name}: the stage's middle", process=replay)
             restarts = platform.restarts(name)
             platform.kill(name)
-            until(lambda at=stage: clock_ms(sent) >= at or replay.poll() is not None, f"{name}: the stage's end")
-            assert replay.poll() is None, "the replay ended early"
+            until(lambda at=stage: clock_ms(sent) >= at, f"{name}: the stage's end", process=replay)
+            assert replay.code is None, "the replay ended early"
             known = stage - source.declaration.max_disorder_ms - 1
             until(lambda at=known: caught_up(platform, at), f"learned and served past the death of {name}")
             until(lambda who=name, n=restarts: platform.restarts(who) > n and platform.ready(who), f"{name} again")
         stage_file.write_text("end")
-        assert replay.wait(300) == 0
-    finally:
-        replay.kill()
-        replay.wait()
+        assert replay.wait(300) == 0, replay.tail()
     end_ms = json.loads((sent / "progress.json").read_text())["end_ms"]
     until(lambda: caught_up(platform, end_ms - source.declaration.max_disorder_ms - 1), "the last window is served")
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +25,11 @@ from streaming.publisher import Publisher, action, impression
 from streaming.source import Exposure, load
 from tests.features.test_counters import by_sql
 from tests.support import PROJECT
-from tests.support.broker import Broker, free_port
+from tests.support.broker import Broker
+from tests.support.metrics import get, metric
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.wait import until
 
 SHOP = PROJECT / "tests/support/shop_views.py"
 SOURCE = load(str(SHOP))
@@ -45,34 +45,16 @@ class Pusher:
         self.log = folder.parent / "push.log"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "features.push", "--source", str(SHOP)]
-        command += ["--kafka", self.broker.bootstrap, "--to", str(self.folder), "--port", str(self.port)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--push-ms", "50", "--commit-ms", "300"], stdout=log, stderr=log, cwd=PROJECT
-            )
-        self.until(lambda: self.asks("healthz") is not None)
-
-    def asks(self, page: str) -> str | None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{page}", timeout=2) as answer:
-                return str(answer.read().decode())
-        except OSError:
-            return None
+        where = ("--source", str(SHOP), "--kafka", self.broker.bootstrap, "--to", str(self.folder))
+        pace = ("--port", str(self.port), "--push-ms", "50", "--commit-ms", "300")
+        self.process = Process(self.log, "features.push", *where, *pace)
+        self.until(lambda: get(self.port, "/healthz")[0], "it answers")
 
     def metric(self, name: str) -> float:
-        lines = (self.asks("metrics") or "").splitlines()
-        return next((float(line.split()[1]) for line in lines if line.startswith(f"minutehand_features_{name} ")), -1)
+        return metric(self.port, f"minutehand_features_{name}")
 
-    def until(self, true: Callable[[], bool]) -> None:
-        end = time.monotonic() + WAIT_S
-        while not true():
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def until(self, holds: Callable[[], object], what: str) -> None:
+        until(holds, what, process=self.process)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +101,7 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
             # Killed twice: anywhere between reading, pushing and committing. The app goes on meanwhile.
             sent += serve(live[third * 100 : third * 100 + 80], store, publisher, waiting)
             if third < 2:
-                pusher.kill()
+                pusher.process.kill()
             sent += serve(live[third * 100 + 80 : third * 100 + 100], store, publisher, waiting)
             if third < 2:
                 pusher.start()
@@ -127,9 +109,8 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
             publisher.send(topics.ACTIONS, action(impression_id, task, at_ms))
         end_ms = live[-1].ts_ms + 2 * DECLARATION.window_ms
         publisher.heartbeat(end_ms)
-    pusher.until(lambda: pusher.metric("event_ms") == end_ms and pusher.metric("lag_records") == 0)
-    pusher.process.send_signal(signal.SIGTERM)
-    assert pusher.process.wait(60) == 0, pusher.log.read_text()[-3000:]
+    pusher.until(lambda: pusher.metric("event_ms") == end_ms and pusher.metric("lag_records") == 0, "all is pushed")
+    assert pusher.process.end() == 0, pusher.process.tail()
 
     # The counters: SQL over the send log, window for window.
     expected = by_sql([*history, *live], end_ms, DECLARATION.window_ms, "buy")
@@ -153,7 +134,7 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
         [*command, "--kafka", broker.bootstrap, "--to", str(folder)],
         capture_output=True, text=True, timeout=WAIT_S, cwd=PROJECT,
     )  # fmt: skip
-    pusher.kill()
+    pusher.process.kill()
     assert second.returncode == 2 and "another process pushes into it" in second.stderr
 
 

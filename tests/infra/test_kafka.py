@@ -17,6 +17,8 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[i
 from infra.platform import Platform, PlatformError
 from infra.ports import PORTS
 from infra.settings import Settings
+from tests.support.process import Child
+from tests.support.wait import until
 
 pytestmark = pytest.mark.e2e
 # A source of its own: the broker's test must not wait for another part's module.
@@ -58,10 +60,7 @@ def processes(tmp: Path) -> list[str]:
 
 
 def wait_gone(tmp: Path) -> None:
-    deadline = time.monotonic() + 30
-    while left := processes(tmp):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    until(lambda: not processes(tmp), f"no process of {tmp} is left", 30)
 
 
 @pytest.fixture
@@ -84,11 +83,11 @@ def read(platform: Platform, count: int) -> list[bytes]:
     consumer = KafkaConsumer(bootstrap_servers=platform.address("kafka"), auto_offset_reset="earliest")
     try:
         consumer.assign([TopicPartition("actions", 0)])
-        found: list[bytes] = []
+        messages: list[bytes] = []
         deadline = time.monotonic() + 60
-        while len(found) < count and time.monotonic() < deadline:
-            found += [m.value for batch in consumer.poll(timeout_ms=500).values() for m in batch]
-        return found
+        while len(messages) < count and time.monotonic() < deadline:
+            messages += [m.value for batch in consumer.poll(timeout_ms=500).values() for m in batch]
+        return messages
     finally:
         consumer.close()
 
@@ -161,12 +160,10 @@ def test_it_ends_with_its_caller(tmp_path: Path, signum: int) -> None:
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
     words = [f"{name}={value}" for name, value in flags(tmp_path).items()]
-    caller = subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert caller.stdout is not None
-    with caller.stdout:
-        assert caller.stdout.readline() == b"up\n"
+    with Child(tmp_path / "log", sys.executable, str(script), *words) as caller:
+        until(lambda: "up" in caller.text().splitlines(), "the broker is up", process=caller)
         assert any("kafka.Kafka" in line for line in processes(tmp_path))
-        caller.send_signal(signum)
+        caller.send(signum)
         caller.wait(30)
     wait_gone(tmp_path)
 

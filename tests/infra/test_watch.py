@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from common.health import Health
 from infra import watch
 from tests.support import archived
+from tests.support.ports import free_port
 
 NOW = 1_800_000_000_000
 
@@ -87,7 +87,7 @@ def test_what_a_process_says_of_itself():
     registry = CollectorRegistry()
     lag = Gauge("minutehand_trainer_lag_records", "records", registry=registry)
     lag.set(20_000)
-    health = Health(port := _free(), registry)
+    health = Health(port := free_port(), registry)
     try:
         where = {"trainer": f"http://127.0.0.1:{port}", "kafka": "127.0.0.1:1", "sync-0": "http://127.0.0.1:1"}
         starting, gone = watch.health(where)
@@ -102,9 +102,3 @@ def test_what_a_process_says_of_itself():
         assert [f.ok for f in watch.counts(where)] == [True]
     finally:
         health.close()
-
-
-def _free() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

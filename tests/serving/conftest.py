@@ -25,13 +25,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lineage]:
 
 @pytest.fixture
 def rig(prepared: tuple[Path, Lineage], tmp_path: Path) -> Iterator[Rig]:
-    """A copy of what was prepared; what a test started is ended."""
+    """A copy of what was prepared."""
     light()
     folder, known = prepared
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     made = Rig(tmp_path, known.copy(tmp_path / "log"))
     yield made
-    for process in made.running:
-        if process.popen.poll() is None:
-            process.kill()
     made.lineage.writer.close()

@@ -10,7 +10,7 @@ import pytest
 from serving.client import PADDING, PredictionFailed, Scorer, array, inputs, pad, tensor
 from streaming.sources.simulator import declaration
 from tests.support import PROJECT
-from tests.support.broker import free_port
+from tests.support.ports import free_port
 
 
 def test_lists_are_padded_with_the_reserved_id():

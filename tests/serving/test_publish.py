@@ -19,8 +19,9 @@ from serving.replica import Replica
 from serving.sync.confirmations import Metrics
 from serving.sync.sync import Sync
 from tests.support import PROJECT
-from tests.support.lineage import SOURCE, TOKEN, D, request, until
+from tests.support.lineage import SOURCE, TOKEN, D, request
 from tests.support.rig import BASE, Rig
+from tests.support.wait import until
 
 
 def asked(rig: Rig, *more: str) -> tuple[int, dict[str, object]]:

@@ -13,8 +13,9 @@ from features.store import Features
 from infra.cli import main as cli
 from serving.client import Scorer
 from serving.recommend import NothingToRecommend, recommend
-from tests.support.lineage import SOURCE, D, until
+from tests.support.lineage import SOURCE, D
 from tests.support.rig import Rig
+from tests.support.wait import until
 
 NOW_MS = 1_700_000_000_000
 

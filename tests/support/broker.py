@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from tests.support import PROJECT
+from tests.support.ports import free_port
+from tests.support.process import Child
+from tests.support.wait import until
 
 LIBS = PROJECT / "build" / "kafka" / "libs"
 READY_S = 60
@@ -33,12 +33,6 @@ group.initial.rebalance.delay.ms=0
 """
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def answers(port: int) -> bool:
     with socket.socket() as s:
         s.settimeout(1)
@@ -57,27 +51,16 @@ class Broker:
         self.config = self.folder / "server.properties"
         self.config.write_text(PROPERTIES.format(port=self.port, controller=free_port(), folder=self.folder))
         self.log = self.folder / "broker.log"
-        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Broker:
         java = ["java", "-Xms256m", "-Xmx512m", "-cp", f"{LIBS}/*"]
         form = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAA", "-c", str(self.config)]
         with self.log.open("wb") as log:
             subprocess.run([*java, *form], check=True, stdout=log, stderr=log, timeout=READY_S)
-            self.process = subprocess.Popen([*java, "kafka.Kafka", str(self.config)], stdout=log, stderr=log)
-        deadline = time.monotonic() + READY_S
-        while not answers(self.port):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the broker does not come up:\n{self.log.read_text()[-3000:]}")
-            time.sleep(0.1)
+        self.process = Child(self.log, *java, "kafka.Kafka", str(self.config))
+        until(lambda: answers(self.port), "the broker listens", READY_S, self.process)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process is not None and self.process.poll() is None:
-            os.kill(self.process.pid, signal.SIGTERM)
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.process.kill()  # nothing of it is kept
         shutil.rmtree(self.folder, ignore_errors=True)

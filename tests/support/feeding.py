@@ -9,6 +9,7 @@ from typing import Any
 from kafka import KafkaProducer
 
 from streaming.declaration import Declaration
+from streaming.hashing import learned_sum
 from streaming.source import Exposure
 from streaming.topics import EXAMPLES
 
@@ -42,6 +43,18 @@ def examples(exposures: Iterable[Exposure], declaration: Declaration) -> Iterato
             event_ms = e.ts_ms + declaration.window_ms
             judged = {"labels": [0.0] * n, "weights": open_tasks, "values": [None] * n}
             yield {**record, "kind": "negative", "event_ms": event_ms, **judged}
+
+
+def learned_by(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Count and sum over the records, as a manifest has them."""
+    pairs = [
+        (r["impression_id"], task, int(r["labels"][task]))
+        for r in records
+        for task in range(len(r["labels"]))
+        if r["weights"][task] > 0
+    ]
+    ids, tasks, labels = zip(*pairs, strict=True)
+    return {"count": len(pairs), "sum": str(learned_sum(list(ids), tasks, labels))}
 
 
 class Sender:

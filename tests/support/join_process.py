@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from tests.support import PROJECT
-from tests.support.broker import free_port
+from tests.support.ports import free_port
+from tests.support.process import Child
+from tests.support.wait import until
 
 JAR = PROJECT / "build" / "join.jar"
 READY_S = 120
@@ -27,7 +27,6 @@ class JoinProcess:
         self.main, self.port, self.log, self.file = main, free_port(), folder / "join.log", folder / "join.json"
         named = {"state_dir": str(folder / "state"), "rest_port": self.port, "checkpoint_ms": 200, "source": "test"}
         self.settings = {"bootstrap": bootstrap, "declaration": json.loads(declaration), **named, **settings}
-        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self.file.write_text(json.dumps(self.settings))
@@ -37,20 +36,14 @@ class JoinProcess:
             "-cp",
             f"{PROJECT / 'build/flink/libs'}/*:{JAR}",
         ]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                ["java", *options, f"minutehand.join.{self.main}", str(self.file)], stdout=log, stderr=log
-            )
+        self.process = Child(self.log, "java", *options, f"minutehand.join.{self.main}", str(self.file))
 
     def ready(self) -> None:
         """Waits until Flink says that the job runs."""
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            self.check()
-            if any(task["status"] == "RUNNING" for task in self.rest("/jobs").get("jobs", [])):
-                return
-            time.sleep(0.2)
-        raise TimeoutError(f"the join does not run after {READY_S} s:\n{self.tail()}")
+        until(self.runs, "the join runs", READY_S, self.process)
+
+    def runs(self) -> bool:
+        return any(task["status"] == "RUNNING" for task in self.rest("/jobs").get("jobs", []))
 
     def rest(self, path: str) -> dict[str, Any]:
         try:
@@ -58,25 +51,3 @@ class JoinProcess:
                 return dict(json.load(answer))
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return {}
-
-    def check(self) -> None:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            raise RuntimeError(f"the join ended with {self.process.returncode}:\n{self.tail()}")
-
-    def tail(self) -> str:
-        return self.log.read_text()[-4000:] if self.log.exists() else ""
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> int:
-        assert self.process is not None
-        self.process.terminate()
-        try:
-            return self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise

@@ -1,15 +1,10 @@
-"""What the tests of serving share: a lineage with known content, and processes that are waited for and ended."""
+"""What the tests of serving share: a lineage with known content."""
 
 from __future__ import annotations
 
 import copy
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,7 @@ from delta_log.files import TableRows, Weight
 from delta_log.log import Log
 from delta_log.manifest import Manifest, ModelInfo
 from delta_log.writer import Cut, Writer
-from tests.support import PROJECT, farmhash, shop
+from tests.support import farmhash, shop
 
 SOURCE = str(Path(shop.__file__))
 D = shop.declaration
@@ -146,52 +141,3 @@ def request(lineage: Lineage, n: int = 20, seed: int = 5) -> dict[str, np.ndarra
     x["tags"][0], x["tags"][1, 2:] = -(2**63), -(2**63)
     x["user"][:3] = [-(2**63), -(2**63) + 1, 999]
     return x
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def until(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """Wait for a state; what it came to."""
-    end, error = time.monotonic() + seconds, None
-    while time.monotonic() < end:
-        try:
-            found = holds()
-            if found:
-                return found
-        except Exception as e:
-            error = e
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what} (last error: {error!r})")
-
-
-class Process:
-    """A module of ours as a process, its output in a file."""
-
-    def __init__(self, output: Path, module: str, *args: str, env: Mapping[str, str] | None = None) -> None:
-        self.output = output
-        environment = {k: v for k, v in os.environ.items() if k != "MINUTEHAND_WRITE_TOKEN"} | dict(env or {})
-        with open(output, "ab") as out:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, *args], cwd=PROJECT, stdout=out, stderr=out, env=environment
-            )
-
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def kill(self) -> None:
-        self.popen.kill()
-        self.popen.wait(30)
-
-    def end(self) -> int:
-        """SIGTERM; the exit code."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGTERM)
-        try:
-            return self.popen.wait(30)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise

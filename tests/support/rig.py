@@ -9,7 +9,11 @@ from pathlib import Path
 
 from serving.replica import Down, RefusedCall, Replica
 from serving.signatures import RANKER
-from tests.support.lineage import PROJECT, SOURCE, TOKEN, Lineage, Process, free_port, until
+from tests.support import PROJECT
+from tests.support.lineage import SOURCE, TOKEN, Lineage
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.wait import until
 
 BASE = 1_000_000_000
 
@@ -28,7 +32,6 @@ class Rig:
     port: int = field(default_factory=free_port)
     rest_port: int = field(default_factory=free_port)
     sync_port: int = field(default_factory=free_port)
-    running: list[Process] = field(default_factory=list)
 
     @property
     def models(self) -> Path:
@@ -44,23 +47,19 @@ class Rig:
         return Replica(f"127.0.0.1:{self.port}", RANKER)
 
     def start_server(self, *flags: str) -> Process:
-        process = Process(
+        return Process(
             self.folder / "server.log", "serving.server.model_server", f"--port={self.port}",
             f"--rest_api_port={self.rest_port}", f"--model_name={RANKER}", f"--model_base_path={self.served}",
             "--file_system_poll_wait_seconds=0.2", *flags,
         )  # fmt: skip
-        self.running.append(process)
-        return process
 
     def start_sync(self, token: str | None = TOKEN) -> Process:
-        process = Process(
+        return Process(
             self.folder / "sync.log", "serving.sync.sync", "--source", SOURCE,
             "--log", f"{RANKER}={self.folder / 'log'}", "--models", str(self.folder / "models"),
             "--serving", f"127.0.0.1:{self.port}",
             "--port", str(self.sync_port), env={"MINUTEHAND_WRITE_TOKEN": token} if token is not None else {},
         )  # fmt: skip
-        self.running.append(process)
-        return process
 
     def seq(self, version: int = BASE) -> int:
         """Where it stands; -1 while nobody says."""

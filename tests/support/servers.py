@@ -12,14 +12,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from tests.support.broker import free_port
+from tests.support.ports import free_port
+from tests.support.process import Child
+from tests.support.wait import until
 
 READY_S = 30
 USER, PASSWORD = "minutehand", "p@ss%w:rd/4#tests"
@@ -43,27 +44,19 @@ class Server(ABC):
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="minutehand-server-"))
         self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Child | None = None
 
-    def start(self, command: list[str], **options: Any) -> None:
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **options)
-
-    def wait(self, error: type[Exception], ask: Any) -> None:
-        deadline = time.monotonic() + READY_S
-        while True:
-            try:
-                ask()
-                return
-            except error:
-                assert self.process is not None
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"it does not come up:\n{(self.folder / 'log').read_text()[-3000:]}") from None
-                time.sleep(0.05)
+    def start(self, *command: str, **options: Any) -> None:
+        self.process = Child(self.folder / "log", *command, cwd=self.folder, **options)
+        until(self.answers, f"{command[0]} answers", READY_S, self.process)
 
     @abstractmethod
     def up(self) -> None:
         """Starts it; returns when it answers."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """An exception means no."""
 
     def __enter__(self) -> Self:
         try:
@@ -75,12 +68,7 @@ class Server(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         if self.process is not None:
-            self.process.send_signal(self.end_by)
-            try:
-                self.process.wait(READY_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            self.process.end(self.end_by)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -105,10 +93,10 @@ class Postgres(Server):
         assert done.returncode == 0, done.stderr
         options = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "fsync": "off"}
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        self.start([binary("postgres", "postgresql"), "-D", str(data), *words], **who)
-        import psycopg2
+        self.start(binary("postgres", "postgresql"), "-D", str(data), *words, **who)
 
-        self.wait(psycopg2.OperationalError, lambda: psycopg2.connect(self.url("postgres")).close())
+    def answers(self) -> bool:
+        return self.ask("postgres", "SELECT 1") == [(1,)]
 
     def url(self, name: str, password: str = PASSWORD) -> str:
         return f"postgresql://{USER}:{quote(password, safe='')}@127.0.0.1:{self.port}/{name}"
@@ -137,9 +125,10 @@ class Redis(Server):
 
     def up(self) -> None:
         words = {"--port": str(self.port), "--bind": "127.0.0.1", "--save": "", "--dir": str(self.folder)}
-        self.start([binary("redis-server", "redis-server"), *(word for pair in words.items() for word in pair)])
+        self.start(binary("redis-server", "redis-server"), *(word for pair in words.items() for word in pair))
+
+    def answers(self) -> bool:
         import redis
 
-        client = redis.Redis(port=self.port)
-        self.wait(redis.ConnectionError, client.ping)
-        client.close()
+        with redis.Redis(port=self.port) as client:
+            return bool(client.ping())

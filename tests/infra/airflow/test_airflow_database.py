@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,8 +18,9 @@ from infra.airflow import services as airflow
 from infra.airflow.rest import Airflow, AirflowError
 from infra.platform import Platform
 from infra.settings import PORTS, Settings
-from tests.support.broker import free_port
+from tests.support.ports import free_port
 from tests.support.servers import PASSWORD, Postgres
+from tests.support.wait import until
 
 DAG = "materialize_features"  # its rows may be none
 WORDS = (PASSWORD, quote(PASSWORD, safe=""))
@@ -57,10 +57,13 @@ def test_other_databases_that_do_not_do(postgres: Postgres) -> None:
 
 def wait_for(postgres: Postgres, query: str, answer: list[tuple[Any, ...]]) -> None:
     """Asked of the database: the API server of a busy machine is busy enough."""
-    deadline = time.monotonic() + 300
-    while (found := postgres.ask("airflow", query)) != answer:
-        assert time.monotonic() < deadline and not any("failed" in row for row in found), found
-        time.sleep(0.5)
+
+    def answered() -> bool:
+        rows = postgres.ask("airflow", query)
+        assert not any("failed" in row for row in rows), rows
+        return rows == answer
+
+    until(answered, f"{query} -> {answer}", 300)
 
 
 def backfill(platform: Platform, postgres: Postgres) -> None:

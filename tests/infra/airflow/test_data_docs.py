@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,6 +11,8 @@ import pytest
 from infra import layout, ports, services
 from infra.airflow import services as airflow
 from infra.settings import PORTS, Settings
+from tests.support.process import Child
+from tests.support.wait import until
 
 
 def test_pages_are_served_from_their_folder_and_from_nowhere_else(tmp_path: Path) -> None:
@@ -25,21 +25,13 @@ def test_pages_are_served_from_their_folder_and_from_nowhere_else(tmp_path: Path
     (at.folder / "token").write_text("secret")
     (at.data_docs / "day").mkdir()
     (at.data_docs / "day" / "index.html").write_text("<p>kept</p>")
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(service.command, stdout=log, stderr=log)
-    try:
-        for _ in range(300):
-            if not service.ready():
-                break
-            time.sleep(0.1)
+    with Child(tmp_path / "log", *service.command) as server:
+        until(lambda: not service.ready(), "the server is ready", process=server)
         with urllib.request.urlopen(f"{where['data-docs']}/day/index.html", timeout=30) as answer:
             assert (answer.headers.get_content_type(), answer.read()) == ("text/html", b"<p>kept</p>")
         for path in ("/../token", "/%2e%2e/token", "/day/../../token"):
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(where["data-docs"] + path, timeout=30)
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def test_without_airflow_there_are_none() -> None:

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -19,27 +17,14 @@ from infra.replay.replay import between, requests
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS, create
 from tests.support import PROJECT
-from tests.support.broker import Broker, free_port
+from tests.support.broker import Broker
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.wait import until
 
 SOURCE = "simulator?seed=5&minutes=2&history_minutes=1&rate=8&viewers=50&clips=40&late=0.05"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PROJECT), "CUDA_VISIBLE_DEVICES": ""}
 PATIENCE_S = 120
-
-
-def python(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments], cwd=PROJECT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(state, process: subprocess.Popen[str]):
-    """Returns what `state` returns once it is true; the process must live until then."""
-    end = time.monotonic() + PATIENCE_S
-    while not (value := state()):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +57,21 @@ def serving(tmp_path_factory):
     (folder / "models.config").write_text(f"model_config_list {{\n{models}}}\n")
     port = free_port()
     command = ["serving.server.model_server", "--port", str(port), "--rest_api_port", str(free_port())]
-    server = python(*command, "--model_config_file", str(folder / "models.config"))
     probe = (
         "from serving.client import light, Scorer; light(); from streaming.sources.simulator import declaration as d\n"
         f"for m in ('ranker', 'frozen'): Scorer(['127.0.0.1:{port}'], m, d, timeout=60).score([{{}}])"
     )
-    try:
+    with Process(folder / "server.log", *command, "--model_config_file", str(folder / "models.config")):
         subprocess.run([sys.executable, "-c", probe], cwd=PROJECT, env=ENVIRONMENT, check=True, timeout=PATIENCE_S)
         yield f"127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
-        server.stderr.close()
 
 
-def replay(broker, serving, out, *more: str) -> subprocess.Popen[str]:
+def replay(broker, serving, out, *more: str) -> Process:
     # The first address answers nobody: each call must go on to the one that does.
     addresses = f"127.0.0.1:{free_port()},{serving}"
-    return python(
-        "infra.replay.replay", "--source", SOURCE, "--kafka", broker.bootstrap, "--serving", addresses,
-        "--out", str(out), "--frozen", "frozen", *more,
+    return Process(
+        out.with_suffix(".log"), "infra.replay.replay", "--source", SOURCE, "--kafka", broker.bootstrap,
+        "--serving", addresses, "--out", str(out), "--frozen", "frozen", *more,
     )  # fmt: skip
 
 
@@ -115,11 +95,13 @@ def messages(broker, begin) -> dict:
     for partition, offset in begin.items():
         consumer.seek(partition, offset)
     found = {(p.topic, p.partition): [] for p in begin}
-    deadline = time.monotonic() + PATIENCE_S
-    while any(consumer.position(p) < stop[p] for p in begin):
-        assert time.monotonic() < deadline
+
+    def read() -> bool:
         for p, records in consumer.poll(200).items():
             found[p.topic, p.partition] += [json.loads(r.value) for r in records]
+        return all(consumer.position(p) >= stop[p] for p in begin)
+
+    until(read, "all messages", PATIENCE_S)
     consumer.close()
     return found
 
@@ -153,11 +135,11 @@ def test_everything_is_sent_once_in_order_and_logged(broker, serving, tmp_path):
     stage = tmp_path / "stage"
     begin, out = ends(broker), tmp_path / "out"
     process = replay(broker, serving, out, "--speed", "60", "--stage-file", str(stage))
-    wait_for(lambda: progress(out).get("held"), process)
+    until(lambda: progress(out).get("held"), "the replay is held", process=process)
     assert progress(out)["events"] == 0
 
     stage.write_text(str(start_ms + 60_000))
-    wait_for(lambda: progress(out).get("clock_ms") == start_ms + 60_000, process)
+    until(lambda: progress(out).get("clock_ms") == start_ms + 60_000, "the stage's end", process=process)
     half = messages(broker, begin)
     in_order(half)
     assert {e["impression_id"] for e in events(half, IMPRESSIONS)} == {
@@ -165,8 +147,7 @@ def test_everything_is_sent_once_in_order_and_logged(broker, serving, tmp_path):
     }
 
     stage.write_text("end")
-    assert process.wait(PATIENCE_S) == 0, process.stderr.read()
-    process.stderr.close()
+    assert process.wait(PATIENCE_S) == 0, process.tail()
     found = messages(broker, begin)
     in_order(found)
     sent = {e["impression_id"]: e for e in events(found, IMPRESSIONS)}
@@ -207,8 +188,7 @@ def test_features_from_the_store_are_scored_and_logged_with_the_time_of_the_read
     begin, out, from_ms = ends(broker), tmp_path / "out", now_ms()
     some = ["--until-ms", str(next(source.live()).ts_ms + 20_000), "--speed", "30"]
     process = replay(broker, serving, out, *some, "--features", "feast", "--feature-folder", str(tmp_path / "features"))
-    assert process.wait(PATIENCE_S) == 0, process.stderr.read()
-    process.stderr.close()
+    assert process.wait(PATIENCE_S) == 0, process.tail()
     sent = events(messages(broker, begin), IMPRESSIONS)
     shown = {e.impression_id: e for e in source.live()}
     assert len(sent) > 100 and progress(out)["failed"] == 0
@@ -221,10 +201,8 @@ def test_sigterm_ends_it_with_a_log_of_what_was_sent(broker, serving, tmp_path):
     begin, out = ends(broker), tmp_path / "out"
     process = replay(broker, serving, out, "--wall-s", "100000")
     # Far slower than real time: it is surely not through when the signal comes.
-    wait_for(lambda: progress(out).get("predictions", 0) > 0, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0, process.stderr.read()
-    process.stderr.close()
+    until(lambda: progress(out).get("predictions", 0) > 0, "a prediction", process=process)
+    assert process.end(seconds=30) == 0, process.tail()
     found = messages(broker, begin)
     in_order(found)
     rows = pq.read_table(sorted(out.glob("*.parquet"))).to_pylist()
@@ -283,11 +261,10 @@ def test_status_and_a_refused_call_of_a_real_server(serving):
 
 def test_it_slows_down_while_the_loop_lags_and_says_so_once(broker, serving, tmp_path):
     # Nobody learns here: the served model stands where it began.
-    process = replay(broker, serving, tmp_path, "--speed", "2", "--sync-every-ms", "1")
-    slowed = wait_for(lambda: (p := progress(tmp_path)).get("throttled") and p, process)
-    wait_for(lambda: progress(tmp_path)["clock_ms"] > slowed["clock_ms"], process)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 0 and said.count("slowing down") == 1, said
+    out = tmp_path / "out"
+    process = replay(broker, serving, out, "--speed", "2", "--sync-every-ms", "1")
+    slowed = until(lambda: (p := progress(out)).get("throttled") and p, "it slows down", process=process)
+    until(lambda: progress(out)["clock_ms"] > slowed["clock_ms"], "it goes on", process=process)
+    assert process.end() == 0 and process.text().count("slowing down") == 1, process.tail()
     # Two syncs, the allowance of 2 s and the disorder (1 s at twice its pace): not before.
     assert slowed["lag_s"] > 2.5

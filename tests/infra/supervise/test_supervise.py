@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,8 @@ import pytest
 
 from infra.supervise.processes import alive, identity
 from infra.supervise.sentinel import lock, sweep
+from tests.support.process import Child
+from tests.support.wait import until
 
 # Ignores TERM; its child leaves the session and ignores TERM too, and so does the grandchild.
 STUBBORN = """
@@ -91,21 +91,14 @@ class Rig:
         (self.tmp / f"{name}.py").write_text(text)
         return f"service({name!r}, {str(self.tmp / f'{name}.py')!r}, mark, {more})"
 
-    def up(self, *services: str) -> subprocess.Popen[bytes]:
+    def up(self, *services: str) -> Child:
         main = self.tmp / "main.py"
         main.write_text(
             MAIN.replace("SERVICES", ", ".join(services))
             .replace("PATIENCE", self.manager)
             .replace("OFF", repr(self.off))
         )
-        with self.out.open("ab") as out:
-            return subprocess.Popen(
-                [sys.executable, str(main), str(self.folder), self.mark],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+        return Child(self.out, sys.executable, str(main), str(self.folder), self.mark, start_new_session=True)
 
     def said(self) -> str:
         return self.out.read_text() if self.out.exists() else ""
@@ -131,11 +124,11 @@ class Rig:
                 pass
         return found
 
-    def wait(self, until: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not until():
-            assert time.monotonic() < deadline, f"waited for: {what}\n{self.said()}\n{self.state()}"
-            time.sleep(0.02)
+    def wait(self, holds: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
+        try:
+            until(holds, what, timeout_s)
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n{self.said()}\n{self.state()}") from None
 
     def wait_up(self) -> None:
         self.wait(lambda: self.said().rstrip().endswith("up"), "all ready")
@@ -170,11 +163,11 @@ def test_no_process_is_left(rig: Rig, way: str) -> None:
     elif way == "kill -9 manager":
         os.kill(rig.state()["manager"][0], signal.SIGKILL)
     elif way == "SIGHUP":
-        up.send_signal(signal.SIGHUP)
+        up.send(signal.SIGHUP)
     else:
-        up.terminate()
+        up.send(signal.SIGTERM)
         if "twice" in way:
-            up.terminate()
+            up.send(signal.SIGTERM)
     up.wait(30)
     rig.wait_gone()
 
@@ -200,12 +193,12 @@ def test_what_is_left_by_kill_9_of_both_is_swept_by_the_next_up(rig: Rig) -> Non
 
 
 def test_a_pid_that_is_somebody_elses_by_now_is_not_swept(tmp_path: Path) -> None:
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = Child(tmp_path / "out", sys.executable, "-c", "import time; time.sleep(60)")
     who = identity(other.pid)
     assert who is not None
     (tmp_path / "state.json").write_text(json.dumps({"processes": [[who[0], who[1] - 100]]}))
     assert sweep(tmp_path, 0.1) == 0
-    assert other.poll() is None
+    assert other.code is None
     (tmp_path / "state.json").write_text(json.dumps({"processes": [list(who)]}))
     assert sweep(tmp_path, 0.1) == 1
     assert other.wait(10) == -signal.SIGTERM
@@ -225,8 +218,7 @@ def test_services_start_in_order_when_those_before_are_ready_and_stop_in_reverse
     gate.touch()
     rig.wait_up()
     rig.wait(lambda: "+ c" in rig.journal.read_text(), "c runs")
-    up.terminate()
-    assert up.wait(30) == 0
+    assert up.end() == 0
     assert rig.journal.read_text().split("\n")[:6] == ["+ a", "+ b", "+ c", "- c", "- b", "- a"]
 
 
@@ -243,8 +235,7 @@ def test_what_dies_is_started_again_and_its_children_go_with_it(rig: Rig) -> Non
     rig.wait(lambda: not before & set(rig.processes()), "its children have gone with it")
     assert rig.service("b")["restarts"] == 0
     assert "ended: killed by SIGKILL" in rig.said()
-    up.terminate()
-    up.wait(30)
+    up.end()
     rig.wait_gone()
 
 
@@ -261,8 +252,7 @@ def test_what_is_not_alive_is_ended_and_started_again(rig: Rig) -> None:
     well.touch()
     rig.wait(lambda: rig.service("a")["state"] == "ready" and rig.service("a")["pid"] != first, "a again")
     assert f"not alive for 0.5 s: no {well}" in rig.said()
-    up.terminate()
-    up.wait(30)
+    up.end()
     rig.wait_gone()
 
 
@@ -294,8 +284,7 @@ def test_once_is_done_and_is_not_run_where_it_need_not(rig: Rig) -> None:
     rig.wait_up()
     assert (rig.tmp / "once.ran").exists() and not (rig.tmp / "spared.ran").exists()
     assert [rig.service(name)["state"] for name in ("once", "spared", "after")] == ["done", "done", "ready"]
-    up.terminate()
-    assert up.wait(30) == 0
+    assert up.end() == 0
 
 
 def test_a_restart_that_was_asked_for_is_polite_and_no_death(rig: Rig) -> None:
@@ -306,8 +295,7 @@ def test_a_restart_that_was_asked_for_is_polite_and_no_death(rig: Rig) -> None:
     rig.wait(lambda: rig.service("a")["restarts"] == 1 and rig.service("a")["state"] == "ready", "a again")
     rig.wait(lambda: rig.journal.read_text() == "+ a\n- a\n+ a\n", "it ended politely, then ran again")
     assert "ended" not in rig.said()
-    up.terminate()
-    up.wait(30)
+    up.end()
 
 
 def test_a_log_is_cut(rig: Rig) -> None:
@@ -317,8 +305,7 @@ def test_a_log_is_cut(rig: Rig) -> None:
     rig.wait(lambda: (logs / "talker.log.1").exists(), "the log is cut")
     rig.wait(lambda: (logs / "talker.log").stat().st_size < 100_000, "the rest is small")
     assert (logs / "talker.log.1").stat().st_size > 100_000
-    up.terminate()
-    up.wait(30)
+    up.end()
 
 
 def test_what_is_off_starts_when_asked_for_with_what_it_comes_after(rig: Rig) -> None:
@@ -330,8 +317,7 @@ def test_what_is_off_starts_when_asked_for_with_what_it_comes_after(rig: Rig) ->
     rig.wait(lambda: rig.service("c")["state"] == "ready", "c, after b")
     rig.wait(lambda: rig.journal.read_text().split() == ["+", "a", "+", "b", "+", "c"], "all three, in order")
     assert rig.said().count("up\n") == 1
-    up.terminate()
-    assert up.wait(30) == 0
+    assert up.end() == 0
 
 
 def test_a_second_supervisor_is_refused(rig: Rig) -> None:
@@ -340,6 +326,5 @@ def test_a_second_supervisor_is_refused(rig: Rig) -> None:
     second = rig.up(rig.polite("a"))
     assert second.wait(30) == 1
     assert f"{rig.folder} is already running" in rig.said()
-    assert up.poll() is None and rig.service("a")["state"] == "ready"
-    up.terminate()
-    up.wait(30)
+    assert up.code is None and rig.service("a")["state"] == "ready"
+    up.end()

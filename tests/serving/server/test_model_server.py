@@ -28,8 +28,11 @@ from tensorflow_serving.apis import (
 
 from serving.client import Scorer
 from serving.server.servable import from_proto, to_proto
-from tests.support.lineage import ROW_DIM, TOKEN, D, Lineage, Process, free_port, request, until
+from tests.support.lineage import ROW_DIM, TOKEN, D, Lineage, request
+from tests.support.ports import free_port
+from tests.support.process import Process
 from tests.support.rig import BASE, Rig
+from tests.support.wait import until
 
 CONFIG = """
 model_config_list {{
@@ -392,7 +395,7 @@ def test_a_port_that_is_taken_is_said_in_a_line(rig: Rig) -> None:
         taken.listen()
         rig.port = taken.getsockname()[1]
         server = rig.start_server()
-        assert server.popen.wait(90) == 1
+        assert server.wait(90) == 1
     assert f"--port {rig.port}" in server.text() and "Traceback" not in server.text()
 
 

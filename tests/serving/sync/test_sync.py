@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,14 @@ from delta_log.compaction import compact
 from delta_log.manifest import MANIFEST
 from serving.client import Scorer
 from serving.journal import decode
-from tests.support.lineage import TOKEN, D, Lineage, until
+from tests.support.lineage import TOKEN, D, Lineage
+from tests.support.metrics import get, metric
 from tests.support.rig import BASE, Rig
+from tests.support.wait import until
 
 
 def health(rig: Rig) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{rig.sync_port}/healthz", timeout=5) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as e:
-        return e.code, e.read().decode()
+    return get(rig.sync_port, "/healthz")
 
 
 def ready(rig: Rig) -> None:
@@ -38,12 +34,6 @@ def says(rig: Rig, *words: str) -> None:
 def lines(rig: Rig) -> list[dict[str, Any]]:
     path = rig.models / "sync.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def metric(rig: Rig, name: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{rig.sync_port}/metrics", timeout=5) as reply:
-        found = [line for line in reply.read().decode().splitlines() if line.startswith(name)]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
 def test_every_delta_arrives_and_is_confirmed(rig: Rig) -> None:
@@ -60,8 +50,8 @@ def test_every_delta_arrives_and_is_confirmed(rig: Rig) -> None:
         assert line["written_ms"] == manifest.written_ms and line["digests_equal"] is True
         assert line["confirmed_ms"] >= manifest.created_ms and line["apply_ms"] > 0
     assert lines(rig)[1]["chunks"] == -(-(lines(rig)[1]["rows"] + 3 * 100) // 2000)
-    assert metric(rig, "minutehand_freshness_seconds_count") == 3 * 7
-    assert metric(rig, "minutehand_sync_digest_mismatches_total") == 0
+    assert metric(rig.sync_port, "minutehand_freshness_seconds_count") == 3 * 7
+    assert metric(rig.sync_port, "minutehand_sync_digest_mismatches_total") == 0
     assert sync.end() == 0
     # What was written at the end holds all of it, and the token is nowhere to be read but in its own file.
     dims = {t: len(next(iter(rows.values()))) for t, rows in rig.lineage.tables.items()}
@@ -180,7 +170,7 @@ def test_a_broken_log_changes_nothing_is_named_and_heals(rig: Rig) -> None:
         sync = rig.start_sync()
         says(rig, *words)
         assert rig.seq() == 1 and rig.digest() == before
-        assert metric(rig, "minutehand_sync_errors_total") > 0
+        assert metric(rig.sync_port, "minutehand_sync_errors_total") > 0
         shutil.rmtree(log)
         if break_it is not _foreign:  # stays broken in the next way; heals at the end
             shutil.copytree(kept, log)
@@ -222,14 +212,14 @@ def test_a_new_lineage_is_installed_beside_the_old_one(rig: Rig) -> None:
 
 def test_one_sync_a_replica_and_a_token_is_needed(rig: Rig) -> None:
     without = rig.start_sync(token=None)
-    assert without.popen.wait(60) == 2
+    assert without.wait() == 2
     assert "MINUTEHAND_WRITE_TOKEN" in without.text()
     first = rig.start_sync()
-    until(lambda: health(rig), "health answers")
+    until(lambda: health(rig)[0], "health answers")
     rig.sync_port = 0
     second = rig.start_sync()
-    assert second.popen.wait(60) == 1
-    assert "sync.lock" in second.text() and first.popen.poll() is None
+    assert second.wait() == 1
+    assert "sync.lock" in second.text() and first.code is None
 
 
 def test_a_digest_that_differs_is_said_loudly(rig: Rig) -> None:
@@ -240,7 +230,7 @@ def test_a_digest_that_differs_is_said_loudly(rig: Rig) -> None:
     rig.lineage.digest = lambda: right() | {"user": 1}  # type: ignore[method-assign]
     rig.lineage.delta()
     says(rig, "digest", "user")
-    assert metric(rig, "minutehand_sync_digest_mismatches_total") == 1
+    assert metric(rig.sync_port, "minutehand_sync_digest_mismatches_total") == 1
     assert [line["digests_equal"] for line in lines(rig)] == [False]
     rig.lineage.digest = right  # type: ignore[method-assign]
     rig.lineage.delta()

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +17,12 @@ from streaming.archive.columns import TIME
 from streaming.archive.commits import read
 from streaming.publisher import action, impression
 from streaming.source import load
-from tests.support.broker import Broker, free_port
+from tests.support.broker import Broker
 from tests.support.feeding import Sender, examples
+from tests.support.metrics import get, metric
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.wait import until
 
 SOURCE = "simulator?seed=5&minutes=5"
 DECLARATION = load(SOURCE).declaration
@@ -41,59 +38,16 @@ def broker() -> Iterator[Broker]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    yield
-    while Process.started:
-        process = Process.started.pop()
-        process.kill()
-        process.wait()
-
-
-def wait(until: Callable[[], Any], what: str, most_s: float = 90) -> Any:
-    deadline = time.monotonic() + most_s
-    while not (found := until()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {most_s} s for {what}")
-        time.sleep(0.05)
-    return found
-
-
-class Process:
-    """`python -m streaming.archive.archiver` on a free port; ended with its test."""
-
-    started: list[subprocess.Popen[bytes]] = []
+class ArchiverProcess(Process):
+    """`python -m streaming.archive.archiver` on a free port."""
 
     def __init__(self, bootstrap: str, to: Path, log: Path, *more: str) -> None:
-        self.port, self.log = free_port(), log
-        command = [
-            sys.executable,
-            "-m",
-            "streaming.archive.archiver",
-            "--source",
-            SOURCE,
-            "--kafka",
-            bootstrap,
-            "--to",
-            str(to),
-        ]
-        with log.open("ab") as out:
-            self.popen = subprocess.Popen([*command, "--port", str(self.port), *more], stderr=out)
-        self.started.append(self.popen)
+        self.port = free_port()
+        where = ("--source", SOURCE, "--kafka", bootstrap, "--to", str(to), "--port", str(self.port))
+        super().__init__(log, "streaming.archive.archiver", *where, *more)
 
     def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as e:
-            return e.code, e.read().decode()
-        except OSError:
-            return 0, ""
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        if self.popen.poll() is None:
-            os.kill(self.popen.pid, number)
-        return self.popen.wait(30)
+        return get(self.port, path)
 
 
 class Events:
@@ -137,34 +91,29 @@ def oracle(bootstrap: str, topic: str) -> set[tuple[int, int]]:
     return found
 
 
-def metric(process: Process, name: str) -> float:
-    lines = process.get("/metrics")[1].splitlines()
-    return next((float(x.split()[1]) for x in lines if x.startswith(name)), -1)
-
-
 def test_each_record_once_through_kills(broker: Broker, tmp_path: Path) -> None:
     to, log, events = tmp_path / "archive", tmp_path / "archiver.log", Events(broker.bootstrap)
     archive, parts = Archive(to), 4
     for part in range(parts):
-        archiver = Process(broker.bootstrap, to, log, "--flush-ms", "100", "--flush-rows", "200")
+        archiver = ArchiverProcess(broker.bootstrap, to, log, "--flush-ms", "100", "--flush-rows", "200")
         commits = read(to)[0].commit if read(to) else -1
         events.send(part, parts, LAST_MS if part == parts - 1 else BEGIN_MS)
         if part == 1:
             events.raw("actions", b"{broken")
         if part < parts - 1:  # killed in the middle of what follows a commit
-            wait(lambda n=commits: (found := read(to)) and found[0].commit > n, "a commit")
-            archiver.end(signal.SIGKILL)
+            until(lambda n=commits: (found := read(to)) and found[0].commit > n, "a commit")
+            archiver.kill()
     events.close()
-    until = {
+    ends = {
         "examples": LAST_MS,
         **dict.fromkeys(("impressions", "actions"), LAST_MS - DECLARATION.max_disorder_ms - 1),
     }
-    wait(lambda: {t: archive.until_ms(t) for t in TOPICS} == until, "all of it to be archived")
+    until(lambda: {t: archive.until_ms(t) for t in TOPICS} == ends, "all of it to be archived")
     assert archiver.get("/healthz") == (200, "ok\n")
-    wait(lambda: metric(archiver, 'minutehand_archive_until_ms{topic="examples"}') == LAST_MS, "the gauge")
+    until(lambda: metric(archiver.port, "minutehand_archive_until_ms", topic="examples") == LAST_MS, "the gauge")
     assert archiver.end() == 0
     for topic in TOPICS:
-        table = archive.read(topic, BEGIN_MS, until[topic])
+        table = archive.read(topic, BEGIN_MS, ends[topic])
         places = list(zip(table["partition"].to_pylist(), table["offset"].to_pylist(), strict=True))
         assert len(places) == len(set(places)) and set(places) == oracle(broker.bootstrap, topic)
         times = table[TIME[topic]].to_pylist()
@@ -173,7 +122,7 @@ def test_each_record_once_through_kills(broker: Broker, tmp_path: Path) -> None:
     assert sorted((r["impression_id"], r["kind"], r["event_ms"]) for r in kept) == sorted(
         (r["impression_id"], r["kind"], r["event_ms"]) for r in RECORDS
     )
-    values = archive.read("actions", BEGIN_MS, until["actions"]).select(["impression_id", "value"]).to_pylist()
+    values = archive.read("actions", BEGIN_MS, ends["actions"]).select(["impression_id", "value"]).to_pylist()
     place = {e.impression_id: k for k, e in enumerate(LIVE)}
     assert all(row["value"] == place[row["impression_id"]] / 4 for row in values)
     consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap, consumer_timeout_ms=30_000)
@@ -185,30 +134,27 @@ def test_each_record_once_through_kills(broker: Broker, tmp_path: Path) -> None:
 
 
 def test_another_broker_and_none_are_said(broker: Broker, tmp_path: Path) -> None:
-    alone = Process(f"127.0.0.1:{free_port()}", tmp_path / "b", tmp_path / "log")  # it takes its time to say so
-    first = Process(broker.bootstrap, tmp_path / "a", tmp_path / "log", "--flush-ms", "100")
-    wait(lambda: read(tmp_path / "a"), "a first commit")
+    alone = ArchiverProcess(f"127.0.0.1:{free_port()}", tmp_path / "b", tmp_path / "log")  # it takes its time to say so
+    first = ArchiverProcess(broker.bootstrap, tmp_path / "a", tmp_path / "log", "--flush-ms", "100")
+    until(lambda: read(tmp_path / "a"), "a first commit")
     assert first.end() == 0
     manifest = sorted((tmp_path / "a" / "manifests").iterdir())[-1]
     manifest.write_text(manifest.read_text().replace(read(tmp_path / "a")[0].positions["actions"]["topic_id"], "other"))
-    foreign = Process(broker.bootstrap, tmp_path / "a", tmp_path / "log")
-    assert foreign.popen.wait(60) == 2
+    foreign = ArchiverProcess(broker.bootstrap, tmp_path / "a", tmp_path / "log")
+    assert foreign.wait() == 2
     assert "but the archive's positions are of 'other': begin a new folder" in (tmp_path / "log").read_text()
-    wait(lambda: alone.get("/healthz")[1].startswith("waiting for kafka"), "the reason")
+    until(lambda: alone.get("/healthz")[1].startswith("waiting for kafka"), "the reason")
     assert alone.end() == 0
 
 
 def test_it_ends_soon_when_the_broker_is_gone(broker: Broker, tmp_path: Path) -> None:
     """The last test of this module: the broker does not come back. Dead letters that wait for it are read again."""
     log, events = tmp_path / "log", Events(broker.bootstrap)
-    archiver = Process(broker.bootstrap, tmp_path / "a", log, "--flush-ms", "600000")
-    wait(lambda: archiver.get("/healthz")[0] == 200, "the archiver")
+    archiver = ArchiverProcess(broker.bootstrap, tmp_path / "a", log, "--flush-ms", "600000")
+    until(lambda: archiver.get("/healthz")[0] == 200, "the archiver")
     events.raw("actions", *[b"{broken"] * 3000)
     events.close()
-    wait(lambda: log.read_text().count("cannot be used") > 1, "the first dead letters")
-    assert broker.process is not None
+    until(lambda: log.read_text().count("cannot be used") > 1, "the first dead letters")
     broker.process.kill()
-    broker.process.wait()
-    os.kill(archiver.popen.pid, signal.SIGTERM)
-    assert archiver.popen.wait(25) == 0  # the producer alone would wait for half a minute
+    assert archiver.end(seconds=25) == 0  # the producer alone would wait for half a minute
     assert "ended without a last commit" in log.read_text() and not read(tmp_path / "a")

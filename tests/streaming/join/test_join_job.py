@@ -21,6 +21,7 @@ from streaming.declaration import Declaration, Feature
 from tests.support import join_oracle as oracle
 from tests.support.broker import Broker
 from tests.support.join_process import JoinProcess
+from tests.support.wait import until
 
 WINDOW_MS, DISORDER_MS, PI, SALT = 60_000, 1_000, 0.5, "test"
 TASKS = ("click", "like")
@@ -90,13 +91,12 @@ class Reader:
             for records in self.records.values()
         )
 
+    def is_past(self, t: int) -> bool:
+        self.poll()
+        return self.progress() >= t
+
     def wait_past(self, t: int, join: JoinProcess) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while self.progress() < t:
-            self.poll()
-            join.check()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"progress is {self.progress()}, not yet {t}:\n{join.tail()}")
+        until(lambda: self.is_past(t), f"progress {t}", WAIT_S, join.process)
 
     def all(self, count: int) -> list[dict[str, Any]]:
         """The records once there are `count`, and whatever comes with them."""
@@ -120,8 +120,6 @@ def broker() -> Iterator[Broker]:
 def join(broker: Broker, tmp_path: Path) -> Iterator[JoinProcess]:
     process = JoinProcess(tmp_path / "join", DECLARATION.to_json(), broker.bootstrap, pi=PI, salt=SALT)
     yield process
-    if process.process is not None and process.process.poll() is None:
-        process.kill()
 
 
 def traffic(rng: random.Random, count: int, span_ms: int) -> list[tuple[int, str, dict[str, Any]]]:
@@ -185,7 +183,7 @@ def test_equals_the_offline_join_whatever_is_killed(broker: Broker, join: JoinPr
             join.ready()
             if second != kills[0]:
                 time.sleep(rng.random() * 0.4)  # somewhere between two checkpoints: no state to wait for
-            join.kill()
+            join.process.kill()
             join.start()
         if second in (200, 400):
             # What is sent now is behind event time for certain, in the middle of a window or past its end.
@@ -247,7 +245,7 @@ def test_equals_the_offline_join_whatever_is_killed(broker: Broker, join: JoinPr
                 got[topic, record["sha256"]] += 1
         assert got == wanted_messages, kind
 
-    assert join.stop() == 0
+    assert join.process.end() == 0
 
 
 def test_a_second_job_in_the_folder_is_refused(broker: Broker, join: JoinProcess, tmp_path: Path) -> None:
@@ -257,9 +255,9 @@ def test_a_second_job_in_the_folder_is_refused(broker: Broker, join: JoinProcess
         tmp_path / "second", DECLARATION.to_json(), broker.bootstrap, state_dir=join.settings["state_dir"]
     )
     second.start()
-    assert second.process is not None and second.process.wait(60) == 2
-    assert "another join job is running in it" in second.tail()
-    assert join.stop() == 0
+    assert second.process.wait() == 2
+    assert "another join job is running in it" in second.process.text()
+    assert join.process.end() == 0
 
 
 @pytest.mark.parametrize(
@@ -273,5 +271,5 @@ def test_a_second_job_in_the_folder_is_refused(broker: Broker, join: JoinProcess
 def test_a_wrong_setting_is_named(broker: Broker, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     job = JoinProcess(tmp_path, DECLARATION.to_json(), broker.bootstrap, **settings)
     job.start()
-    assert job.process is not None and job.process.wait(60) == 2
-    assert message in job.tail()
+    assert job.process.wait() == 2
+    assert message in job.process.text()

@@ -4,12 +4,9 @@ from the one that is served, and gives it back; whatever is killed."""
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,12 +25,13 @@ from streaming.archive.archiver import Archiver, Gauges
 from streaming.archive.columns import to_table
 from streaming.archive.commits import Writer
 from streaming.example import decode
-from streaming.hashing import learned_sum
 from streaming.reader import Reader
 from streaming.source import load
 from tests.support import PROJECT
 from tests.support.broker import Broker
-from tests.support.feeding import Sender, examples
+from tests.support.feeding import Sender, examples, learned_by
+from tests.support.process import Process
+from tests.support.wait import until
 from training.learn import batch_pass as batch
 from training.pipeline import candidates, warm_start
 
@@ -50,25 +48,6 @@ END_MS, JUDGED_MS = (int(np.quantile([r["event_ms"] for r in RECORDS], q)) for q
 LAST_MS = max(r["event_ms"] for r in RECORDS)
 
 
-def wait(until: Callable[[], Any], what: str, most_s: float = 240) -> Any:
-    deadline = time.monotonic() + most_s
-    while not (found := until()):
-        assert time.monotonic() < deadline, f"waited {most_s} s for {what}"
-        time.sleep(0.05)
-    return found
-
-
-def learned_by(records: list[dict[str, Any]]) -> dict[str, Any]:
-    pairs = [
-        (r["impression_id"], task, int(r["labels"][task]))
-        for r in records
-        for task in range(len(r["labels"]))
-        if r["weights"][task] > 0
-    ]
-    ids, tasks, labels = zip(*pairs, strict=True)
-    return {"count": len(pairs), "sum": str(learned_sum(list(ids), tasks, labels))}
-
-
 def newest(log: Log, lineage: str) -> Manifest:
     return log.manifests(lineage)[-1]
 
@@ -83,13 +62,11 @@ class Rig:
         assert batch.main(["--source", SOURCE, "--log", str(self.log.path), "--untrained"]) == 0
         self.first = str(self.log.serving())
         self.archive = Archive(folder / "archive")
-        self.out = (folder / "trainer.log").open("wb")
         self.trainer = self.start()
 
-    def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "training.learn.online", "--source", SOURCE, "--log", str(self.log.path)]
-        command += ["--kafka", self.broker.bootstrap, "--sync-every-ms", "300"]
-        return subprocess.Popen(command, cwd=PROJECT, stderr=self.out)
+    def start(self) -> Process:
+        where = ("--source", SOURCE, "--log", str(self.log.path), "--kafka", self.broker.bootstrap)
+        return Process(self.folder / "trainer.log", "training.learn.online", *where, "--sync-every-ms", "300")
 
     def send(self, begin: int, end: int, progress_ms: int) -> None:
         for at in range(begin, end, 400):
@@ -101,7 +78,7 @@ class Rig:
             positions = writer.newest.positions if writer.newest else {}
             reader = Reader(self.broker.bootstrap, ("examples", "impressions", "actions"), positions)
             archiver = Archiver(reader, writer, DECLARATION, 100, 500, Gauges())
-            wait(lambda: archiver.turn() or self.archive.until_ms("examples") >= ms, "the archive")
+            until(lambda: archiver.turn() or self.archive.until_ms("examples") >= ms, "the archive", 240)
             reader.close()
 
     def promote(self, lineage: str, *more: str, module: str = "training.pipeline.warm_start") -> int:
@@ -114,11 +91,8 @@ class Rig:
         return int((self.log.path / f"{lineage}.lock").read_text() or -1)  # empty while it is being written
 
     def end(self) -> None:
-        if self.trainer.poll() is None:
-            self.trainer.kill()
-        self.trainer.wait(30)
+        self.trainer.kill()
         self.sender.close()
-        self.out.close()
 
 
 def run(capsys: pytest.CaptureFixture[str], step: str, *arguments: object) -> dict[str, Any]:
@@ -179,29 +153,27 @@ def test_every_record_once_in_both_lineages_through_take_over_and_back(
             assert rig.promote(second, *wide) == 0 and rig.log.serving() == second
 
             # The trainer follows, under the same pid, and what it had learned of the old lineage is all there.
-            wait(lambda: rig.trained_by(second) == rig.trainer.pid, "the take-over")
+            until(lambda: rig.trained_by(second) == rig.trainer.pid, "the take-over", 240)
             rig.send(two_thirds, len(RECORDS) - 500, JUDGED_MS)
             sent = learned_by(RECORDS[:-500])
-            wait(lambda: newest(rig.log, second).learned == sent, "the new lineage to learn on")
+            until(lambda: newest(rig.log, second).learned == sent, "the new lineage to learn on", 240)
             assert newest(rig.log, second).written_ms["positive"]
             end = newest(rig.log, rig.first)
 
             # Back again, and killed as soon as it is to follow: the next start goes on with what is served.
             assert rig.promote(rig.first, "--force") == 0 and rig.log.serving() == rig.first
             assert newest(rig.log, rig.first).seq > end.seq
-            os.kill(rig.trainer.pid, signal.SIGKILL)
-            rig.trainer.wait(30)
+            rig.trainer.kill()
             rig.send(len(RECORDS) - 500, len(RECORDS), LAST_MS)
             rig.trainer = rig.start()
-            wait(lambda: newest(rig.log, rig.first).learned_until_ms >= LAST_MS, "the old lineage to learn on")
+            until(lambda: newest(rig.log, rig.first).learned_until_ms >= LAST_MS, "the old lineage to learn on", 240)
             assert newest(rig.log, rig.first).learned == learned_by(RECORDS)
-            os.kill(rig.trainer.pid, signal.SIGTERM)
-            assert rig.trainer.wait(60) == 0
+            assert rig.trainer.end() == 0
             for lineage in (rig.first, second):
                 assert verify(rig.log, lineage) == []
         finally:
             rig.end()
-            print((tmp_path / "trainer.log").read_text()[-3000:])
+            print(rig.trainer.tail())
 
 
 def archived(path: Path) -> dict[str, int]:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,9 @@ from delta_log.log import Log
 from delta_log.manifest import Manifest
 from delta_log.writer import Writer
 from tests.delta_log.test_log import Oracle
-from tests.support.broker import free_port
+from tests.support.ports import free_port
+from tests.support.process import Process
+from tests.support.wait import until
 from training.record import registry
 from training.record.registry import CANDIDATE, TRAINED
 from training.record.tracking import Tracking
@@ -26,27 +24,13 @@ from training.record.tracking import Tracking
 NAN = float("nan")
 
 
-def wait(until: Callable[[], Any], what: str, most_s: float = 150) -> Any:
-    deadline = time.monotonic() + most_s
-    while not (found := until()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {most_s} s for {what}")
-        time.sleep(0.2)
-    return found
-
-
 def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     url, log, oracle = f"http://127.0.0.1:{(port := free_port())}", Log(tmp_path / "log"), Oracle(7)
     lineage = log.new_lineage()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/mlflow.db",
-        "--artifacts-destination",
-        str(tmp_path / "a"),
-    ]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "a")]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     with Writer(log, lineage) as writer, Tracking(url, log, lineage, "simulator?seed=7") as tracking:
         started = time.monotonic()
@@ -54,14 +38,13 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
         for _ in range(3):
             tracking.delta(writer.delta(oracle.change()))
         assert time.monotonic() - started < 5, "an outage delays nothing"
-        with (tmp_path / "server.log").open("wb") as out:
-            server = subprocess.Popen(command, env=quiet, stdout=out, stderr=out, cwd=tmp_path)
+        server = Process(tmp_path / "server.log", "mlflow", *words, env=quiet)
         try:
             from mlflow import MlflowClient
 
             monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             client = MlflowClient(url)
-            version = wait(lambda: _version(client), "the base's version")
+            version = until(lambda: _version(client), "the base's version", process=server)
             (run,) = _runs(client)
             assert run.data.tags["lineage"] == lineage and version.tags["seq"] == "0"
             rows = client.get_metric_history(run.info.run_id, "rows")
@@ -75,7 +58,7 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
                 resumed.base(log.manifest(lineage, "base", 0))  # known already
                 resumed.base(made)
                 resumed.delta(writer.delta(oracle.change()))
-                wait(lambda: (v := _version(client)) is not None and v.tags["seq"] == "3", "the newer base's version")
+                until(lambda: (v := _version(client)) is not None and v.tags["seq"] == "3", "the newer base's version")
             assert [r.info.run_id for r in _runs(client)] == [run.info.run_id]
             versions = client.search_model_versions("name = 'minutehand-simulator-deepfm'")
             assert sorted(v.tags["sha256"] for v in versions) == sorted(
@@ -107,8 +90,7 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
             )
             assert [e["sha256"] for e in index] == [m.sha256 for m in log.manifests(lineage)]
         finally:
-            server.terminate()
-            server.wait(30)
+            server.end()
 
 
 def _version(client: Any) -> Any:
