@@ -55,7 +55,8 @@ class Rig:
     def start_sync(self, token: str | None = TOKEN) -> Process:
         process = Process(
             self.folder / "sync.log", "serving.sync.sync", "--source", SOURCE,
-            "--log", f"{RANKER}={self.folder / 'log'}", "--models", str(self.folder / "models"), "--serving", f"127.0.0.1:{self.port}",
+            "--log", f"{RANKER}={self.folder / 'log'}", "--models", str(self.folder / "models"),
+            "--serving", f"127.0.0.1:{self.port}",
             "--port", str(self.sync_port), env={"MINUTEHAND_WRITE_TOKEN": token} if token is not None else {},
         )  # fmt: skip
         self.running.append(process)
