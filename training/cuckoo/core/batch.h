@@ -19,7 +19,7 @@
 
 namespace cuckoo {
 
-// Copies a row that may change meanwhile: the race is meant, and Stands() judges it.
+// Copies a row that may change meanwhile. The race is intended, and Stands() detects it.
 __attribute__((no_sanitize("thread"))) inline void Copy(const float* from, float* to, size_t n) {
   using Eight = float __attribute__((vector_size(32), aligned(4), may_alias));
   size_t i = 0;
@@ -32,19 +32,20 @@ struct Item {
   uint32_t i;  // place in the batch
 };
 
-// One of `count` parts of a batch, by shard: the calls for all parts, made at once by as many threads, are the batch's,
-// with the same result whatever the timing (a key given twice is one part's), and never wait for each other's locks.
+// One of `count` parts of a batch, by shard. As many threads may call for all parts at once: together they do the
+// batch, with the same result whatever the timing (a repeated key is in one part), and never wait for each other's
+// locks.
 struct Part {
   size_t index = 0, count = 1;
 };
 
-// Where keys are, seen without a lock, a round of them at a time, in passes over the round:
+// Finds keys without a lock, a round of them at a time, in passes over the round:
 //
 //   hash: shard, bucket a, bucket b       bucket a: is the key there?       bucket b, of those that were not in a
 //
 // and then the caller's own pass, over the rows. A pass has no branch on what it finds. It asks for the lines of 16
 // keys at once and then uses those of the 16 before: a core can wait for as many lines as its window holds instructions
-// that ask for one, so nothing else stands between them (docs/table.md).
+// that ask for one, so nothing else comes between them (docs/table.md).
 class Ahead {
  public:
   static constexpr size_t kRound = 512;  // keys from one look at the shards to the next: some 20 us
@@ -52,7 +53,7 @@ class Ahead {
 
   explicit Ahead(const Shards& shards) : shards_(shards) {}
 
-  // The `n` <= kRound keys that lie `stride` bytes apart from `keys` on.
+  // Takes the `n` <= kRound keys that lie `stride` bytes apart from `keys` on.
   CUCKOO_VERSIONS void See(const int64_t* keys, size_t stride, size_t n) {
     const auto key = [=](size_t j) CUCKOO_INLINE {
       return *reinterpret_cast<const int64_t*>(reinterpret_cast<const char*>(keys) + j * stride);
@@ -103,7 +104,7 @@ class Ahead {
     for (size_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(row + byte);
   }
 
-  // Whether shard s is, and all are, as they were seen.
+  // True if shard s is, and if all are, as they were when they were read.
   bool Stands(size_t s) const { return shards_[s].lock.Stands(views_[s].version); }
   bool Stands() const {
     bool all = true;
@@ -123,7 +124,7 @@ class Ahead {
   }
 
  private:
-  // What is asked of a shard for each key, as it was at one moment, side by side.
+  // The values of a shard that each key needs, as they were at one moment, side by side.
   struct alignas(kLine) View {
     Bucket* buckets;
     const char* rows;
@@ -154,8 +155,8 @@ class Ahead {
   View views_[Shards::kMost];
 };
 
-// Weights of keys without a lock. `rest`: the places of those whose shard was changed meanwhile, and of those that have
-// no row where `misses` asks for them (they read as zeros where not); in the batch's order.
+// Reads the weights of keys without a lock. `rest` gets the places of keys whose shard changed meanwhile. With `misses`
+// it also gets those of keys without a row, which otherwise read zeros. `rest` is in the batch's order.
 CUCKOO_VERSIONS inline void Glance(const Shards& shards, const int64_t* keys, size_t n, size_t dim, float* weights,
                                    bool misses, std::vector<uint32_t>* rest) {
   rest->clear();

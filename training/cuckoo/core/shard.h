@@ -16,13 +16,13 @@
 namespace cuckoo {
 
 struct alignas(kLine) Shard {
-  // Shard `s` of `shards`: the rows of each turn to a new page of memory at their own time.
+  // Shard `s` of `shards`. The shards begin new pages of memory one after the other.
   Shard(size_t row_floats, const AdmissionConfig& config, size_t s, size_t shards, Pager* pager)
       : index(SpaceOf(shards), pager),
         slab(row_floats, SpaceOf(shards), kHugePage * s / shards, pager),
         admission(config, shards) {}
 
-  // A new row, for the caller to fill; the shard is held. Throws std::bad_alloc and has changed nothing.
+  // Makes a new row for the caller to fill. The caller holds the shard. On std::bad_alloc nothing has changed.
   float* Insert(int64_t key, uint64_t hash, uint32_t tick) {
     const uint32_t row = slab.New();
     try {
@@ -34,13 +34,13 @@ struct alignas(kLine) Shard {
     return slab.At(row);
   }
 
-  // The shard is held. The place is no more.
+  // The caller holds the shard. The place is not valid afterwards.
   void Erase(Place place) {
     slab.Free(place.row());
     index.Erase(place);
   }
 
-  // The shard is held. Its memory stays, for other rows.
+  // The caller holds the shard. The shard keeps the memory for other rows.
   void Clear() {
     const auto erase = [this](Place place) { Erase(place); };
     index.ForEach(0, index.buckets(), erase);
@@ -48,7 +48,7 @@ struct alignas(kLine) Shard {
   }
 
   // Calls f(Place) for each key of the shard, a piece at a time under Hold, and between() after each, with no lock. The
-  // keys that changed their bucket meanwhile, sorted, are in `moved`: f may have seen them or not, once or twice.
+  // keys that changed their bucket meanwhile are in `moved`, sorted: f may have seen them never, once or twice.
   template <class Hold, class F, class Between>
   void Scan(std::vector<int64_t>* moved, F f, Between between) const {
     constexpr uint32_t kBuckets = 1024;  // of a piece: some 10 us
@@ -80,7 +80,7 @@ struct alignas(kLine) Shard {
     moved->erase(std::unique(moved->begin(), moved->end()), moved->end());
   }
 
-  // Calls f(Place) for those keys that are there, a few at a time under Hold, and between() after each.
+  // Calls f(Place) for those of the keys that are there, a few at a time under Hold, and between() after each group.
   template <class Hold, class F, class Between>
   void Visit(const std::vector<int64_t>& keys, F f, Between between) const {
     constexpr size_t kKeys = 256;

@@ -46,7 +46,7 @@ struct Stats {
 class Table {
  public:
   static constexpr size_t kMaxShards = Shards::kMost;
-  static constexpr size_t kTogether = 16;  // rows of one call of Update's: those that were fetched meanwhile
+  static constexpr size_t kTogether = 16;  // rows that Update gives to one call of f: those whose lines were fetched
 
   explicit Table(const Config& config)
       : config_(config), shards_(config.layout.floats(), config.admission, config.shards) {}
@@ -56,7 +56,7 @@ class Table {
 
   uint32_t tick() const { return tick_.load(); }
 
-  // Moves the clock on; a tick before the present one changes nothing and returns false.
+  // Moves the clock on. A tick before the present one changes nothing and returns false.
   bool SetTick(uint32_t tick) {
     uint32_t now = tick_.load();
     while (now < tick && !tick_.compare_exchange_weak(now, tick)) {
@@ -64,7 +64,7 @@ class Table {
     return now <= tick;
   }
 
-  // Weights of each key; zeros where there is none.
+  // Reads the weights of each key; zeros for a key without a row.
   void Find(const int64_t* keys, size_t n, float* weights) const {
     std::vector<uint32_t>& rest = Rest();
     for (size_t begin = 0; begin < n; begin += kGlance) {
@@ -82,8 +82,8 @@ class Table {
     }
   }
 
-  // Weights of each key; a new one that is admitted is inserted, initialised by its key and stamped; zeros of one that
-  // is not. Key i is seen `sights[i]` times, once where there are no sights.
+  // Reads the weights of each key. A new key that is admitted is inserted, initialised by its key and stamped. One that
+  // is not admitted reads zeros. Key i is seen `sights[i]` times; once if there are no sights.
   void Lookup(const int64_t* keys, size_t n, float* weights, const int64_t* sights = nullptr) {
     std::vector<uint32_t>& rest = Rest();
     for (size_t begin = 0; begin < n; begin += kGlance) {
@@ -106,9 +106,9 @@ class Table {
   }
 
   // Calls f(float* const* rows, const uint32_t* places, size_t n) with the rows (weights, then slots) of up to
-  // kTogether keys, and their places in the batch; stamps them. The rows are f's alone. A key without a row is passed
-  // over: it was removed, or never admitted. Returns how many rows there were. A key given twice is there twice, in the
-  // batch's order. f must not call the table.
+  // kTogether keys, and their places in the batch; stamps them. Nobody else has the rows meanwhile. A key without a
+  // row is skipped: it was removed, or never admitted. Returns the number of rows. A repeated key is passed each time,
+  // in the batch's order. f must not call the table.
   template <class F>
   size_t Update(const int64_t* keys, size_t n, F f, Part part = {}) {
     size_t updated = 0;
@@ -133,7 +133,7 @@ class Table {
     return updated;
   }
 
-  // Sets whole rows, inserting where needed; of a key given twice the last one stands. The clock follows the ticks.
+  // Sets whole rows and inserts new keys. The last row of a repeated key wins. The clock follows the ticks.
   void Import(const int64_t* keys, size_t n, const float* weights, const float* slots, const uint32_t* ticks,
               Part part = {}) {
     ForEachRun(shards_, keys, nullptr, n, RowBytes(), part,
@@ -152,7 +152,7 @@ class Table {
                });
   }
 
-  // Keys of rows with a tick after `tick`; of all rows if it is 0.
+  // Returns the keys of rows with a tick after `tick`; of all rows if it is 0.
   std::vector<int64_t> KeysSince(uint32_t tick) const {
     std::vector<int64_t> keys, found, moved;
     const auto add = [&](Place place) {
@@ -174,7 +174,8 @@ class Table {
     return keys;
   }
 
-  // Takes out the rows with a stamp <= `tick` and appends their keys. A row stamped meanwhile stays or goes whole.
+  // Removes the rows with a stamp <= `tick` and appends their keys. A row that is stamped meanwhile stays or goes
+  // whole.
   size_t Evict(uint32_t tick, std::vector<int64_t>* keys) {
     const size_t before = keys->size();
     std::vector<int64_t> moved;
@@ -191,7 +192,8 @@ class Table {
     return keys->size() - before;
   }
 
-  // Whole rows. `found[i]` says whether key i has one; where not, the others are left as they are. Returns how many.
+  // Reads whole rows. `found[i]` is true if key i has one; else its place in the outputs is not written. Returns the
+  // number of rows.
   size_t Read(const int64_t* keys, size_t n, float* weights, float* slots, uint32_t* ticks, bool* found) const {
     size_t total = 0;
     ForEachRun(shards_, keys, nullptr, n, RowBytes(), {},
@@ -212,7 +214,7 @@ class Table {
     return total;
   }
 
-  // Takes rows out; their memory is used again. `removed[i]` says whether key i had one.
+  // Removes rows; their memory is used again. `removed[i]` is true if key i had one.
   size_t Remove(const int64_t* keys, size_t n, bool* removed) {
     size_t total = 0;
     ForEachRun(shards_, keys, nullptr, n, kLine, {}, [&](Shard& shard, const Item* items, size_t count, auto ahead) {
@@ -228,7 +230,8 @@ class Table {
     return total;
   }
 
-  // Calls f(AdmissionLine&, place) for each line of the admission filters, in one order; the shard is held.
+  // Calls f(AdmissionLine&, place) for each line of the admission filters, always in the same order. It holds the
+  // shard.
   template <class F>
   void ForEachAdmissionLine(F f) {
     size_t place = 0;
@@ -279,7 +282,7 @@ class Table {
     }
   }
 
-  // A new row that begins as its key says, nullptr if the key is not admitted; the shard is held.
+  // Makes a new row, initialised by its key; nullptr if the key is not admitted. The caller holds the shard.
   float* Admit(Shard& shard, int64_t key, uint64_t hash, uint64_t sights) {
     if (!shard.admission.Admit(hash, sights, tick())) return nullptr;
     float* row = shard.Insert(key, hash, tick());
