@@ -28,7 +28,7 @@ MODELS = {"ranker": "deepfm", "plain": "logistic"}
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The platform after a replay, when each model serves all that was known at its end."""
-    settings = load(None, [f"{port}=0" for port in PORTS], {}).with_(
+    settings = load(None, [f"{port}=0" for port in PORTS]).with_(
         name="two", var=str(tmp_path_factory.mktemp("var")), source=SOURCE,
         model="deepfm?dim=8,plain=logistic?rate=0.1",
         sync_every="1s", digest=True, mlflow=False, airflow=False, feast=False, archive=False,
