@@ -125,7 +125,7 @@ def parser(others: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """All subcommands: ours, and those of the modules `others`."""
     whole = argparse.ArgumentParser(
         "minutehand",
-        description="A recommender platform whose served model is never more than a minute old.",
+        description="A recommender platform whose served model is about a minute old at most.",
         epilog="Settings and their defaults: minutehand.toml. Start with: minutehand up",
     )
     commands = whole.add_subparsers(metavar="COMMAND", required=True)

@@ -13,8 +13,6 @@ from tests.support import PROJECT
 
 DOCS = PROJECT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
-WRITTEN = [page for page in PAGES if page != "example.md"]
-"""All but the Example's page, which is rewritten together with its format."""
 ROOMS = ("benchmarks", "common", "dags", "delta_log", "features", "infra", "serving", "streaming", "training")
 NEAR_TOP = 25
 """Lines of a page within which its first command stands."""
@@ -45,7 +43,7 @@ def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
         assert (DOCS / target).exists(), f"docs/{page} links to {target}"
 
 
-@pytest.mark.parametrize("page", WRITTEN)
+@pytest.mark.parametrize("page", PAGES)
 def test_no_line_is_longer_than_a_screen(page: str) -> None:
     long = [line for line in text(page).splitlines() if len(line) > 120]
     assert not long, f"docs/{page}: {long}"
@@ -58,7 +56,7 @@ def test_no_line_of_the_readme_is_longer_than_a_screen() -> None:
     assert not long
 
 
-@pytest.mark.parametrize("page", WRITTEN)
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_has_a_command_near_its_top(page: str) -> None:
     assert "```sh\n" in "\n".join(text(page).splitlines()[:NEAR_TOP]), f"docs/{page}"
 
@@ -74,7 +72,7 @@ def test_the_commands_of_a_page_exist(page: str) -> None:
     assert made <= targets, f"docs/{page} names make {sorted(made - targets)}"
 
 
-@pytest.mark.parametrize("page", WRITTEN)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_flags_of_its_python_commands_exist(page: str) -> None:
     for line in re.sub(r" \\\n\s*", " ", "\n".join(shell(page))).splitlines():
         if command := re.search(r"python -m ([\w.]+)(.*)", line.split("  #")[0]):
@@ -85,7 +83,7 @@ def test_the_flags_of_its_python_commands_exist(page: str) -> None:
                 assert f'"{flag}"' in source, f"docs/{page}: {command[1]} has no {flag}"
 
 
-@pytest.mark.parametrize("page", WRITTEN)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_that_a_page_names_exists(page: str) -> None:
     """Files by their path in the project, and `room.module.name`: the module defines the name."""
     for found in re.findall(r"`([^`\n]+)`", text(page)):
