@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "streaming")]
+sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
-from broker import Broker  # noqa: E402  # the two are no packages: they are found by the line above
-from join_process import JoinProcess  # noqa: E402
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
 
 from streaming import topics  # noqa: E402
 from streaming.declaration import Declaration, Feature  # noqa: E402
+from tests.support.broker import Broker  # noqa: E402
+from tests.support.join_process import JoinProcess  # noqa: E402
 
 GOAL = 0.35
 IDS = tuple(Feature(f"id_{n}", "id") for n in range(14))

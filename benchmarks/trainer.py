@@ -29,14 +29,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "streaming"), str(ROOT / "tests" / "training")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from broker import Broker  # noqa: E402  # these are no packages: they are found by the lines above
-from feeding import examples  # noqa: E402
 from kafka import KafkaProducer  # noqa: E402
 
 from benchmarks.cuckoo import pages  # noqa: E402
@@ -45,10 +43,12 @@ from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
 from streaming import topics  # noqa: E402
 from streaming.example import Batch, decode  # noqa: E402
 from streaming.sources import simulator  # noqa: E402
+from tests.support.broker import Broker  # noqa: E402
+from tests.support.feeding import examples  # noqa: E402
 from training.learn.feed import Feed  # noqa: E402
 from training.learn.learner import Learner, Settings  # noqa: E402
 from training.learn.state import State  # noqa: E402
-from training.models.deepfm import loss  # noqa: E402
+from training.models.model import Context, load  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "trainer.json"
 GOAL_KERAS, GOAL_RATE = 3.0, 10_000
@@ -86,7 +86,7 @@ def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, An
     """Seconds a step of the three, batches in turn; Keras' cost grows with the ids, ours with the batch."""
     source = source_of(ids)
     batches = batches_of(lines_of(source, number), settings.batch)
-    learner, keras, mutable = Learner(DECLARATION, settings), None, MutableNet(DECLARATION, settings)
+    learner, keras, mutable = Learner(load("deepfm", DECLARATION), settings), None, MutableNet(DECLARATION, settings)
     keras = KerasNet(DECLARATION, settings, vocabulary_of(source, batches))
     steps: dict[str, Callable[[Batch], Any]] = {
         "ours": learner.train,
@@ -122,7 +122,7 @@ def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
             for number, line in enumerate(lines):
                 producer.send(topics.EXAMPLES, line, partition=number % topics.PARTITIONS)
         producer.close()
-        state = State(Learner(DECLARATION, settings), "simulator")
+        state = State(Learner(load("deepfm", DECLARATION), settings), "simulator")
         state.learner.train(decode([], DECLARATION))
         feed = Feed(broker.bootstrap, DECLARATION, {})
         marks = []
@@ -152,7 +152,7 @@ def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, floa
 
     Learning is the step, the test metrics and the learned sum; a step is its stages, gathers and the call.
     """
-    learner = Learner(DECLARATION, settings)
+    learner = Learner(load("deepfm", DECLARATION), settings)
     state = State(learner, "simulator")
     batches = batches_of(lines, settings.batch)
     for batch in batches:
@@ -165,10 +165,11 @@ def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, floa
             ids.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
     flat = {table: tf.constant(np.concatenate(parts)) for table, parts in ids.items()}
     unique = {table: tf.unique(x)[0] for table, x in flat.items()}
-    gradients = {table: tf.zeros([len(x), DECLARATION.row_dim]) for table, x in unique.items()}
-    rows = tf.random.stateless_normal([batch.size, DECLARATION.row_dim], [0, 0], 0, 0.01)
-    fields = dict.fromkeys(learner.ranker.rows_of, rows)
-    numbers = tf.constant(np.stack([batch.features[n] for n in learner.ranker.numbers], axis=1))
+    model = learner.model
+    gradients = {table: tf.zeros([len(x), model.dims[table]]) for table, x in unique.items()}
+    rows = tf.random.stateless_normal([batch.size, max(model.dims.values())], [0, 0], 0, 0.01)
+    fields = dict.fromkeys(model.row_features, rows)
+    numbers = tf.constant(np.stack([batch.features[n] for n in model.number_features], axis=1))
     labels, weights, pi = (tf.constant(x.astype(np.float32)) for x in (batch.labels, batch.weights, batch.pi))
     dense = list(learner.weights.values())
     totals = [tf.Variable(tf.ones(w.shape)) for w in dense]
@@ -176,7 +177,8 @@ def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, floa
     def forward_backward() -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([rows, *dense])
-            value = loss(learner.ranker.logits(fields, numbers), labels, weights, pi, settings.batch)
+            outputs = model.outputs(fields, numbers, Context(batch.size))
+            value = model.loss(outputs, labels, weights, pi, settings.batch)
         return tape.gradient(value, [rows, *dense])
 
     def dense_adagrad() -> Any:
@@ -188,7 +190,7 @@ def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, floa
         "unique": lambda: [tf.unique_with_counts(x) for x in flat.values()],
         "find": lambda: [table.find(unique[t]) for t, table in tables.items()],
         "lookup": lambda: [table.lookup(unique[t]) for t, table in tables.items()],
-        "test (forward)": lambda: learner.ranker.logits(fields, numbers),
+        "test (forward)": lambda: model.outputs(fields, numbers, Context(batch.size)),
         "forward and backward": forward_backward,
         "apply": lambda: [table.apply(unique[t], gradients[t]) for t, table in tables.items()],
         "dense Adagrad": dense_adagrad,

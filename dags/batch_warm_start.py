@@ -14,17 +14,25 @@ from typing import Any
 from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import EXAMPLES, GATE, INTERVAL, arguments, flags, gate, platform, run
+from dags.common import EXAMPLES, GATE, INTERVAL, MODEL, arguments, flags, gate, platform, run
 
 CHOICE = INTERVAL | {
     "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest, and those before."),
     "judge_end": Param(None, type=["null", "string"], format="date-time", description="Judge on what follows, up to."),
 }
-FORM = CHOICE | {
-    "begin_from": Param("serving", enum=["serving", "none"], description="The serving lineage's base before, or none."),
-    "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."),
-    **GATE,
-}
+FORM = (
+    CHOICE
+    | MODEL
+    | {
+        "begin_from": Param(
+            "serving", enum=["serving", "none"], description="The serving lineage's base before, or none."
+        ),
+        "promote": Param(
+            True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."
+        ),
+        **GATE,
+    }
+)
 
 
 @dag(**arguments(__doc__, FORM, schedule=[EXAMPLES]))
@@ -40,7 +48,7 @@ def batch_warm_start() -> None:
 
     @task
     def train(chosen: dict[str, Any], params: Any = None) -> dict[str, Any]:
-        return warm_start("train", **platform("archive"), **chosen["train"], **{"from": params["begin_from"]})
+        return warm_start("train", **platform("archive", "model"), **chosen["train"], **{"from": params["begin_from"]})
 
     @task
     def evaluate(chosen: dict[str, Any], lineage: str) -> dict[str, Any]:

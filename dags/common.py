@@ -35,6 +35,10 @@ INTERVAL = {
     "end": Param(None, type=["null", "string"], format="date-time", description="Event time to (not included)."),
 }
 
+MODEL = {
+    "model": Param(None, type=["null", "string"], description="The model, by its served name; without: the first one.")
+}
+
 NUMBER: dict[str, Any] = {"default": None, "type": ["null", "number"]}
 GATE = {  # what is left out: the settings gate_tolerance and gate_calibration (minutehand.toml)
     "tolerance": Param(**NUMBER, minimum=0, description="Allowed is an AUC lower by less than this."),
@@ -77,10 +81,17 @@ def facts() -> dict[str, Any]:
 
 
 def platform(*names: str, **renamed: str) -> dict[str, Any]:
-    """Folders, addresses and settings of these names, to be given as flags: `to="samples"` is --to <that folder>."""
-    known = facts()
-    known = known["settings"] | {"mlflow": "none"} | known["addresses"] | known["folders"]
-    return {name: known[name] for name in names} | {flag: known[name] for flag, name in renamed.items()}
+    """Folders, addresses and settings of these names, as flags: `to="samples"` is --to <that folder>.
+
+    `log` and `model` are those of the run's model: the form's `model`, else the first one of the platform.
+    """
+    values = facts()
+    models = values["models"]
+    name = get_current_context()["params"].get("model") or next(iter(models))
+    if name not in models:
+        raise AirflowFailException(f"model is {name!r}; allowed are {', '.join(models)}")
+    values = values["settings"] | {"mlflow": "none"} | values["addresses"] | values["folders"] | models[name]
+    return {name: values[name] for name in names} | {flag: values[name] for flag, name in renamed.items()}
 
 
 def gate(params: Any) -> dict[str, Any]:
@@ -95,10 +106,11 @@ def docs() -> dict[str, str]:
 
 
 def replicas() -> list[str]:
-    """FOLDER=HOST:PORT of each model server."""
-    known = facts()
-    count, models = int(known["settings"]["replicas"]), known["folders"]["models"]
-    return [f"{models}/replica-{i}={known['addresses'][f'model-server-{i}']}" for i in range(count)]
+    """FOLDER=HOST:PORT of the run's model in each model server."""
+    values = facts()
+    name = get_current_context()["params"].get("model") or next(iter(values["models"]))
+    count, folder = int(values["settings"]["replicas"]), values["folders"]["models"]
+    return [f"{folder}/replica-{i}/{name}={values['addresses'][f'model-server-{i}']}" for i in range(count)]
 
 
 def flags(**given: Any) -> list[str]:

@@ -11,9 +11,11 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task
 
-from dags.common import arguments, docs, flags, platform, replicas, run
+from dags.common import MODEL, arguments, docs, flags, platform, replicas, run
 
-FORM = {"timeout_s": Param(300, type="integer", minimum=1, description="Seconds until the old version is put back.")}
+FORM = MODEL | {
+    "timeout_s": Param(300, type="integer", minimum=1, description="Seconds until the old version is put back.")
+}
 
 
 @dag(**arguments(__doc__, FORM, cron="0 4 * * *"))
@@ -24,7 +26,10 @@ def publish_base() -> None:
 
     @task
     def publish(params: Any = None) -> dict[str, Any]:
-        return run("serving.publish", *flags(**platform("log"), replica=replicas(), timeout_s=params["timeout_s"]))
+        return run(
+            "serving.publish",
+            *flags(**platform("log"), replica=replicas(), timeout_s=params["timeout_s"], model=params["model"]),
+        )
 
     check() >> publish()
 

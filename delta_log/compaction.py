@@ -1,4 +1,4 @@
-"""A new base out of files: the newest base with its deltas laid over it, while training goes on."""
+"""Makes a new base from files, the newest base and its deltas, while training continues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from delta_log.writer import Cut, Writer
 
 
 def compact(log: Log, writer: Writer) -> Manifest | None:
-    """Write the base of the newest delta; None if the newest base is already that."""
+    """Writes the base as of the newest delta. Returns None if there is no delta after the newest base."""
     base, deltas = log.chain(writer.lineage)
     if not deltas:
         return None
@@ -19,6 +19,7 @@ def compact(log: Log, writer: Writer) -> Manifest | None:
     cut = Cut(
         source=last.source,
         declaration=last.declaration,
+        model=last.model,
         tables=tables,
         dense=read_dense(last),
         totals={name: info.total for name, info in last.tables.items()},

@@ -1,6 +1,7 @@
-"""The Arrow files of a base or delta: rows apart from slots, so that serving reads only what it needs (docs/delta.md).
+"""Reads and writes the Arrow files of a base or delta (docs/delta.md).
 
-A table is written as its place among the manifest's tables. Row i of a slots file belongs to row i of its rows file.
+Rows and optimizer slots are in files of their own, so that serving reads only what it needs. A file names a table by
+its place among the manifest's tables. Row i of a slots file belongs to row i of its rows file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ UInt32s = npt.NDArray[np.uint32]
 Bytes = npt.NDArray[np.uint8]
 
 _BATCH = 1 << 20
-"""Rows a record batch: the 32-bit offsets of a list column end at 2^31 floats, so dims up to 2048 fit."""
+"""Rows of a record batch. The 32-bit offsets of a list column end at 2^31 floats, so dims up to 2048 fit."""
 
 _FLOATS = pa.list_(pa.float32())
 ROWS = pa.schema([("table", pa.uint16()), ("key", pa.int64()), ("row", _FLOATS)])
@@ -32,7 +33,7 @@ DENSE = pa.schema([("name", pa.string()), ("shape", pa.list_(pa.int64())), ("val
 
 
 class Filter(NamedTuple):
-    """Lines of an admission filter: its shape ("": no filter), their places uint32[n], their bytes uint8[n, 64]."""
+    """Lines of an admission filter: its shape ("": no filter), the lines' places uint32[n] and bytes uint8[n, 64]."""
 
     shape: str
     places: UInt32s
@@ -43,7 +44,7 @@ NO_FILTER = Filter("", np.empty(0, np.uint32), np.empty((0, LINE_BYTES), np.uint
 
 
 class TableRows(NamedTuple):
-    """Of one table: keys int64[n], rows float32[n, dim], slots float32[n, slots], ticks uint32[n], removed int64[m]."""
+    """One table: keys int64[n], rows float32[n, dim], slots float32[n, slots], ticks uint32[n], removed int64[m]."""
 
     keys: Int64s
     rows: Float32s
@@ -54,15 +55,15 @@ class TableRows(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """One dense weight and the flat state of its optimizer."""
+    """A dense weight and the flat state of its optimizer."""
 
     value: Float32s
     slots: Float32s
 
 
 def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, removed: bool) -> dict[str, bytes]:
-    """File name -> bytes. `removed`: with removed.arrow (a delta) or without (a base)."""
-    rows, slots, gone, lines = [], [], [], []
+    """Encodes tables and dense weights: file name -> bytes. A delta has `removed` (removed.arrow), a base does not."""
+    rows, slots, removals, lines = [], [], [], []
     for place, t in enumerate(tables.values()):
         for at in range(0, len(t.keys), _BATCH):
             part = slice(at, at + _BATCH)
@@ -70,7 +71,7 @@ def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, remo
             rows.append([pa.array(table), pa.array(t.keys[part]), _lists(t.rows[part])])
             slots.append([pa.array(table), pa.array(t.ticks[part]), _lists(t.slots[part])])
         if len(t.removed):
-            gone.append([pa.array(np.full(len(t.removed), place, np.uint16)), pa.array(t.removed)])
+            removals.append([pa.array(np.full(len(t.removed), place, np.uint16)), pa.array(t.removed)])
         if n := len(t.admission.places):
             data = pa.py_buffer(np.ascontiguousarray(t.admission.lines))
             column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LINE_BYTES), n, [None, data])
@@ -83,22 +84,22 @@ def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, remo
     ]
     files = {"rows-0.arrow": _file(ROWS, rows), "slots-0.arrow": _file(SLOTS, slots)}
     if removed:
-        files["removed.arrow"] = _file(REMOVED, gone)
+        files["removed.arrow"] = _file(REMOVED, removals)
     return {**files, "admission.arrow": _file(ADMISSION, lines), "dense.arrow": _file(DENSE, [weights])}
 
 
 def read_rows(manifest: Manifest) -> dict[str, tuple[Int64s, Float32s]]:
-    """Table -> (keys int64[n], rows float32[n, dim]): what serving reads. Checked against the manifest."""
+    """Reads what serving needs, checked against the manifest: table -> (keys int64[n], rows float32[n, dim])."""
     return _read(manifest, "rows-", ROWS, {n: i.dim for n, i in manifest.tables.items()})
 
 
 def read_slots(manifest: Manifest) -> dict[str, tuple[UInt32s, Float32s]]:
-    """Table -> (ticks uint32[n], slots float32[n, slots]), in the order of `read_rows`."""
+    """Reads the slots in the order of `read_rows`: table -> (ticks uint32[n], slots float32[n, slots])."""
     return _read(manifest, "slots-", SLOTS, {n: i.slots for n, i in manifest.tables.items()})
 
 
 def read_removed(manifest: Manifest) -> dict[str, Int64s]:
-    """Table -> removed keys int64[m]; a base has none."""
+    """Reads the removed keys: table -> int64[m]. A base has none."""
     if manifest.kind == "base":
         return {name: np.empty(0, np.int64) for name in manifest.tables}
     parts: dict[str, list[Int64s]] = {name: [] for name in manifest.tables}
@@ -111,25 +112,25 @@ def read_removed(manifest: Manifest) -> dict[str, Int64s]:
 
 
 def read_admission(manifest: Manifest) -> dict[str, Filter]:
-    """Table -> the lines of its admission filter that are here."""
-    file, found = "admission.arrow", {n: NO_FILTER._replace(shape=i.admission) for n, i in manifest.tables.items()}
+    """Reads the lines of the admission filters that this base or delta holds, by table."""
+    file, filters = "admission.arrow", {n: NO_FILTER._replace(shape=i.admission) for n, i in manifest.tables.items()}
     for name, batch in _batches(manifest, file, ADMISSION):
         places, column = batch.column(1).to_numpy(), batch.column(2)
         lines = np.frombuffer(column.buffers()[1], np.uint8)[column.offset * LINE_BYTES :][: len(places) * LINE_BYTES]
-        if len(found[name].places) or len(np.unique(places)) != len(places):
-            raise LogBroken(f"{manifest.folder / file}: table {name}: a line is there twice")
-        found[name] = Filter(found[name].shape, places, lines.reshape(-1, LINE_BYTES))
+        if len(filters[name].places) or len(np.unique(places)) != len(places):
+            raise LogBroken(f"{manifest.folder / file}: table {name}: a line of the admission filter is listed twice")
+        filters[name] = Filter(filters[name].shape, places, lines.reshape(-1, LINE_BYTES))
     for name, info in manifest.tables.items():
-        _count(manifest, file, name, len(found[name].places), info.lines)
-    return found
+        _count(manifest, file, name, len(filters[name].places), info.lines)
+    return filters
 
 
 def read_tables(manifest: Manifest) -> dict[str, TableRows]:
-    """All of every table: what the trainer restores from. No key is in both rows and removed."""
+    """Reads everything of every table, for the trainer to restore from. No key may be in both rows and removed."""
     rows, slots, removed = read_rows(manifest), read_slots(manifest), read_removed(manifest)
     admission = read_admission(manifest)
-    for name, gone in removed.items():
-        both = np.intersect1d(gone, rows[name][0])
+    for name, keys in removed.items():
+        both = np.intersect1d(keys, rows[name][0])
         if len(both):
             raise LogBroken(f"{manifest.folder}: table {name}: key {both[0]} is in rows and in removed")
     return {
@@ -139,7 +140,7 @@ def read_tables(manifest: Manifest) -> dict[str, TableRows]:
 
 
 def read_dense(manifest: Manifest) -> dict[str, Weight]:
-    """Name -> dense weight with its optimizer's slots, in the order of the model."""
+    """Reads the dense weights with their slots, in the order of the model: name -> weight."""
     path, data = "dense.arrow", file_bytes(manifest, "dense.arrow")
     batches = _open(manifest, path, data, DENSE)
     weights: dict[str, Weight] = {}
@@ -154,7 +155,7 @@ def read_dense(manifest: Manifest) -> dict[str, Weight]:
 
 
 def _lists(values: Float32s) -> pa.ListArray:
-    """float32[n, k] as n lists of k, without a copy of the floats."""
+    """Turns float32[n, k] into n lists of k, without a copy of the floats."""
     n, k = values.shape
     offsets = np.arange(n + 1, dtype=np.int32) * np.int32(k)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values, np.float32).ravel()))
@@ -179,22 +180,24 @@ def _open(manifest: Manifest, name: str, data: bytes, schema: pa.Schema) -> list
 
 
 def _batches(manifest: Manifest, name: str, schema: pa.Schema) -> list[tuple[str, pa.RecordBatch]]:
-    """(table, batch) of each record batch that holds rows; `table` is constant in a batch."""
-    names, found = list(manifest.tables), []
+    """Reads the record batches that hold rows, each with the name of its table; a batch has rows of one table."""
+    names, batches = list(manifest.tables), []
     for batch in _open(manifest, name, file_bytes(manifest, name), schema):
         if batch.num_rows == 0:
             continue
         table = batch.column(0).to_numpy()
         if table[0] >= len(names) or np.any(table != table[0]):
-            raise LogBroken(f"{manifest.folder / name}: table {sorted(set(table.tolist()))}, known are {names}")
-        found.append((names[int(table[0])], batch))
-    return found
+            raise LogBroken(
+                f"{manifest.folder / name}: table {sorted(set(table.tolist()))}, expected one place among {names}"
+            )
+        batches.append((names[int(table[0])], batch))
+    return batches
 
 
 def _read(
     manifest: Manifest, prefix: str, schema: pa.Schema, dims: Mapping[str, int]
 ) -> dict[str, tuple[npt.NDArray[Any], Float32s]]:
-    """The second column and the list column of every file that begins with `prefix`, by table."""
+    """Reads the second column and the list column of every file that begins with `prefix`, by table."""
     parts: dict[str, list[tuple[npt.NDArray[Any], Float32s]]] = {name: [] for name in manifest.tables}
     shards = sum(f.startswith(prefix) for f in manifest.files)
     for file in (f"{prefix}{shard}.arrow" for shard in range(shards)):
@@ -205,22 +208,22 @@ def _read(
             if np.any(np.diff(lists.offsets.to_numpy()) != dims[name]):
                 raise LogBroken(f"{manifest.folder / file}: table {name}: a row is not {dims[name]} floats")
             parts[name].append((batch.column(1).to_numpy(), lists.flatten().to_numpy().reshape(n, dims[name])))
-    found = {}
+    columns = {}
     for name, info in manifest.tables.items():
         first = pa.array([], schema.field(1).type).to_numpy()  # its to_pandas_dtype needs pandas
         keys = np.concatenate([first, *(k for k, _ in parts[name])])
-        found[name] = keys, np.concatenate([np.empty((0, dims[name]), np.float32), *(v for _, v in parts[name])])
+        columns[name] = keys, np.concatenate([np.empty((0, dims[name]), np.float32), *(v for _, v in parts[name])])
         _count(manifest, f"{prefix}*.arrow", name, len(keys), info.rows)
-    return found
+    return columns
 
 
-def _count(manifest: Manifest, file: str, table: str, found: int, expected: int) -> None:
-    if found != expected:
-        raise LogBroken(f"{manifest.folder / file}: table {table}: {found} rows, expected {expected}")
+def _count(manifest: Manifest, file: str, table: str, rows: int, expected: int) -> None:
+    if rows != expected:
+        raise LogBroken(f"{manifest.folder / file}: table {table}: {rows} rows, expected {expected}")
 
 
 def infos(tables: Mapping[str, TableRows], totals: Mapping[str, int]) -> dict[str, TableInfo]:
-    """What a manifest says of tables that are written."""
+    """Describes tables that are written, for their manifest."""
     return {
         name: TableInfo(
             dim=t.rows.shape[1],

@@ -1,4 +1,4 @@
-"""A base and its deltas laid over each other: whole tables as of a delta, and the times of their ticks."""
+"""Folds a base and its deltas into whole tables as of the last delta, with the times of their ticks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from delta_log.manifest import LogBroken, Manifest
 
 
 def overlay(parts: list[TableRows]) -> TableRows:
-    """A base's rows and then each delta's, absolute values: the last word on a key stands; removed keys are gone."""
+    """Lays each delta over the base. The newest value of a key wins, and a removed key has no row."""
     keys = np.concatenate([np.concatenate((p.removed, p.keys)) for p in parts])
-    # Place of each entry among all rows, -1 where the entry is a removal.
+    # The place of each entry among all rows; -1 if the entry is a removal.
     starts = np.cumsum([0, *(len(p.keys) for p in parts)])
     place = np.concatenate(
         [
@@ -35,7 +35,7 @@ def overlay(parts: list[TableRows]) -> TableRows:
 
 
 def overlay_lines(parts: list[Filter]) -> Filter:
-    """The same of an admission filter's lines, by place; one of another shape than the one before began empty."""
+    """Lays the lines of admission filters over each other, by place. A filter of a new shape begins empty."""
     shape, since = parts[-1].shape, 0
     for i, part in enumerate(parts):
         if part.shape != shape:
@@ -46,10 +46,10 @@ def overlay_lines(parts: list[Filter]) -> Filter:
 
 
 def merged(base: Manifest, deltas: list[Manifest]) -> dict[str, TableRows]:
-    """The whole tables as of the last of `deltas`; LogBroken if their sizes are not what its manifest says."""
-    read = [read_tables(m) for m in (base, *deltas)]
+    """Reads the whole tables as of the last of `deltas`. Raises LogBroken if their sizes differ from its manifest."""
+    parts = [read_tables(m) for m in (base, *deltas)]
     last = deltas[-1] if deltas else base
-    tables = {name: overlay([r[name] for r in read]) for name in base.tables}
+    tables = {name: overlay([part[name] for part in parts]) for name in base.tables}
     for name, info in last.tables.items():
         if len(tables[name].keys) != info.total:
             raise LogBroken(
@@ -59,19 +59,19 @@ def merged(base: Manifest, deltas: list[Manifest]) -> dict[str, TableRows]:
 
 
 def tick_times(manifests: list[Manifest]) -> dict[int, int]:
-    """Tick -> newest event time when it ended, of all that a chain says."""
+    """Collects the times of ticks of a chain: tick -> newest event time when it ended."""
     return {int(tick): ms for m in manifests for tick, ms in m.tick_times.items()}
 
 
 PRECISION = 128
-"""A row of age a may stay a / PRECISION longer: some thousand ticks are kept for a year of them."""
+"""A row of age a may stay a / PRECISION longer. So a year of ticks needs about a thousand entries."""
 
 
 def thinned(tick_times: Mapping[int, int], oldest: int = 0) -> dict[int, int]:
-    """What rows with ticks >= `oldest` need to know. A tick that is left out ends with the next one that is kept.
+    """Thins the times of ticks to those that rows with ticks >= `oldest` need. A missing tick counts as the next one.
 
-    Kept is the last tick of each interval of event time, of a length by its age: the greatest power of two within
-    age / PRECISION. The intervals nest, so thinned again and again as they grow older they are exact to that.
+    It keeps the last tick of each interval of event time. The length of an interval follows from its age: the greatest
+    power of two within age / PRECISION. The intervals nest, so repeated thinning keeps that precision.
     """
     newest = max(tick_times.values(), default=-1)
     last: dict[tuple[int, int], int] = {}

@@ -112,9 +112,21 @@ class Log:
                 )
             if following.declaration != last.declaration:
                 raise LogBroken(f"{following.folder / MANIFEST}: another declaration than that of {last.name}")
+            if following.model.name != last.model.name:
+                raise LogBroken(f"{following.folder / MANIFEST}: model is {following.model}, before it {last.model}")
             found.append(following)
             last = following
         return found
+
+    def deltas_after(self, lineage: str, seq: int) -> list[Manifest]:
+        """The deltas after `seq`, links checked: LogBroken if they are no chain, LookupError if `seq` was pruned.
+
+        `seq` is looked up as a delta, then as a base: pruning removes deltas that no kept base needs.
+        """
+        for kind in ("delta", "base"):
+            if (self.path / lineage / folder_name(kind, seq) / MANIFEST).exists():
+                return self.follow(self.manifest(lineage, kind, seq))
+        raise LookupError(f"lineage {lineage}: the log keeps neither delta nor base {seq}")
 
     def serving(self) -> str | None:
         """The lineage that is served, None before the first."""

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.new"
 """A manifest before it is linked to its name; a writer killed right after the link leaves both names."""
@@ -31,6 +31,18 @@ class LogBroken(LogError):
 
 class LogBusy(LogError):
     """Another writer holds the lineage."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that a lineage trains: its module in training/models, and all its settings."""
+
+    name: str
+    settings: dict[str, Any]
+
+    def __str__(self) -> str:
+        query = "&".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.name}?{query}" if query else self.name
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Manifest:
     created_ms: int
     source: str
     declaration: str
+    model: ModelInfo
     positions: dict[str, Any]
     learned: dict[str, Any]
     learned_until_ms: int
@@ -95,8 +108,9 @@ class Manifest:
 
 _FIELDS: dict[str, type] = {
     "format": int, "kind": str, "lineage": str, "seq": int, "previous": str, "created_ms": int, "source": str,
-    "declaration": str, "positions": dict, "learned": dict, "learned_until_ms": int, "written_ms": dict, "tick": int,
-    "tick_times": dict, "tables": dict, "digest": dict, "metrics": dict, "files": dict,
+    "declaration": str, "model": dict, "positions": dict, "learned": dict, "learned_until_ms": int,
+    "written_ms": dict, "tick": int, "tick_times": dict, "tables": dict, "digest": dict, "metrics": dict,
+    "files": dict,
 }  # fmt: skip
 
 
@@ -118,8 +132,11 @@ def read_manifest(folder: Path) -> Manifest:
         if found.pop("format") != FORMAT:
             raise ValueError(f"another format than {FORMAT}")
         tables = {name: TableInfo(**info) for name, info in found.pop("tables").items()}
-        known = {f: found[f] for f in _FIELDS if f not in ("format", "tables")}
-        manifest = Manifest(**known, tables=tables, folder=folder, sha256=hashlib.sha256(data).hexdigest())
+        model = ModelInfo(**found.pop("model"))
+        fields = {f: found[f] for f in _FIELDS if f not in ("format", "model", "tables")}
+        manifest = Manifest(
+            **fields, model=model, tables=tables, folder=folder, sha256=hashlib.sha256(data).hexdigest()
+        )
     except (ValueError, TypeError) as e:
         raise LogBroken(f"{path}: not a manifest: {e}") from e
     stands = (folder.parent.name, folder.name)

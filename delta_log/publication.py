@@ -1,6 +1,6 @@
-"""What `serving.publish` asks of the trainer and of every sync: <log>/PUBLISH, replaced by rename (docs/delta.md).
+"""Reads and writes <log>/PUBLISH, by which `serving.publish` asks trainer and syncs for a base (docs/delta.md).
 
-It says which state is wanted, not what to do, so each may be killed and look again.
+The file says which state is wanted, not what to do. So each process may be killed and look again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "PUBLISH"
 
 @dataclass(frozen=True)
 class Publication:
-    """A base of `lineage` at `seq` or later is wanted in every replica; the bases of `refused` are not wanted there."""
+    """A request that every replica serves a base of `lineage` at `seq` or later, and none of the bases `refused`."""
 
     lineage: str
     seq: int
@@ -25,11 +25,11 @@ class Publication:
 
     @classmethod
     def read(cls, log: Log) -> Publication | None:
-        """The newest, None before the first."""
+        """Reads the newest request; None before the first."""
         path = log.path / NAME
         try:
-            found = json.loads(path.read_bytes())
-            return cls(str(found["lineage"]), int(found["seq"]), tuple(int(s) for s in found["refused"]))
+            fields = json.loads(path.read_bytes())
+            return cls(str(fields["lineage"]), int(fields["seq"]), tuple(int(s) for s in fields["refused"]))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as e:

@@ -1,4 +1,4 @@
-"""The delta log for people: list, verify, explain. Plain data, with refusals that name the file."""
+"""Lists, verifies and explains a delta log for people. Results are plain data; a problem names its file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from delta_log.manifest import LogError, Manifest, check_files
 
 
 def listing(log: Log, lineage: str) -> list[dict[str, Any]]:
-    """One row a base or delta, in order."""
+    """Lists a lineage: one row a base or delta, in order."""
     return [
         {
             "name": m.name,
@@ -27,10 +27,10 @@ def listing(log: Log, lineage: str) -> list[dict[str, Any]]:
 
 
 def verify(log: Log, lineage: str) -> list[str]:
-    """Every problem found in a lineage, in words; empty when it is whole.
+    """Checks a lineage and returns every problem in words. The list is empty if the lineage is whole.
 
-    Looks at all that is kept: each file's sha256 and content, each link of the chain from the oldest base on, and that
-    the links of every newer base are those of the deltas it was made of.
+    It checks the sha256 and content of each file, each link of the chain from the oldest base on, and that every newer
+    base names the delta it was made of.
     """
     problems: list[str] = []
     try:
@@ -42,16 +42,16 @@ def verify(log: Log, lineage: str) -> list[str]:
     except LogError as e:
         return [str(e)]
     for manifest in log.manifests(lineage):
-        problems += _of_one(manifest)
+        problems += _problems_of(manifest)
         if manifest.kind == "base" and manifest.seq > oldest.seq:
             source = deltas.get(manifest.seq)
             if source is None or source.sha256 != manifest.previous:
-                found = "missing" if source is None else source.sha256
-                problems.append(f"{manifest.folder}: made of delta {manifest.previous}, which is {found}")
+                sha256 = "missing" if source is None else source.sha256
+                problems.append(f"{manifest.folder}: made of delta {manifest.previous}, which is {sha256}")
     return problems
 
 
-def _of_one(manifest: Manifest) -> list[str]:
+def _problems_of(manifest: Manifest) -> list[str]:
     try:
         check_files(manifest)
         read_tables(manifest)
@@ -62,7 +62,7 @@ def _of_one(manifest: Manifest) -> list[str]:
 
 
 def explain(log: Log, lineage: str, seq: int) -> dict[str, Any]:
-    """What one delta (seq 0: the first base) changed, and what it follows."""
+    """Describes what one delta (seq 0: the first base) changed, and what it follows."""
     m = log.manifest(lineage, "delta" if seq else "base", seq)
     tables = read_tables(m)
     return {
@@ -72,6 +72,7 @@ def explain(log: Log, lineage: str, seq: int) -> dict[str, Any]:
         "previous": m.previous,
         "created_ms": m.created_ms,
         "source": m.source,
+        "model": str(m.model),
         "positions": m.positions,
         "learned": m.learned,
         "learned_until_ms": m.learned_until_ms,

@@ -18,7 +18,16 @@ from typing import IO, Any
 from common.disk import flush_folder, flushed, publish
 from delta_log.files import TableRows, Weight, encode, infos
 from delta_log.log import Log
-from delta_log.manifest import MANIFEST, NEW_MANIFEST, LogBusy, LogError, Manifest, folder_name, read_manifest
+from delta_log.manifest import (
+    MANIFEST,
+    NEW_MANIFEST,
+    LogBusy,
+    LogError,
+    Manifest,
+    ModelInfo,
+    folder_name,
+    read_manifest,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Cut:
 
     source: str
     declaration: str
+    model: ModelInfo
     tables: Mapping[str, TableRows]
     dense: Mapping[str, Weight]
     totals: Mapping[str, int]
@@ -172,6 +182,7 @@ class Writer:
             created_ms=time.time_ns() // 1_000_000,
             source=cut.source,
             declaration=cut.declaration,
+            model=cut.model,
             positions=dict(cut.positions),
             learned={"count": cut.learned[0], "sum": str(cut.learned[1])},
             learned_until_ms=cut.learned_until_ms,

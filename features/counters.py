@@ -1,8 +1,8 @@
-"""What is counted from the topics: recent activity of users, and items over one hour, one day and seven.
+"""Counts events of the topics: recent activity of users, and items over one hour, one day and seven days.
 
-Pure state, without any service. Each impression counts once (by its id, as the join knows it: late and repeated ones
-do not), and each one's first judged action within its window. The state is plain containers, so that it is committed
-together with the positions of what was read.
+The counters are pure state and need no service. They count each impression once, by its id. They ignore late and
+repeated impressions, as the join does. Of the judged actions they count the first one within the window. The state is
+plain containers, so that it is committed together with the positions of what was read.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from streaming.source import Exposure
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 WINDOWS = {"1h": (MINUTE_MS, 60), "1d": (HOUR_MS, 24), "7d": (HOUR_MS, 168)}
-"""Name -> (bucket, how many of them)."""
+"""Name -> (length of a bucket, number of buckets)."""
 RECENT = 20
-"""How many of a user's last items are kept."""
+"""Number of a user's last items that `activity` keeps."""
 
 Table = dict[str, list[Any]]
 
 
 class Counters:
-    """Counts events as they come, in any order; `now_ms` is the newest event time seen.
+    """Counters of users and items. Events may arrive in any order; `now_ms` is the newest event time.
 
-    `shown`, `action` and `heartbeat` take events; `take` hands out the rows that changed, at `now_ms`.
+    `shown`, `action` and `heartbeat` take events. `take` returns the rows that changed, at `now_ms`.
     """
 
     def __init__(self, judged: str, window_ms: int, max_disorder_ms: int) -> None:
@@ -48,7 +48,7 @@ class Counters:
         self._dirty_items: set[int] = set()
 
     def shown(self, impression_id: str, user: int, item: int, ts_ms: int, by: int | None) -> None:
-        """An impression; one that is late or was seen before is ignored."""
+        """Counts an impression. Ignores one that is late or repeated."""
         if impression_id in self._open or ts_ms <= self.closed_ms:
             self.ignored += 1
             return
@@ -59,7 +59,7 @@ class Counters:
             self.action(impression_id, self.judged, at_ms)
 
     def action(self, impression_id: str, task: str, ts_ms: int) -> None:
-        """An action: the first judged one within an impression's window counts; before its impression it is held."""
+        """Counts the first judged action within an impression's window. Holds one whose impression is not there yet."""
         if task != self.judged:
             return
         shown = self._open.get(impression_id)
@@ -77,8 +77,8 @@ class Counters:
         self._count(user, item, ts_ms, by, 1)
 
     def heartbeat(self, topic: str, partition: int, ms: int, partitions: int) -> None:
-        """Event time of one of `partitions` partitions in all: behind the slowest one, less the disorder, nothing comes
-        any more, as the join counts it."""
+        """Moves the event time of one of `partitions` partitions. Before that of the slowest one, less the disorder, no
+        event arrives any more; the join counts it in the same way."""
         key = topic, partition
         self._beats[key] = max(ms, self._beats.get(key, -1))
         if len(self._beats) < partitions:
@@ -92,7 +92,7 @@ class Counters:
             self.ignored += len(self._held.pop(impression_id))
 
     def seed(self, exposures: Iterable[Exposure], by: str) -> None:
-        """The days before, from the source itself. Actions behind the last exposure do not move the clock."""
+        """Counts the source's history. Actions after the last exposure do not move the clock."""
         waiting: list[tuple[int, int, int, int | None]] = []
         for e in exposures:
             value = e.features.get(by) if by else None
@@ -107,10 +107,10 @@ class Counters:
             self._count(user, item, at_ms, then, 1, moves=False)
 
     def take(self) -> tuple[Table, Table]:
-        """The rows of activity and counters that changed since they were taken last; their keys are in column `key`.
+        """Returns the rows of activity and counters that changed since the last call; their keys are in column `key`.
 
-        A row is of time `now_ms`. One that was taken at this very time stays until the clock has moved, so that no two
-        rows of a key have one event time.
+        A row has the time `now_ms`. A row that was already taken at this time waits until the clock has moved, so that
+        no two rows of a key have the same event time.
         """
         activity: Table = {name: [] for name in ("key", *(c.name for c in ACTIVITY))}
         counters: Table = {name: [] for name in ("key", *(c.name for c in COUNTERS))}
@@ -133,7 +133,7 @@ class Counters:
         return activity, counters
 
     def state(self) -> dict[str, Any]:
-        """All of it as plain JSON, for a commit; `restore` takes it back."""
+        """Returns the whole state as plain JSON, for a commit; `restore` reads it."""
         return {
             "numbers": [self.now_ms, self.closed_ms, self.counted, self.ignored],
             "beats": [[*key, ms] for key, ms in self._beats.items()],
@@ -158,15 +158,15 @@ class Counters:
         self._dirty_users, self._dirty_items = map(set, state["dirty"])
 
     def _count(self, user: int, item: int, ts_ms: int, by: int | None, what: int, moves: bool = True) -> None:
-        """One impression (what 0) or judged action (1)."""
+        """Counts one impression (`what` is 0) or one judged action (1)."""
         self.counted += 1
-        known = self._users.setdefault(user, [0, 0, -1, deque(maxlen=RECENT), {}, -1])
-        known[what] += 1
+        of_user = self._users.setdefault(user, [0, 0, -1, deque(maxlen=RECENT), {}, -1])
+        of_user[what] += 1
         if by is not None:
-            known[4].setdefault(by, [0, 0])[what] += 1
+            of_user[4].setdefault(by, [0, 0])[what] += 1
         if what == 0:
-            known[2] = max(known[2], ts_ms)
-            known[3].appendleft(item)
+            of_user[2] = max(of_user[2], ts_ms)
+            of_user[3].appendleft(item)
         of_item = self._items.setdefault(item, [0, 0, {MINUTE_MS: {}, HOUR_MS: {}}, -1])
         of_item[what] += 1
         for size, buckets in of_item[2].items():
@@ -184,7 +184,7 @@ class Counters:
             self._advance(ts_ms)
 
     def _advance(self, ms: int) -> None:
-        """Moves the clock; an item of which a bucket enters or leaves a window has changed."""
+        """Moves the clock. An item changes when one of its buckets enters or leaves a window."""
         if ms <= self.now_ms:
             return
         before, self.now_ms = self.now_ms, ms
@@ -194,13 +194,13 @@ class Counters:
             self._dirty_items |= self._due.pop(key)
 
     def _windows(self, buckets: dict[int, dict[int, list[int]]]) -> list[int]:
-        """The counts over each window at `now_ms`; buckets that are in no window any more are forgotten."""
-        found = []
+        """Returns the counts of each window at `now_ms`, and drops buckets that are in no window any more."""
+        counts = []
         for size, many in WINDOWS.values():
             first = self.now_ms // size - many + 1
             inside = [count for bucket, count in buckets[size].items() if first <= bucket <= self.now_ms // size]
-            found += [sum(count[what] for count in inside) for what in (0, 1)]
+            counts += [sum(count[what] for count in inside) for what in (0, 1)]
         for size, many in ((MINUTE_MS, 60), (HOUR_MS, 168)):
             for bucket in [b for b in buckets[size] if b <= self.now_ms // size - many]:
                 del buckets[size][bucket]
-        return found
+        return counts

@@ -1,8 +1,9 @@
-"""The plan of a source's features: which views the feature store keeps, and how the model's features follow from them.
+"""Plans a source's features: the views that the feature store keeps, and how the model's features follow from them.
 
-Four views (docs/features.md). `profile` of a user and `video` of an item are batch tables of the source's own columns;
-`activity` of a user and `counters` of an item are counted from the topics, alike for every source (`ACTIVITY`,
-`COUNTERS`). `on_demand` computes the declared features of view `derived` and passes on those of view `request`.
+There are four views (docs/features.md). `profile` of a user and `video` of an item are batch tables of the source's own
+columns. `activity` of a user and `counters` of an item are counted from the topics, in the same way for every source
+(`ACTIVITY`, `COUNTERS`). `on_demand` computes the declared features of view `derived`. It passes on those of view
+`request`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TS = "ts_ms"
 
 
 GIVEN = "given_"
-"""What the name of a request feature begins with on its way in: on its way out it has its own."""
+"""The prefix of a request feature's name in the on-demand view's input; its output has the name without it."""
 
 
 ACTIVITY = (
@@ -50,7 +51,7 @@ EVENT_MS = {"activity": "user_event_ms", "counters": "item_event_ms"}
 
 
 class Plan(NamedTuple):
-    """A source's views, worked out: columns of each view, and the declared features by where they come from."""
+    """The views of a source: the columns of each view, and the declared features by the view they come from."""
 
     declaration: Declaration
     views: Views
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
 
     @property
     def on_demand(self) -> list[Feature]:
-        """What the on-demand view puts out."""
+        """The features that the on-demand view returns."""
         return [*self.features["derived"], *self.features["request"]]
 
     def key(self, view: str) -> str:
@@ -70,7 +71,7 @@ class Plan(NamedTuple):
 
 
 def plan(source: Source) -> Plan:
-    """Raises ValueError where declaration and views do not fit."""
+    """Makes the plan of a source. Raises ValueError if its declaration and its views do not fit."""
     declaration, views = source.declaration, getattr(source, "views", Views())
     features: dict[str, list[Feature]] = {v: [] for v in ("request", "user", "item", "profile", "video", "derived")}
     for f in declaration.features:
@@ -99,26 +100,30 @@ def plan(source: Source) -> Plan:
 
 @lru_cache(maxsize=4)
 def plan_of(source: str) -> Plan:
+    """Loads a source by name and makes its plan, once."""
     return plan(load(source))
 
 
 def on_demand(source: str, inputs: Rows) -> dict[str, list[Any]]:
-    """The on-demand view: derived features from the views' columns, and the request's own, of each row.
+    """Computes the on-demand view of each row: features derived from the views' columns, and those of the request.
 
-    The feature store does not hold a view's age against it when it reads online: here too old is none.
+    The feature store applies no TTL when it reads online. So this function ignores a row that is older than its TTL.
     """
-    found = plan_of(source)
+    of_source = plan_of(source)
     rows = dict(inputs)
-    for view, ttl_ms in found.views.ttl_ms.items():
-        seen = rows.get(EVENT_MS[view])
-        if seen is None:
+    for view, ttl_ms in of_source.views.ttl_ms.items():
+        event_ms = rows.get(EVENT_MS[view])
+        if event_ms is None:
             continue
-        old = [at is not None and now is not None and at + ttl_ms < now for at, now in zip(seen, rows[TS], strict=True)]
-        if any(old):
-            for column in found.columns[view]:
+        times = zip(event_ms, rows[TS], strict=True)
+        expired = [at is not None and now is not None and at + ttl_ms < now for at, now in times]
+        if any(expired):
+            for column in of_source.columns[view]:
                 values = rows[column.name]
-                rows[column.name] = [None if gone else v for v, gone in zip(values, old, strict=True)]
-    given = {f.name: rows.pop(GIVEN + f.name) for f in found.features["request"]}
-    given |= {f.name: [v or [] for v in given[f.name]] for f in found.features["request"] if f.kind == "ids"}
-    derived = found.views.derive({**rows, **given})
-    return {f.name: list(derived[f.name] if f.view == "derived" else given[f.name]) for f in found.on_demand}
+                rows[column.name] = [None if old else v for v, old in zip(values, expired, strict=True)]
+    requested = {f.name: rows.pop(GIVEN + f.name) for f in of_source.features["request"]}
+    requested |= {
+        f.name: [v or [] for v in requested[f.name]] for f in of_source.features["request"] if f.kind == "ids"
+    }
+    derived = of_source.views.derive({**rows, **requested})
+    return {f.name: list(derived[f.name] if f.view == "derived" else requested[f.name]) for f in of_source.on_demand}

@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from common.health import Health
 from features.counters import Counters, Table
 from features.store import Features, now_ms
+from streaming.contract.contract import BadMessage, Contract
 from streaming.source import Source, load
 from streaming.topics import ACTIONS, IMPRESSIONS
 
@@ -98,7 +99,7 @@ class Push:
     ) -> None:  # fmt: skip
         self._store, self._state, self._reader, self._counters = store, state, reader, counters
         self._push_s, self._commit_s, self._gauges = push_ms / 1000, commit_ms / 1000, gauges
-        self._by = store.plan.views.by
+        self._by, self._contract = store.plan.views.by, Contract(store.plan.declaration)
         self._partitions = sum(len(reader.partitions(topic)) for topic in TOPICS)
         self._next_push = self._next_commit = time.monotonic()
         self._read = True
@@ -114,7 +115,7 @@ class Push:
         for (topic, partition), records in self._reader.poll(round(1000 * min(wait, 0.2)), READ_AT_ONCE).items():
             self._read = True
             for record in records:
-                self._take(topic, partition, record.value)
+                self.take(topic, partition, record.value)
         now = time.monotonic()
         if now >= self._next_push:
             self._next_push = now + self._push_s
@@ -141,21 +142,20 @@ class Push:
         self._store.compact()
         self._read = False
 
-    def _take(self, topic: str, partition: int, value: bytes | None) -> None:
-        """One record. What is no event is the join's to bury: here it does not count."""
+    def take(self, topic: str, partition: int, message: bytes | None) -> None:
+        """Counts one record. A message that breaks the contract is the join's to bury; here it does not count."""
         try:
-            event = json.loads(value or b"")
-            if "heartbeat_ms" in event:
-                self._counters.heartbeat(topic, partition, int(event["heartbeat_ms"]), self._partitions)
-            elif topic == IMPRESSIONS:
-                by = event["features"].get(self._by) if self._by else None
-                self._counters.shown(
-                    event["impression_id"], int(event["user_id"]), int(event["item_id"]), int(event["ts_ms"]), by
-                )
-            else:
-                self._counters.action(event["impression_id"], event["action"], int(event["ts_ms"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            event = self._contract.read(topic, message)
+        except BadMessage:
             self._counters.ignored += 1
+            return
+        if "heartbeat_ms" in event:
+            self._counters.heartbeat(topic, partition, event["heartbeat_ms"], self._partitions)
+        elif topic == IMPRESSIONS:
+            by = event.get("features", {}).get(self._by) if self._by else None
+            self._counters.shown(event["impression_id"], event["user_id"], event["item_id"], event["ts_ms"], by)
+        else:
+            self._counters.action(event["impression_id"], event["action"], event["ts_ms"])
 
 
 def committed(counters: Counters, positions: Mapping[str, Any]) -> dict[str, Any]:

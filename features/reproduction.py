@@ -1,11 +1,11 @@
-"""Does the offline point-in-time join say what was served? Compares an archive's impressions with the feature store.
+"""Compares the features of an archive's impressions with the offline point-in-time join of the feature store.
 
     python -m features.reproduction --source simulator --features var/local/features --archive var/local/archive
 
-Each logged value is compared with what was readable when it was read (`read_ms`). A value that differs is explained
-where the rows around it can: `unfinished`, the row before the newest one is what was served, so a write was logged and
-its process died before it was readable; `ahead`, it is the row after. Prints one JSON object; exit code 1 below
-`--least` of the values.
+It compares each logged value with the value that was readable at `read_ms`. It explains a difference by the rows around
+it, if they can. `unfinished`: the row before the newest one was served, so a write was logged and its process died
+before the row was readable. `ahead`: the row after it was served. The module prints one JSON object. The exit code is 1
+if the share of equal values is below `--least`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ LEAST = 0.999
 
 
 def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
-    """The figures of impressions with the archive's columns; those that were not read from the store are left out.
+    """Compares impressions (with the archive's columns), but for those whose features were not read from the store.
 
-    -> impressions, values, reproduced, share, missed (feature -> values), why (reason -> values), misses
+    Returns impressions, values, reproduced, share, missed (feature -> values), why (reason -> values), misses
     ([impression_id, feature, served, joined, why], the first 100).
     """
     names = [f.name for f in store.plan.declaration.features]
@@ -64,10 +64,10 @@ def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
 def _explain(
     store: Features, asked: pa.Table, wrong: dict[int, list[str]], served: list[dict[str, Any]]
 ) -> dict[tuple[int, str], str]:
-    """(row, feature) -> which neighbouring version of the row's views was served."""
-    found = {(k, name): "unexplained" for k, differing in wrong.items() for name in differing}
-    if not found:
-        return found
+    """Finds which neighbouring version of a row's views was served: (row, feature) -> reason."""
+    reasons = {(k, name): "unexplained" for k, differing in wrong.items() for name in differing}
+    if not reasons:
+        return reasons
     rows = asked.take(pa.array(list(wrong)))
     users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
     around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
@@ -82,16 +82,16 @@ def _explain(
         joined = store.historical(rows.set_column(column, "read_ms", pa.array(at, pa.int64()))).to_pylist()
         for (k, differing), now in zip(wrong.items(), joined, strict=True):
             for name in differing:
-                if found[k, name] == "unexplained" and _same(served[k][name], now[name]):
-                    found[k, name] = reason
-    return found
+                if reasons[k, name] == "unexplained" and _same(served[k][name], now[name]):
+                    reasons[k, name] = reason
+    return reasons
 
 
 _NONE = np.zeros(0, np.int64)
 
 
 def _same(served: Any, joined: Any) -> bool:
-    """The archive keeps numbers as float32."""
+    """Compares two values; numbers as float32, as the archive keeps them."""
     if isinstance(served, float):
         return bool(np.float32(served) == np.float32(joined))
     return bool(served == joined)
@@ -114,9 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     archive = Archive(args.archive)
     begin = archive.since_ms("impressions") if args.begin is None else args.begin
     end = archive.until_ms("impressions") + 1 if args.end is None else args.end
-    found = reproduce(Features(args.features, args.source), archive.read("impressions", begin, end))
-    print(json.dumps(found, indent=1))
-    return 0 if found["share"] >= args.least else 1
+    figures = reproduce(Features(args.features, args.source), archive.read("impressions", begin, end))
+    print(json.dumps(figures, indent=1))
+    return 0 if figures["share"] >= args.least else 1
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import socket
 import struct
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 Check = Callable[[], str]
 TIMEOUT_S = 1.0
@@ -42,6 +42,12 @@ def http_ok(url: str, says: Callable[[bytes], str] = lambda body: "") -> Check:
             return f"{url}: {getattr(e, 'reason', None) or e or type(e).__name__}"
 
     return check
+
+
+def first_of(checks: Iterable[Check]) -> Check:
+    """All of the checks: the first reason that one gives."""
+    every = list(checks)
+    return lambda: next(filter(None, (check() for check in every)), "")
 
 
 def tcp(host: str, port: int) -> Check:

@@ -25,6 +25,7 @@ from infra.platform import declaration_of
 from infra.settings import FIELDS, PORTS, PROJECT, Settings, load
 from infra.supervise.manager import Service
 from infra.supervise.processes import write_json, write_private
+from serving.signatures import RANKER
 
 HOME = Path("/var/lib/minutehand")  # the volume that all of ours share
 CODE = Path("/opt/minutehand")  # the project in our image
@@ -300,7 +301,7 @@ def _flink(settings: Settings, depends: dict[str, Any], restart: dict[str, str])
 
 def _model_server(settings: Settings, local: Service) -> dict[str, Any]:
     """The stock server does not start without a version: it waits for sync's first, as it does locally."""
-    served = layout.Layout(settings).replica(0) / "served"
+    served = layout.Layout(settings).served(0)
     return {
         "image": MODEL_SERVER,
         "entrypoint": ["/bin/bash", "-c"],
@@ -309,7 +310,7 @@ def _model_server(settings: Settings, local: Service) -> dict[str, Any]:
         "volumes": [f"state:{HOME}"],
         "depends_on": after(sync_0="started"),
         "ports": published(settings.grpc_port, settings.rest_port),
-        "healthcheck": health(http(settings.rest_port, f"/v1/models/{services.MODELS[0]}", "AVAILABLE")),
+        "healthcheck": health(http(settings.rest_port, f"/v1/models/{RANKER}", "AVAILABLE")),
     }
 
 
@@ -327,12 +328,12 @@ def prepare(own: Callable[[Path, int], None]) -> None:
     """In the container `prepare`: folders, platform.json, the join's job, the model server's list, Airflow's login."""
     settings = settings_of([f"{n}={os.environ[k]}" for n in FIELDS if (k := f"MINUTEHAND_{n.upper()}") in os.environ])
     at, where, port = layout.Layout(settings), addresses(settings), ports_of(settings)
-    at.make(settings.replicas)
+    at.make(settings)
     facts = layout.facts(settings, port, where, list(declared(settings)))
     write_json(at.folder / "platform.json", facts)
     job = services.join_job(settings, port, where, declaration_of(settings.source))
     (at.join / "join.json").write_text(json.dumps(job, indent=1))
-    (at.replica(0) / "models.config").write_text(services.model_config(at.replica(0)))
+    (at.replica(0) / "models.config").write_text(services.model_config(at, settings, 0))
     at.airflow.mkdir(0o700, exist_ok=True)
     write_private(at.airflow / "passwords.json", json.dumps({airflow.USER: os.environ[ADMIN]}))
     for path in (at.folder, *at.folder.rglob("*")):

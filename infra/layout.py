@@ -9,7 +9,9 @@ from pathlib import Path
 
 from infra.airflow import services as airflow
 from infra.checks import url_host
+from infra.ports import key
 from infra.settings import Settings
+from serving.signatures import RANKER
 
 
 class Layout:
@@ -21,7 +23,7 @@ class Layout:
         self.join = self.folder / "join"
         self.mlflow = self.folder / "mlflow"
         self.airflow = self.folder / "airflow"
-        self.log = self.folder / "log"
+        self.logs = self.folder / "log"
         self.models = self.folder / "models"
         self.archive = self.folder / "archive"
         self.features = self.folder / "features"
@@ -31,16 +33,30 @@ class Layout:
 
     def folders(self) -> dict[str, str]:
         """Where a DAG finds things, for platform.json."""
-        names = ("folder", "log", "models", "archive", "features", "samples", "data_docs")
+        names = ("folder", "models", "archive", "features", "samples", "data_docs")
         return {name: str(getattr(self, name)) for name in names}
 
+    def log(self, model: str = RANKER) -> Path:
+        """The delta log of a model."""
+        return self.logs / model
+
     def replica(self, i: int) -> Path:
+        """The folder of a replica. It holds a folder a model."""
         return self.models / f"replica-{i}"
 
-    def make(self, replicas: int) -> None:
+    def served(self, i: int, model: str = RANKER) -> Path:
+        """The folder of a model's versions in a replica."""
+        return self.replica(i) / model / "served"
+
+    def confirmed(self, i: int, model: str = RANKER) -> Path:
+        """The deltas of a model that a replica confirmed, one JSON line each."""
+        return self.replica(i) / model / "sync.jsonl"
+
+    def make(self, settings: Settings) -> None:
         own = (self.kafka / "data", self.join / "state", self.join / "tmp")
-        served = [self.replica(i) / "served" for i in range(replicas)]
-        for folder in (*own, self.mlflow, self.log, self.data_docs, *served):
+        models = [model.name for model in settings.models]
+        served = [self.served(i, name) for i in range(settings.replicas) for name in models]
+        for folder in (*own, self.mlflow, *(self.log(name) for name in models), self.data_docs, *served):
             folder.mkdir(parents=True, exist_ok=True)
 
     def write_token(self) -> str:
@@ -51,14 +67,20 @@ class Layout:
         return self.token.read_text()
 
 
+def trainer_of(model: str) -> str:
+    """The service that trains a model."""
+    return "trainer" if model == RANKER else f"trainer-{model}"
+
+
 def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
     """Service -> where it answers. `model-server-<i>` is its gRPC, `model-server-<i>-rest` its REST."""
     host = url_host(settings.host)
     found = {
         "kafka": f"{host}:{ports['kafka_port']}",
         "join": f"http://{host}:{ports['flink_port']}",
-        "trainer": f"http://127.0.0.1:{ports['trainer_port']}",
     }
+    for i, model in enumerate(settings.models):
+        found[trainer_of(model.name)] = f"http://127.0.0.1:{ports[key('trainer_port', i)]}"
     if settings.mlflow:
         found["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
     if settings.archive:
@@ -69,10 +91,9 @@ def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
         found["airflow"] = f"http://{host}:{ports['airflow_port']}"
         found["data-docs"] = f"http://{host}:{ports['docs_port']}"
     for i in range(settings.replicas):
-        end = f".{i}" if i else ""
-        found[f"model-server-{i}"] = f"{host}:{ports['grpc_port' + end]}"
-        found[f"model-server-{i}-rest"] = f"http://{host}:{ports['rest_port' + end]}"
-        found[f"sync-{i}"] = f"http://127.0.0.1:{ports['sync_port' + end]}"
+        found[f"model-server-{i}"] = f"{host}:{ports[key('grpc_port', i)]}"
+        found[f"model-server-{i}-rest"] = f"http://{host}:{ports[key('rest_port', i)]}"
+        found[f"sync-{i}"] = f"http://127.0.0.1:{ports[key('sync_port', i)]}"
     return found
 
 
@@ -85,6 +106,7 @@ def facts(
         "ports": dict(ports),
         "addresses": dict(where),
         "folders": Layout(settings).folders(),
+        "models": {m.name: {"model": m.spec, "log": str(Layout(settings).log(m.name))} for m in settings.models},
         "services": list(names),
     }
 

@@ -57,7 +57,7 @@ class Platform:
 
         def prepare() -> Callable[[], int]:
             resolved = ports.resolve(self.settings)
-            self.layout.make(self.settings.replicas)
+            self.layout.make(self.settings)
             where = layout.addresses(self.settings, resolved)
             hidden = layout.secrets_of(self.settings)
             declared = services.declare(self.settings, resolved, where, hidden, declaration_of(self.settings.source))

@@ -20,8 +20,13 @@ def is_free(host: str, port: int) -> bool:
         return True
 
 
+def key(name: str, i: int) -> str:
+    """The name of the i-th port of a setting that stands for several."""
+    return f"{name}.{i}" if i else name
+
+
 def resolve(settings: Settings) -> dict[str, int]:
-    """Port of each service and replica by its name in PORTS; replica i > 0 as `grpc_port.i`.
+    """Port of each service and replica by its name in PORTS; that of replica or model i > 0 as `grpc_port.i`.
 
     Raises SettingError when a port that somebody set is taken.
     """
@@ -30,27 +35,31 @@ def resolve(settings: Settings) -> dict[str, int]:
     fixed: set[str] = set()
     for name in PORTS:
         port: int = getattr(settings, name)
-        step = {"grpc_port": 10, "rest_port": 10, "sync_port": 1}.get(name, 0)
-        for i in range(settings.replicas if step else 1):
-            key = f"{name}.{i}" if i else name
-            wanted[key] = port + step * i if port else 0
+        step, count = {
+            "grpc_port": (10, settings.replicas),
+            "rest_port": (10, settings.replicas),
+            "sync_port": (1, settings.replicas),
+            "trainer_port": (100, len(settings.models)),
+        }.get(name, (0, 1))
+        for i in range(count):
+            wanted[key(name, i)] = port + step * i if port else 0
             if name in settings.given and port:
-                fixed.add(key)
+                fixed.add(key(name, i))
     chosen: dict[str, int] = {}
-    for key in fixed:
-        port = wanted[key]
-        name = key.partition(".")[0]
+    for full_name in fixed:
+        port = wanted[full_name]
+        name = full_name.partition(".")[0]
         if port in chosen.values():
             other = next(k for k, p in chosen.items() if p == port)
-            raise SettingError(f"{key} and {other} are both {port}; each port must be its own")
+            raise SettingError(f"{full_name} and {other} are both {port}; each port must be its own")
         if port > 65535 or not is_free(settings.host, port):
             raise SettingError(
-                f"{key} is {port}, which is taken on {settings.host}; set another {name}, or 0 for any free one"
+                f"{full_name} is {port}, which is taken on {settings.host}; set another {name}, or 0 for any free one"
             )
-        chosen[key] = port
-    for key, port in wanted.items():
-        if key not in chosen:
-            chosen[key] = _free(settings.host, port, set(chosen.values()))
+        chosen[full_name] = port
+    for full_name, port in wanted.items():
+        if full_name not in chosen:
+            chosen[full_name] = _free(settings.host, port, set(chosen.values()))
     return chosen
 
 

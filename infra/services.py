@@ -1,7 +1,7 @@
 """The services of the platform: what is run with which command, after what, and how one knows that it is ready.
 
 kafka-format -> kafka -> topics -> join, trainer, archive, features
-base -> trainer, sync-<i>, model-server-<i>          mlflow
+base -> trainer, sync-<i>, model-server-<i>          mlflow          (a model more: base-<name> -> trainer-<name>)
 airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer    data-docs
 """
 
@@ -16,11 +16,13 @@ from pathlib import Path
 from infra import checks, kafka_server
 from infra.airflow import services as airflow
 from infra.checks import url_host
-from infra.layout import Layout
+from infra.layout import Layout, trainer_of
+from infra.models import ServedModel
+from infra.ports import key
 from infra.settings import PROJECT, SettingError, Settings
 from infra.supervise.manager import Service
+from serving.signatures import FROZEN, RANKER
 
-MODELS = ("ranker", "frozen")
 JOIN_MAIN = "minutehand.join.JoinJob"
 # What is prepared but not committed when the join dies must outlive its longest absence; Kafka's own limit is 15 min.
 TRANSACTION_TIMEOUT_MS = 600_000
@@ -33,18 +35,20 @@ def model_server_binary(settings: Settings) -> str | None:
     return None if settings.model_server == "own" else settings.model_server
 
 
-def model_config(replica: Path) -> str:
-    """TF Serving's model_config_file: `ranker`, and the frozen copy if there is one."""
+def model_config(at: Layout, settings: Settings, i: int) -> str:
+    """TF Serving's model_config_file of a replica: the models of the platform, and the frozen copy if there is one."""
+    folders = {model.name: at.served(i, model.name) for model in settings.models}
+    if installed(frozen := at.served(i, FROZEN)):
+        folders[FROZEN] = frozen
     entries = [
-        f'  config {{ name: "{name}" base_path: "{replica / folder}" model_platform: "tensorflow" }}\n'
-        for name, folder in zip(MODELS, ("served", "frozen"), strict=True)
-        if name == "ranker" or installed(replica / folder)
+        f'  config {{ name: "{name}" base_path: "{folder}" model_platform: "tensorflow" }}\n'
+        for name, folder in folders.items()
     ]
     return f"model_config_list {{\n{''.join(entries)}}}\n"
 
 
 def installed(folder: Path) -> bool:
-    """Whether a version of a model is there."""
+    """True if a version of a model is there."""
     return folder.is_dir() and any(version.name.isdigit() for version in folder.iterdir())
 
 
@@ -56,7 +60,8 @@ def declare(
     services = [*_kafka(settings, ports, at, where), _join(settings, ports, at, where, declaration)]
     if settings.mlflow:
         services.append(_mlflow(settings, ports, at, where))
-    services += [_base(settings, at), _trainer(settings, ports, at, where)]
+    for i, model in enumerate(settings.models):
+        services += [_base(settings, at, model), _trainer(settings, ports, at, where, model, i)]
     for i in range(settings.replicas):
         services += [_sync(settings, ports, at, where, hidden, i), _model_server(settings, ports, at, where, i)]
     consumers = {"archive": settings.archive, "features": settings.feast}
@@ -170,29 +175,42 @@ def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Map
     )
 
 
-def _base(settings: Settings, at: Layout) -> Service:
+def base_of(model: str) -> str:
+    """The service that writes the first base of a model."""
+    return "base" if model == RANKER else f"base-{model}"
+
+
+def _base(settings: Settings, at: Layout, model: ServedModel) -> Service:
     """An empty log gets an untrained base from the declaration; a demo has written its own before."""
-    command = [*_python("training.learn.batch_pass", source=settings.source, log=at.log), "--untrained"]
-    return Service("base", command, once=True, unless=(at.log / "SERVING").is_file)
+    log = at.log(model.name)
+    command = [
+        *_python("training.learn.batch_pass", source=settings.source, log=log, model=model.spec),
+        "--untrained",
+    ]
+    return Service(base_of(model.name), command, once=True, unless=(log / "SERVING").is_file)
 
 
-def _trainer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
+def _trainer(
+    settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], model: ServedModel, i: int
+) -> Service:
+    name = trainer_of(model.name)
     flags = {
         "source": settings.source,
-        "log": at.log,
+        "model": model.spec,
+        "log": at.log(model.name),
         "kafka": where["kafka"],
         "sync-every-ms": settings.sync_every_ms,
         "mlflow": where.get("mlflow", "none"),
         "base-every": settings.base_every,
         "keep-bases": settings.keep_bases,
-        "port": ports["trainer_port"],
+        "port": ports[key("trainer_port", i)],
     }
     return Service(
-        "trainer",
+        name,
         [*_python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])],
-        after=("topics", "base"),  # not mlflow: its absence must not delay a delta
-        ready=checks.http_ok(f"{where['trainer']}/healthz"),
-        address=where["trainer"],
+        after=("topics", base_of(model.name)),  # not mlflow: its absence must not delay a delta
+        ready=checks.http_ok(f"{where[name]}/healthz"),
+        address=where[name],
     )
 
 
@@ -231,17 +249,17 @@ def _sync(
     hidden: Mapping[str, str],
     i: int,
 ) -> Service:
+    logs = [word for model in settings.models for word in ("--log", f"{model.name}={at.log(model.name)}")]
     flags = {
         "source": settings.source,
-        "log": at.log,
         "models": at.replica(i),
         "serving": where[f"model-server-{i}"],
-        "port": ports["sync_port" + (f".{i}" if i else "")],
+        "port": ports[key("sync_port", i)],
     }
     return Service(
         f"sync-{i}",
-        _python("serving.sync.sync", **flags),
-        after=("base",),
+        _python("serving.sync.sync", *logs, **flags),
+        after=tuple(base_of(model.name) for model in settings.models),
         env={"MINUTEHAND_WRITE_TOKEN": hidden["MINUTEHAND_WRITE_TOKEN"]},
         ready=checks.http_ok(f"{where[f'sync-{i}']}/healthz"),
         address=where[f"sync-{i}"],
@@ -255,25 +273,32 @@ def _model_server(
 
     The stock server has no flag for its address and listens on all; its write signatures need the token all the same.
     """
-    end = f".{i}" if i else ""
     file = at.replica(i) / "models.config"
-    flags = {"port": ports["grpc_port" + end], "rest_api_port": ports["rest_port" + end], "model_config_file": file}
+    flags = {
+        "port": ports[key("grpc_port", i)],
+        "rest_api_port": ports[key("rest_port", i)],
+        "model_config_file": file,
+    }
     binary = model_server_binary(settings)
-    served = at.replica(i) / "served"
+    names = [model.name for model in settings.models]
 
     def prepare() -> None:
-        file.write_text(model_config(at.replica(i)))
+        file.write_text(model_config(at, settings, i))
+
+    def waits_for() -> str:
+        missing = [name for name in names if not installed(at.served(i, name))]
+        return f"sync-{i} has not installed a version of {', '.join(missing)} yet" if missing else ""
 
     return Service(
         f"model-server-{i}",
         [binary, *(f"--{k}={v}" for k, v in flags.items())]
         if binary
         else _python("serving.server.model_server", **flags),
-        after=("base",),
-        when=lambda: "" if installed(served) else f"sync-{i} has not installed a version yet",
+        after=tuple(base_of(name) for name in names),
+        when=waits_for,
         prepare=prepare,
         env={"TF_CPP_MIN_LOG_LEVEL": "1" if binary else "2"},
-        ready=checks.model_available(where[f"model-server-{i}-rest"], MODELS[0]),
+        ready=checks.first_of(checks.model_available(where[f"model-server-{i}-rest"], name) for name in names),
         address=f"{where[f'model-server-{i}']}  {where[f'model-server-{i}-rest']}",
     )
 
@@ -282,7 +307,8 @@ def minute_loop(settings: Settings) -> tuple[str, ...]:
     """The services that events pass through: all but Airflow."""
     on = {"mlflow": settings.mlflow, "archive": settings.archive, "features": settings.feast}
     replicas = [f"{name}-{i}" for i in range(settings.replicas) for name in ("sync", "model-server")]
-    return ("join", "trainer", *replicas, *(name for name, wanted in on.items() if wanted))
+    trainers = [trainer_of(model.name) for model in settings.models]
+    return ("join", *trainers, *replicas, *(name for name, wanted in on.items() if wanted))
 
 
 def select(services: list[Service], only: tuple[str, ...]) -> set[str]:

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from infra.models import ServedModel, models_of
+from training.models import names
+
 PROJECT = Path(__file__).resolve().parents[1]
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {"k": 2**10, "m": 2**20, "g": 2**30}
@@ -123,6 +126,11 @@ def without_password(address: Any) -> str:
     return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
+def _model(given: Any) -> str:
+    models_of(given)
+    return str(given)
+
+
 def _features_from(given: Any) -> str:
     if given in ("source", "feast"):
         return str(given)
@@ -134,6 +142,7 @@ NAME = Kind(_name, "1 to 41 letters, digits, - and _")
 SWITCH = Kind(_switch, "true or false")
 PORT = number(0, 65535, whole=True)
 FEATURES_FROM = Kind(_features_from, "source or feast")
+MODEL = Kind(_model, f"one of {', '.join(names())}, or several with commas, as in deepfm?dim=8,other=logistic")
 AIRFLOW_DB = Kind(
     _airflow_db,
     "sqlite, or postgresql://user:password@host:port/database (what is special in the password as in %40)",
@@ -154,6 +163,9 @@ class Settings:
     name: str = setting("local", NAME, "the platform's name: its state lies in <var>/<name>")
     var: str = setting("var", TEXT, "the folder of all state; may be deleted while nothing runs")
     source: str = setting("simulator", TEXT, "whose events: kuairand, simulator, a module or a path to a .py file")
+    model: str = setting(
+        "deepfm", MODEL, "which model: a module of training/models, or several: deepfm,logistic?rate=0.1"
+    )
     sync_every: float = setting("60s", duration("100ms"), "a delta to the served model each; other intervals follow")
     pi: float = setting(1.0, number(1e-6, 1), "share of negatives that is learned from")
     salt: str = setting("minutehand", TEXT, "names the draw that keeps a negative")
@@ -205,6 +217,11 @@ class Settings:
         return (Path.cwd() / self.var / self.name).resolve()
 
     @property
+    def models(self) -> list[ServedModel]:
+        """The models of the setting `model`; the first is served as `ranker`."""
+        return models_of(self.model)
+
+    @property
     def sync_every_ms(self) -> int:
         return round(self.sync_every * 1000)
 
@@ -228,7 +245,7 @@ class Settings:
             kind: Kind = FIELDS[name].metadata["kind"]
             try:
                 read[name] = kind.parse(given)
-            except (ValueError, TypeError, KeyError, OverflowError):
+            except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
                 raise SettingError(f"{where}{name} is {kind.shown(given)!r}; allowed is {kind.allowed}") from None
         return dataclasses.replace(self, **read, given=self.given | set(read))
 

@@ -149,7 +149,7 @@ kafka() {
 join() {
     local made aside=$PWD/build/setup/join.new sources
     mapfile -t sources < <(find streaming/join/src/main -type f | sort)
-    made=$(digest streaming/join/pom.xml "${sources[@]}")
+    made=$(digest streaming/join/pom.xml streaming/contract/schema.json "${sources[@]}")
     if current "$LOGS/join" "$made" && [ -e build/join.jar ] && [ -d build/flink/libs ]; then return; fi
     rm -rf "$aside"
     step join-jar "building the join, with Flink (154 MB the first time)" \

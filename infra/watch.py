@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from infra import checks
 from infra.replay.live import read_lines
 from infra.replay.report import freshness, weighted_percentiles
+from serving.signatures import RANKER
 from streaming.archive.archive import Archive, NotArchived
 from streaming.declaration import Declaration
 from streaming.source import load
@@ -59,7 +60,7 @@ def health(addresses: dict[str, str]) -> Iterator[Figure]:
         if name.split("-")[0] in ("trainer", "sync", "archive", "features"):
             said = checks.http_ok(f"{url}/healthz")()
         elif name.endswith("-rest"):
-            said = checks.model_available(url, "ranker")()
+            said = checks.model_available(url, RANKER)()
         else:
             continue
         yield Figure(f"health of {name}", said or "ready", "ready", not said)
@@ -90,7 +91,7 @@ def freshness_of(replica: Path, sync_every_s: float, minutes: float, now_ms: int
             confirmed.append(line)
         learned = max(learned, line["learned_until_ms"])
     p99 = weighted_percentiles(freshness(confirmed, "positive"), (99,))["p99"]
-    name = f"freshness p99 of {replica.name}, seconds"
+    name = f"freshness p99 of {replica.parent.name}/{replica.name}, seconds"
     return Figure(name, p99, f"at most {allowed:g} (2 x sync_every + 10)", p99 is None or p99 <= allowed)
 
 
@@ -159,7 +160,11 @@ def look(facts: dict[str, Any], minutes: float, room: float, most_drift: float) 
     """All figures of a platform, from its platform.json."""
     settings, folders, where = facts["settings"], facts["folders"], facts["addresses"]
     now_ms = round(time.time() * 1000)
-    replicas = [Path(folders["models"]) / f"replica-{i}" for i in range(int(settings["replicas"]))]
+    replicas = [
+        Path(folders["models"]) / f"replica-{i}" / model
+        for i in range(int(settings["replicas"]))
+        for model in facts["models"]
+    ]
     return [
         *health(where),
         *metrics(where),

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from delta_log.changes import fold, no_changes, read_changes
+from delta_log.files import Float32s
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself at each start
@@ -28,10 +29,11 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from delta_log.log import Log
 from delta_log.manifest import Manifest
 from serving import journal
-from serving.graph import Ranker, Served, State
+from serving.graph import Content, Served
 from serving.journal import Journal
 from streaming.declaration import INT64_MIN, Declaration
 from streaming.source import load
+from training.models.model import Model, make
 
 log = logging.getLogger("serving.export")
 
@@ -47,16 +49,16 @@ def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
     return Journal(base.lineage, base.seq, head.seq, head.learned_until_ms, tables, last.dense)
 
 
-def assign(ranker: Ranker, dense: dict[str, journal.Float32s]) -> None:
-    """Give the ranker the weights of a manifest; ValueError if they are not its own."""
-    weights = ranker.dense_weights()
+def assign(model: Model, dense: dict[str, Float32s]) -> None:
+    """Give the model the dense weights of a manifest; ValueError if they are not its own."""
+    weights = {name: weight.variable for name, weight in model.dense.items()}
     if {n: tuple(w.shape) for n, w in weights.items()} != {n: v.shape for n, v in dense.items()}:
         raise ValueError(f"dense weights are {sorted(dense)}, the model has {sorted(weights)} (or their shapes differ)")
     for name, weight in weights.items():
         weight.assign(dense[name])
 
 
-def warm_up(declaration: Declaration, model: str, *, frozen: bool) -> list[bytes]:
+def warm_up(declaration: Declaration, name: str, *, frozen: bool) -> list[bytes]:
     """The records of tf_serving_warmup_requests: apply what the journal holds at that time, then score a row.
 
     The second one is there because a graph is optimised at its first call, which no user should wait for.
@@ -69,43 +71,40 @@ def warm_up(declaration: Declaration, model: str, *, frozen: bool) -> list[bytes
     records = []
     for signature, inputs in calls.items():
         request = predict_pb2.PredictRequest(inputs=inputs)
-        request.model_spec.name, request.model_spec.signature_name = model, signature
+        request.model_spec.name, request.model_spec.signature_name = name, signature
         record = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
         records.append(bytes(record.SerializeToString()))
     return records
 
 
 def write(
-    declaration: Declaration, ranker: Ranker, state: Journal, to: Path, *, frozen: bool = False, model: str = "ranker",
-    head_room: float = 4.0,
-) -> Path:  # fmt: skip
-    """Write <to>/<version>/ of `state`; the folder, also if it was there already."""
+    model: Model, state: Journal, to: Path, *, frozen: bool = False, name: str = "ranker", head_room: float = 4.0
+) -> Path:
+    """Write <to>/<version>/ of `state`, served as `name`; the folder, also if it was there already."""
     final = to / str(journal.version_of(state.lineage, state.to))
     if final.is_dir():
         log.info("%s is there already", final)
         return final
-    assign(ranker, state.dense)
+    assign(model, state.dense)
     to.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".export-", dir=to))  # no number: a model server does not look at it
     try:
         assets = aside / "given"
         assets.mkdir()
-        empty = {name: no_changes(declaration.row_dim) for name in declaration.tables}
+        empty = {table: no_changes(dim) for table, dim in model.dims.items()}
         start = Journal(state.lineage, state.to, state.to, state.learned_until_ms, empty, state.dense)
         (assets / "journal.bin").write_bytes(journal.encode(start))
         (assets / "token").touch(0o600)
-        tables = {name: (t.keys, t.rows) for name, t in state.tables.items()}
-        served = Served(
-            declaration, ranker, State(state.lineage, state.to, state.learned_until_ms, tables),
-            None if frozen else assets, head_room,
-        )  # fmt: skip
+        tables = {table: (t.keys, t.rows) for table, t in state.tables.items()}
+        content = Content(state.lineage, state.to, state.learned_until_ms, tables)
+        served = Served(model, content, None if frozen else assets, head_room)
         tf.saved_model.save(served, str(aside / "model"), signatures=served.signatures())
         if not frozen:
             (aside / "model" / "assets" / "token").chmod(0o600)
         extra = aside / "model" / "assets.extra"
         extra.mkdir()
         with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
-            for record in warm_up(declaration, model, frozen=frozen):
+            for record in warm_up(model.declaration, name, frozen=frozen):
                 records.write(record)
         os.rename(aside / "model", final)
     finally:
@@ -130,8 +129,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     if a.head_room < 1:
         parser.error(f"--head-room is {a.head_room}, allowed is 1 or more")
-    from training.models.deepfm import Ranker as Trained  # here: the rest of this module serves any ranker
-
     declaration, delta_log = load(a.source).declaration, Log(a.log)
     lineage = a.lineage or delta_log.serving()
     if lineage is None:
@@ -141,8 +138,8 @@ def main() -> None:
     if manifest.declaration != declaration.sha256:
         parser.error(f"--source {a.source} has another declaration than {manifest.folder}, made of {manifest.source}")
     deltas = [d for d in deltas if a.seq is not None and d.seq <= a.seq]
-    path = write(declaration, Trained(declaration), state_at(manifest, deltas), a.to, frozen=a.frozen, model=a.model,
-                 head_room=a.head_room)  # fmt: skip
+    model = make(manifest.model, declaration)
+    path = write(model, state_at(manifest, deltas), a.to, frozen=a.frozen, name=a.model, head_room=a.head_room)
     log.info("wrote %s: %s at seq %d", path, lineage, deltas[-1].seq if deltas else manifest.seq)
 
 

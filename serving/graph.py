@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from serving import journal_ops
 from serving.signatures import input_name
-from streaming.declaration import INT64_MIN, Declaration
+from streaming.declaration import INT64_MIN
+from training.models.model import Context, Model, Signature
+from training.models.pooling import pooled
 
 EMPTY_KEY, DELETED_KEY = INT64_MIN, INT64_MIN + 1
 """The sentinels of a DenseHashTable: one of them in a lookup fails the whole call, so ids are masked before it."""
@@ -37,16 +40,8 @@ WRITES = ("apply_dense", "apply_delta", "apply_file")
 Tensors = dict[str, tf.Tensor]
 
 
-class Ranker(Protocol):
-    """What the served module needs of training.models.deepfm.Ranker."""
-
-    def logits(self, rows: dict[str, tf.Tensor], numbers: tf.Tensor) -> tf.Tensor: ...
-
-    def dense_weights(self) -> dict[str, tf.Variable]: ...
-
-
-class State(NamedTuple):
-    """What a base holds: table -> (int64 keys[n], float32 rows[n, row_dim]); the ranker holds the dense weights."""
+class Content(NamedTuple):
+    """What a version holds at first: table -> (int64 keys[n], float32 rows[n, dim]); dense weights are the model's."""
 
     lineage: str
     seq: int
@@ -120,36 +115,40 @@ def is_id(keys: tf.Tensor) -> tf.Tensor:
     return keys > tf.constant(DELETED_KEY, tf.int64)
 
 
+def lists_of(padded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The ids of int64[n, L] lists that are filled up with EMPTY_KEY, one list after the other; their row splits."""
+    listed = padded != EMPTY_KEY
+    lengths = tf.reduce_sum(tf.cast(listed, tf.int64), 1)
+    return tf.boolean_mask(padded, listed), tf.concat([tf.zeros([1], tf.int64), tf.cumsum(lengths)], 0)
+
+
 class Served(tf.Module):  # type: ignore[misc]
-    """The model of `declaration` at `state`. `head_room`: how many times its rows a table holds before it must grow.
+    """`model` with `content`. `head_room`: how many times its rows a table holds before it must grow.
 
     `assets`: a folder with `journal.bin` and `token`; None makes the frozen copy, which has no write signatures.
     """
 
-    def __init__(
-        self, declaration: Declaration, ranker: Ranker, state: State, assets: Path | None, head_room: float = 4.0
-    ) -> None:
+    def __init__(self, model: Model, content: Content, assets: Path | None, head_room: float = 4.0) -> None:
         super().__init__()
-        # The function, not the ranker: its layers are not to be saved beside its weights.
-        self._declaration, self._logits, self._lineage = declaration, ranker.logits, state.lineage
-        self.weights = dict(sorted(ranker.dense_weights().items()))
-        self._dims = {name: declaration.row_dim for name in declaration.tables}
+        # In a function, so that it is no attribute: its layers are not to be saved beside its weights.
+        self._model: Callable[[], Model] = lambda: model
+        self._declaration, self._lineage, self._dims = model.declaration, content.lineage, dict(model.dims)
+        self.weights = {name: model.dense[name].variable for name in sorted(model.dense)}
         self.tables: dict[str, Any] = {}
         self.capacity: dict[str, int] = {}
-        for name in declaration.tables:
-            keys, rows = state.tables[name]
+        for name, dim in self._dims.items():
+            keys, rows = content.tables[name]
             size = buckets(len(keys), head_room)
             self.capacity[name] = int(size * MAX_LOAD)
             table = tf.lookup.experimental.DenseHashTable(
-                tf.int64, tf.float32, tf.zeros([declaration.row_dim]), EMPTY_KEY, DELETED_KEY, size,
-                name=f"table_{name}",
-            )  # fmt: skip
+                tf.int64, tf.float32, tf.zeros([dim]), EMPTY_KEY, DELETED_KEY, size, name=f"table_{name}"
+            )
             table.insert(tf.constant(keys, tf.int64), tf.constant(rows, tf.float32))
             self.tables[name] = table
-        self.seq = tf.Variable(state.seq, dtype=tf.int64, trainable=False)
-        self.dense_seq = tf.Variable(state.seq, dtype=tf.int64, trainable=False)
+        self.seq = tf.Variable(content.seq, dtype=tf.int64, trainable=False)
+        self.dense_seq = tf.Variable(content.seq, dtype=tf.int64, trainable=False)
         self.chunk = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self.learned_until_ms = tf.Variable(state.learned_until_ms, dtype=tf.int64, trainable=False)
+        self.learned_until_ms = tf.Variable(content.learned_until_ms, dtype=tf.int64, trainable=False)
         # Attributes of the module, too: what only a resource knows is not saved.
         self.assets = [tf.saved_model.Asset(str(assets / f)) for f in ("journal.bin", "token")] if assets else []
         self.paths = AssetPaths(self.assets) if assets else None
@@ -157,32 +156,37 @@ class Served(tf.Module):  # type: ignore[misc]
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def predict(self, **inputs: tf.Tensor) -> Tensors:
-        """Features of n (user, item) pairs -> a probability a task and the seq they were read at, each [n]."""
+        """Features of n (user, item) pairs -> a score a task and the seq they were read at, each [n]."""
+        model, n = self._model(), tf.shape(inputs[self._declaration.features[0].name])[0]
         seq = self.seq.read_value()
         with tf.control_dependencies([seq]):  # before the lookups: rows may be newer than it says, never older
-            pooled = self._pooled(inputs)
-        n = tf.shape(inputs[self._declaration.features[0].name])[0]
-        numbers = [inputs[f.name] for f in self._declaration.features if f.kind == "number"]
-        logits = self._logits(pooled, tf.stack(numbers, 1) if numbers else tf.zeros([n, 0]))
-        scores = tf.unstack(tf.sigmoid(logits), len(self._declaration.tasks), axis=1)
-        return dict(zip(self._declaration.tasks, scores, strict=True)) | {"seq": tf.fill([n], seq)}
+            rows = self._feature_rows(inputs)
+        numbers = [inputs[name] for name in model.number_features]
+        outputs = model.outputs(rows, tf.stack(numbers, 1) if numbers else tf.zeros([n, 0]), Context(n))
+        return model.scores(outputs) | {"seq": tf.fill([n], seq)}
 
-    def _pooled(self, inputs: Tensors) -> Tensors:
-        """Feature -> float32[n, row_dim]; one lookup a table, so that features of one table see one state of it."""
-        pooled: Tensors = {}
-        for name, table in self.tables.items():
-            features = [f for f in self._declaration.features if f.table == name]
-            flat = [tf.reshape(inputs[f.name], [-1]) for f in features]
-            ids = tf.concat(flat, 0)
-            found = tf.where(is_id(ids)[:, tf.newaxis], table.lookup(tf.where(is_id(ids), ids, 0)), 0.0)
-            for feature, rows in zip(features, tf.split(found, [tf.size(f) for f in flat]), strict=True):
-                given = inputs[feature.name]
-                if feature.kind == "ids":  # the mean over what is not padding; an empty list is zeros
-                    listed = tf.cast(given != EMPTY_KEY, tf.float32)
-                    rows = tf.reshape(rows, tf.concat([tf.shape(given), [self._declaration.row_dim]], 0))
-                    rows = tf.math.divide_no_nan(tf.reduce_sum(rows, 1), tf.reduce_sum(listed, 1, keepdims=True))
-                pooled[feature.name] = tf.ensure_shape(rows, [None, self._declaration.row_dim])
-        return pooled
+    def _feature_rows(self, inputs: Tensors) -> Tensors:
+        """Feature -> float32[n, dim]; one lookup a table, so that features of one table see one state of it."""
+        rows: Tensors = {}
+        ids, splits = dict(inputs), {}
+        for f in self._declaration.features:
+            if f.kind == "ids":
+                ids[f.name], splits[f.name] = lists_of(inputs[f.name])
+        for name in self._declaration.tables:
+            features = [f.name for f in self._declaration.features if f.table == name]
+            parts = [ids[feature] for feature in features]
+            flat = self._rows(name, tf.concat(parts, 0))
+            rows |= dict(zip(features, tf.split(flat, [tf.size(p) for p in parts]), strict=True))
+        dims = {f.name: self._dims[f.table] for f in self._declaration.features if f.table}
+        return {n: tf.ensure_shape(r, [None, dims[n]]) for n, r in pooled(rows, splits).items()}
+
+    def _rows(self, table: str, ids: tf.Tensor) -> tf.Tensor:
+        """float32[n, dim]: the rows of ids int64[n], zeros for an unknown or a reserved one."""
+        return tf.where(is_id(ids)[:, tf.newaxis], self.tables[table].lookup(tf.where(is_id(ids), ids, 0)), 0.0)
+
+    def _beside(self, signature: Signature, **inputs: tf.Tensor) -> Tensors:
+        """A signature of the model's own."""
+        return signature.call(inputs, self._rows)
 
     def status(self) -> Tensors:
         """Where this replica stands. O(1). `<table>_size` counts removed keys, too; beyond `_capacity` it must grow."""
@@ -198,7 +202,7 @@ class Served(tf.Module):  # type: ignore[misc]
         sums: Tensors = {}
         for name, table in self.tables.items():
             keys, rows = table.export()  # every bucket, used or not
-            keys, rows = tf.reshape(keys, [-1]), tf.reshape(rows, [-1, self._declaration.row_dim])
+            keys, rows = tf.reshape(keys, [-1]), tf.reshape(rows, [-1, self._dims[name]])
             gone = tf.reduce_all(tf.equal(tf.bitcast(rows, tf.int32), tf.int32.min), 1)  # the bits of -0.0
             used = tf.where(tf.logical_and(is_id(keys), tf.logical_not(gone)))[:, 0]
             sums[name] = row_digest(tf.gather(keys, used), tf.gather(rows, used))
@@ -256,7 +260,7 @@ class Served(tf.Module):  # type: ignore[misc]
             ]
         with tf.control_dependencies(refuse_unless(checks)):
             done = [
-                self.tables[name].insert(removed, tf.fill([tf.size(removed), self._declaration.row_dim], GONE))
+                self.tables[name].insert(removed, tf.fill([tf.size(removed), self._dims[name]], GONE))
                 for name, (removed, _, _) in changes.items()
             ]
         with tf.control_dependencies(done):
@@ -292,7 +296,7 @@ class Served(tf.Module):  # type: ignore[misc]
 
     def signatures(self) -> dict[str, Any]:
         """Signature name -> concrete function, for tf.saved_model.save."""
-        d = self._declaration
+        model, d = self._model(), self._declaration
         features = {
             f.name: {
                 "id": tf.TensorSpec([None], tf.int64, f.name),
@@ -304,9 +308,9 @@ class Served(tf.Module):  # type: ignore[misc]
         kinds = (("lineage", tf.string), ("seq", tf.int64), ("token", tf.string))
         write = {n: tf.TensorSpec([], kind, n) for n, kind in kinds}
         rows = {n: tf.TensorSpec([], tf.int64, n) for n in ("chunk", "chunks", "learned_until_ms")}
-        for t in d.tables:
+        for t, dim in self._dims.items():
             rows[f"{t}_keys"] = tf.TensorSpec([None], tf.int64, f"{t}_keys")
-            rows[f"{t}_rows"] = tf.TensorSpec([None, d.row_dim], tf.float32, f"{t}_rows")
+            rows[f"{t}_rows"] = tf.TensorSpec([None, dim], tf.float32, f"{t}_rows")
             rows[f"{t}_removed"] = tf.TensorSpec([None], tf.int64, f"{t}_removed")
         dense = {input_name(n): tf.TensorSpec(w.shape, tf.float32, input_name(n)) for n, w in self.weights.items()}
         clash = (set(dense) & set(write)) | ({"seq"} & set(d.tasks))
@@ -317,6 +321,10 @@ class Served(tf.Module):  # type: ignore[misc]
             "apply_dense": (self.apply_dense, write | dense), "apply_delta": (self.apply_delta, write | rows),
             "apply_file": (self.apply_file, {}),
         }  # fmt: skip
+        for name, signature in model.signatures().items():
+            if name in calls:
+                raise ValueError(f"model {model.info}: signature {name} is one of every model")
+            calls[name] = (partial(self._beside, signature), signature.inputs)
         return {
             name: tf.function(call, autograph=False).get_concrete_function(**specs)
             for name, (call, specs) in calls.items()

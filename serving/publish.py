@@ -29,7 +29,7 @@ from delta_log.writer import Writer
 from serving import client
 from serving.journal import version_of
 from serving.replica import Down, RefusedCall, Replica
-from serving.sync.version_folder import found
+from serving.sync.version_folder import version_folders
 
 LOOK_S = 0.2
 
@@ -47,7 +47,7 @@ class Place(NamedTuple):
     replica: Replica
 
     def has(self, version: int) -> bool:
-        return any(p.name == str(version) for p in found(self.models / "served"))
+        return any(p.name == str(version) for p in version_folders(self.models / "served"))
 
 
 def wanted_base(delta_log: Log, lineage: str, patience: Callable[[], bool]) -> Manifest:
@@ -75,7 +75,7 @@ def serves(place: Place, version: int, seq: int) -> bool:
         available, broken = place.replica.versions()
         if version in broken and place.has(version):
             raise Failed(f"{place.replica.address}: version {version}: {broken[version]}")
-        return version in available and place.replica.standing(version).seq >= seq
+        return version in available and place.replica.status(version).seq >= seq
     except (Down, RefusedCall):
         return False
 

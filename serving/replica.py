@@ -1,4 +1,4 @@
-"""A replica as sync talks to it: Predict calls of one version's signatures, and which versions are AVAILABLE."""
+"""The client of one replica: Predict calls of one version's signatures, and the versions that are AVAILABLE."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy.typing as npt
 from serving import client
 
 CALL_S = 30.0
-"""Of one chunk, which takes milliseconds: longer, and the replica is as good as down."""
+"""The limit of one call. A chunk takes milliseconds, so a replica that needs longer counts as down."""
 MESSAGE_BYTES = 64 << 20
 AVAILABLE = 30  # ModelVersionStatus.AVAILABLE
 
 
 class Down(RuntimeError):
-    """Nobody answers, or the version is not served (any more, or yet)."""
+    """Nobody answers, or the version is not served."""
 
 
 class RefusedCall(RuntimeError):
     """The replica answered with an error: nothing was changed."""
 
 
-class Standing(NamedTuple):
-    """What `status` says: where a version stands, and table -> rows in it and rows that fit before it must grow."""
+class Status(NamedTuple):
+    """Which delta a version serves; table -> rows in it, and rows that fit before it must grow."""
 
     lineage: str
     seq: int
@@ -36,7 +36,7 @@ class Standing(NamedTuple):
 
 
 class Replica:
-    """One address, one model."""
+    """One model at one address."""
 
     def __init__(self, address: str, model: str) -> None:
         from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
@@ -62,13 +62,13 @@ class Replica:
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = self.model
         try:
-            found = self._models.GetModelStatus(request, timeout=CALL_S).model_version_status
+            states = self._models.GetModelStatus(request, timeout=CALL_S).model_version_status
         except grpc.RpcError as e:
             if e.code() == grpc.StatusCode.NOT_FOUND:  # it is up, with no version yet
                 return [], {}
             raise Down(f"{self.address}: {e.code().name}: {e.details()}") from e
-        broken = {int(v.version): str(v.status.error_message) for v in found if v.status.error_code}
-        return [v.version for v in found if v.state == AVAILABLE], broken
+        broken = {int(v.version): str(v.status.error_message) for v in states if v.status.error_code}
+        return [v.version for v in states if v.state == AVAILABLE], broken
 
     def call(self, version: int, signature: str, arrays: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Predict with `signature` of exactly this version; Down or RefusedCall."""
@@ -85,14 +85,15 @@ class Replica:
             raise (RefusedCall if e.code() in refused else Down)(text) from e
         return {name: client.array(value) for name, value in answer.outputs.items()}
 
-    def standing(self, version: int) -> Standing:
-        found = self.call(version, "status", {})
+    def status(self, version: int) -> Status:
+        """What the `status` signature of a version answers."""
+        answer = self.call(version, "status", {})
 
         def ending(suffix: str) -> dict[str, int]:
-            return {n.removesuffix(suffix): int(v) for n, v in found.items() if n.endswith(suffix)}
+            return {n.removesuffix(suffix): int(v) for n, v in answer.items() if n.endswith(suffix)}
 
-        return Standing(
-            found["lineage"].item().decode(), int(found["seq"]), int(found["learned_until_ms"]),
+        return Status(
+            answer["lineage"].item().decode(), int(answer["seq"]), int(answer["learned_until_ms"]),
             ending("_size"), ending("_capacity"),
         )  # fmt: skip
 

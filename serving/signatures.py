@@ -1,8 +1,11 @@
-"""The names of the calls that patch a served model: both ends of the wire use these."""
+"""The names of served models, and of the calls that patch them: both ends of the wire use these."""
 
 from __future__ import annotations
 
 import re
+
+RANKER, FROZEN = "ranker", "frozen"
+"""The model that apps ask, and the copy of its base that stays as it is."""
 
 
 def input_name(weight: str) -> str:

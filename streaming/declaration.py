@@ -93,8 +93,8 @@ class Declaration:
     """A source's features and tasks, and the times its labels need.
 
     A task is the name of an action; its place in `tasks` is its place in labels and weights. `judged` is the task of
-    the headline figures. `dim` is the length of an embedding; a table's row has `dim + 1` numbers, the first one being
-    the linear weight (DeepFM). `window_ms` is how long after an impression an action counts.
+    the headline figures. `window_ms` is how long after an impression an action counts. How a model is shaped is no part
+    of it: that is the model's own (training/models).
 
     `policies`, one a table at most, are the trainer's alone. They change which rows exist and not what a row means, so
     neither JSON nor sha256 has them: a lineage goes on under other policies.
@@ -106,7 +106,6 @@ class Declaration:
     judged: str
     window_ms: int
     max_disorder_ms: int = 1000
-    dim: int = 16
     policies: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
@@ -123,17 +122,13 @@ class Declaration:
                 raise ValueError(
                     f"declaration {self.name}: a policy's table is {table!r}, allowed are {', '.join(self.tables)}"
                 )
-        if self.window_ms <= 0 or self.max_disorder_ms < 0 or self.dim <= 0:
-            raise ValueError(f"declaration {self.name}: window_ms and dim must be > 0, max_disorder_ms >= 0")
+        if self.window_ms <= 0 or self.max_disorder_ms < 0:
+            raise ValueError(f"declaration {self.name}: window_ms must be > 0, max_disorder_ms >= 0")
 
     @property
     def tables(self) -> tuple[str, ...]:
         """Table names in the order of their first feature."""
         return tuple(dict.fromkeys(f.table for f in self.features if f.table))
-
-    @property
-    def row_dim(self) -> int:
-        return self.dim + 1
 
     def policy(self, table: str) -> Policy:
         """The table's policy; one that admits all and expires nothing where none is declared."""

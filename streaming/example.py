@@ -1,4 +1,4 @@
-"""The Example: what streaming hands to training (docs/example.md, format version 1), decoded by column.
+"""The Example: what streaming hands to training (docs/example.md), decoded by column.
 
 A batch of JSON lines becomes a `Batch` of arrays. A line that cannot be learned from is named in `Batch.bad` with its
 reason and costs nothing else: the other lines of its batch are decoded as if it had not been there.
@@ -18,11 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 from numpy.typing import NDArray
 
+from streaming.contract.contract import MAX_SUBTASKS, VERSION
 from streaming.declaration import RESERVED_IDS, Declaration, Feature
 from streaming.source import Exposure
 
-VERSION = 1
+_INTEGERS = ("user_id", "item_id", "ts_ms", "position", "event_ms", "written_ms", "seq")
+_TEXTS = ("impression_id", "request_id", "lineage")
 _REQUIRED = ("impression_id", "user_id", "item_id", "ts_ms", "event_ms", "written_ms")
+"""Whole numbers and the id; the other required fields are judged by their own rules."""
 
 
 class Ragged(NamedTuple):
@@ -49,11 +52,13 @@ class Batch:
     """n examples by column. `line` is each one's place in the lines decoded, `progress_line` each progress record's."""
 
     impression_id: pa.Array
+    request_id: pa.Array
     lineage: pa.Array
     kind: NDArray[np.str_]
     user_id: NDArray[np.int64]
     item_id: NDArray[np.int64]
     ts_ms: NDArray[np.int64]
+    position: NDArray[np.int64]
     event_ms: NDArray[np.int64]
     written_ms: NDArray[np.int64]
     seq: NDArray[np.int64]
@@ -62,6 +67,8 @@ class Batch:
     """[n, tasks], as are `weights` and `scores` (NaN where it was not scored)."""
     weights: NDArray[np.float32]
     scores: NDArray[np.float32]
+    values: NDArray[np.float64]
+    """[n, tasks]: the value of a positive's action, NaN where no action is this record's."""
     line: NDArray[np.int64]
     features: dict[str, FeatureColumn]
     progress: list[Progress] = field(default_factory=list)
@@ -103,11 +110,15 @@ def schema(declaration: Declaration) -> pa.Schema:
     return pa.schema(
         [
             ("v", pa.int64()),
-            *((name, pa.string()) for name in ("kind", "impression_id", "lineage")),
-            *((name, pa.int64()) for name in ("user_id", "item_id", "ts_ms", "event_ms", "written_ms", "seq")),
+            *((name, pa.string()) for name in ("kind", *_TEXTS)),
+            *(
+                (name, pa.int64())
+                for name in ("user_id", "item_id", "ts_ms", "position", "event_ms", "written_ms", "seq")
+            ),
             ("pi", pa.float64()),
             ("labels", pa.list_(pa.float64())),
             ("weights", pa.list_(pa.float64())),
+            ("values", pa.list_(pa.float64())),
             ("features", pa.struct([(f.name, arrow[f.kind]) for f in declaration.features])),
             ("scores", pa.struct([(task, pa.float64()) for task in declaration.tasks])),
             *((name, pa.int64()) for name in ("heartbeat_ms", "subtask", "subtasks")),
@@ -123,8 +134,8 @@ def decode(lines: Sequence[bytes], declaration: Declaration) -> Batch:
     progress, progress_line = [], []
     numbers = [table[name].take(pa.array(beats)).to_pylist() for name in ("subtask", "subtasks", "heartbeat_ms")]
     for place, subtask, subtasks, heartbeat_ms in zip(places[beats].tolist(), *numbers, strict=True):
-        if subtask is None or subtasks is None or not 0 <= subtask < subtasks:
-            bad.append((place, f"progress of subtask {subtask} of {subtasks}"))
+        if subtask is None or subtasks is None or not 0 <= subtask < subtasks <= MAX_SUBTASKS:
+            bad.append((place, f"progress of subtask {subtask} of {subtasks}, allowed are up to {MAX_SUBTASKS}"))
         else:
             progress.append(Progress(subtask, subtasks, heartbeat_ms))
             progress_line.append(place)
@@ -153,11 +164,13 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
                 labels[row, place[action]] = 1
     return Batch(
         impression_id=pa.array([e.impression_id for e in shown], pa.string()),
+        request_id=pa.array([""] * n, pa.string()),
         lineage=pa.array([""] * n, pa.string()),
         kind=np.full(n, "history"),
         user_id=np.fromiter((e.user_id for e in shown), np.int64, n),
         item_id=np.fromiter((e.item_id for e in shown), np.int64, n),
         ts_ms=ts_ms,
+        position=np.zeros(n, np.int64),
         event_ms=ts_ms + declaration.window_ms,
         written_ms=np.zeros(n, np.int64),
         seq=np.full(n, -1),
@@ -165,6 +178,7 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
         labels=labels,
         weights=np.ones_like(labels),
         scores=np.full_like(labels, np.nan),
+        values=np.where(labels > 0, 1.0, np.nan),
         line=np.arange(n),
         features={f.name: _python_column([e.features.get(f.name) for e in shown], f) for f in declaration.features},
     )
@@ -222,7 +236,7 @@ def _read(lines: list[bytes], wanted: pa.Schema) -> pa.Table:
     )
     if table.num_rows != len(lines):
         raise pa.ArrowInvalid("more than one JSON value in a message")
-    for name in ("kind", "impression_id", "lineage"):
+    for name in ("kind", *_TEXTS):
         table[name].validate(full=True)  # the reader does not look whether a string is UTF-8
     return table
 
@@ -242,9 +256,11 @@ def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
     pi = _numpy(table["pi"], np.nan)
     refuse(~((pi > 0) & (pi <= 1)), "pi is not in (0, 1]")
     tasks = len(declaration.tasks)
-    for name in ("labels", "weights"):
+    for name in ("labels", "weights", "values"):
         length = _numpy(pc.list_value_length(table[name]), -1)
         refuse(length != tasks, f"{name}: not {tasks} numbers")
+        if name == "values":
+            continue
         values, rows = _flat(table[name])
         outside = ~((values == 0) | (values == 1)) if name == "labels" else ~(np.isfinite(values) & (values >= 0))
         refuse(np.isin(np.arange(len(length)), rows[outside]), f"{name}: a value out of range")
@@ -268,14 +284,17 @@ def _columns(table: pa.Table, places: NDArray[np.int64], declaration: Declaratio
     integers: dict[str, Any] = {name: _numpy(table[name], 0) for name in _REQUIRED if name != "impression_id"}
     return Batch(
         impression_id=_array(table["impression_id"]),
+        request_id=_array(pc.fill_null(table["request_id"], "")),
         lineage=_array(pc.fill_null(table["lineage"], "")),
         kind=np.where(_numpy(pc.equal(table["kind"], "positive"), False), "positive", "negative"),
         **integers,
+        position=_numpy(table["position"], 0),
         seq=_numpy(table["seq"], -1),
         pi=_numpy(table["pi"], 1.0),
         labels=_flat(table["labels"])[0].astype(np.float32).reshape(n, tasks),
         weights=_flat(table["weights"])[0].astype(np.float32).reshape(n, tasks),
         scores=np.stack(scores, 1).astype(np.float32).reshape(n, tasks),
+        values=_flat(table["values"])[0].reshape(n, tasks),
         line=places,
         features={f.name: feature_column(pc.struct_field(table["features"], f.name), f) for f in declaration.features},
     )

@@ -18,7 +18,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, KafkaTimeoutError
 
-from streaming.events import dead
+from streaming.publisher import dead
 from streaming.topics import DEAD
 
 log = logging.getLogger("reader")
@@ -153,13 +153,13 @@ class Reader:
         """Whether everything below `heads` was read."""
         return all(self._position(tp) >= end for tp, end in heads.items())
 
-    def bury(self, topic: str, partition: int, offset: int, line: bytes, reason: str) -> None:
-        """A bad line goes to the topic's dead letters, with the reason."""
+    def bury(self, topic: str, partition: int, offset: int, line: bytes, kind: str, reason: str) -> None:
+        """Sends a bad line to the topic's dead letters, with the kind of its fault and the reason."""
         self.dead += 1
         log.warning("%s %d:%d cannot be used: %s; kept in %s", topic, partition, offset, reason, DEAD[topic])
         if self._producer is None:
             self._producer = KafkaProducer(bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=5000)
-        self._producer.send(DEAD[topic], dead(topic, line, reason, partition, offset))
+        self._producer.send(DEAD[topic], dead(topic, line, kind, reason, partition, offset))
 
     def close(self) -> None:
         """Soon, whether a broker answers or not: what it has not taken by now is nobody's commit."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, cast
 
+from common.query import parameters
 from streaming.declaration import Declaration
 
 
@@ -49,7 +49,7 @@ def load(name: str) -> Source:
     configure = getattr(module, "configure", None)
     if configure is None and query:
         raise ValueError(f"source {where!r} takes no parameters, given are {query!r}")
-    source = module if configure is None else configure(**_parameters(where, configure, query))
+    source = module if configure is None else configure(**parameters(f"source {where!r}", configure, query))
     if not isinstance(getattr(source, "declaration", None), Declaration):
         raise ValueError(f"source {name!r} has no `declaration` (streaming.declaration.Declaration)")
     for needed in ("history", "live"):
@@ -75,19 +75,3 @@ def _module(where: str) -> ModuleType:
             raise
         allowed = "kuairand, simulator, a dotted module, a path to a .py file"
         raise ValueError(f"source is {where!r}: allowed are {allowed}") from e
-
-
-def _parameters(where: str, configure: Callable[..., Any], query: str) -> dict[str, Any]:
-    """The query's values, each as the type of the default it replaces."""
-    defaults = {p.name: p.default for p in inspect.signature(configure).parameters.values()}
-    given: dict[str, Any] = {}
-    for pair in query.split("&") if query else []:
-        key, equals, text = pair.partition("=")
-        if key not in defaults or not equals:
-            raise ValueError(f"source {where!r}: {pair!r} is no parameter, allowed are {'=, '.join(defaults)}=")
-        kind = type(defaults[key])
-        try:
-            given[key] = kind(text)
-        except ValueError as e:
-            raise ValueError(f"source {where!r}: {key} is {text!r}, allowed is a value of type {kind.__name__}") from e
-    return given

@@ -7,6 +7,8 @@ import json
 import logging
 import sys
 
+from streaming.contract.contract import MAX_MESSAGE_BYTES
+
 IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
 DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES)}
 LATE = {topic: f"{topic}.late" for topic in (IMPRESSIONS, ACTIONS)}
@@ -16,8 +18,6 @@ PARTITIONS = 2
 RETENTION_MS = 24 * 3600 * 1000
 RETENTION_BYTES = 2 * 2**30
 """Of a partition. Two days of KuaiRand-Pure fill about a twentieth of it."""
-MAX_MESSAGE_BYTES = 1_000_000
-"""What the broker takes (Kafka's own default is 1 MiB with its headers): a larger one is refused at the producer."""
 
 log = logging.getLogger("topics")
 

@@ -13,10 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.query import defaults
 from streaming.declaration import Declaration
 from streaming.example import Batch, Ragged
 from training.learn.learner import Settings
-from training.models.deepfm import Ranker, loss
+from training.models.deepfm import DeepFM
+from training.models.model import Context
+from training.models.pooling import pooled
 
 
 class Net(ABC):
@@ -24,7 +27,9 @@ class Net(ABC):
 
     def __init__(self, declaration: Declaration, settings: Settings) -> None:
         self.declaration, self.settings = declaration, settings
-        self.ranker = Ranker(declaration, seed=settings.seed)
+        self.model = DeepFM(declaration, seed=settings.seed)
+        self.dim = next(iter(self.model.dims.values()))
+        self.rates = defaults(DeepFM)
         self.train = tf.function(self._step, reduce_retracing=True)
 
     def inputs(self, batch: Batch) -> tuple[Any, ...]:
@@ -36,7 +41,7 @@ class Net(ABC):
                     columns[f.name] = (self.ids(f.table, column.values), column.row_splits)
                 else:
                     columns[f.name] = self.ids(f.table, column)
-        numbers = np.stack([batch.features[name] for name in self.ranker.numbers], axis=1)
+        numbers = np.stack([batch.features[name] for name in self.model.number_features], axis=1)
         return columns, numbers, batch.labels, batch.weights, batch.pi.astype(np.float32)
 
     def ids(self, table: str, ids: Any) -> Any:
@@ -46,20 +51,16 @@ class Net(ABC):
     def _step(self, columns: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
         """One step on a batch's inputs."""
 
-    def fields(self, columns: Any, row_of: Any) -> dict[str, Any]:
-        fields = {}
+    def loss(self, columns: Any, row_of: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
+        """Of rows that `row_of(feature, ids)` gives."""
+        rows, splits = {}, {}
         for f in self.declaration.features:
-            if not f.table:
-                continue
-            if f.kind == "id":
-                fields[f.name] = row_of(f, columns[f.name])
-            else:
-                values, splits = columns[f.name]
-                counts = splits[1:] - splits[:-1]
-                owner = tf.repeat(tf.range(tf.size(counts)), counts)
-                sums = tf.math.unsorted_segment_sum(row_of(f, values), owner, tf.size(counts))
-                fields[f.name] = sums / tf.cast(tf.maximum(counts, 1), tf.float32)[:, None]
-        return fields
+            if f.kind == "ids":
+                rows[f.name], splits[f.name] = row_of(f, columns[f.name][0]), columns[f.name][1]
+            elif f.table:
+                rows[f.name] = row_of(f, columns[f.name])
+        outputs = self.model.outputs(pooled(rows, splits), numbers, Context(tf.shape(numbers)[0]))
+        return self.model.loss(outputs, labels, weights, pi, self.settings.batch)
 
 
 class KerasNet(Net):
@@ -68,16 +69,15 @@ class KerasNet(Net):
     def __init__(self, declaration: Declaration, settings: Settings, vocabulary: dict[str, Any]) -> None:
         super().__init__(declaration, settings)
         self.vocabulary = vocabulary  # table -> its ids, sorted: the place of an id is its place in here
-        start = keras.initializers.RandomNormal(0, settings.row_scale)
-        self.embeddings = {t: keras.layers.Embedding(len(v), declaration.row_dim, start) for t, v in vocabulary.items()}
+        start = keras.initializers.RandomNormal(0, self.rates["row_scale"])
+        self.embeddings = {t: keras.layers.Embedding(len(v), self.dim, start) for t, v in vocabulary.items()}
         for embedding in self.embeddings.values():
             embedding.build()
-        for name in ("linear_scale", "pair_scale", "number_weights"):
-            setattr(self.ranker, name, keras.Variable(getattr(self.ranker, name).numpy(), name=name))
-        layers = [*self.embeddings.values(), *self.ranker.tower, self.ranker.heads]
-        self.variables = [v for layer in layers for v in layer.trainable_variables]
-        self.variables += [self.ranker.linear_scale, self.ranker.pair_scale, self.ranker.number_weights]
-        self.optimizer = keras.optimizers.Adagrad(settings.row_rate, initial_accumulator_value=settings.row_start)
+        rows = [v for embedding in self.embeddings.values() for v in embedding.trainable_variables]
+        self.variables = [*rows, *self.model.variables.values()]
+        self.optimizer = keras.optimizers.Adagrad(
+            self.rates["row_rate"], initial_accumulator_value=self.rates["row_start"]
+        )
         self.optimizer.build(self.variables)
 
     def ids(self, table: str, ids: Any) -> Any:
@@ -85,8 +85,7 @@ class KerasNet(Net):
 
     def _step(self, columns: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
         with tf.GradientTape() as tape:
-            fields = self.fields(columns, lambda f, places: self.embeddings[f.table](places))
-            value = loss(self.ranker.logits(fields, numbers), labels, weights, pi, self.settings.batch)
+            value = self.loss(columns, lambda f, places: self.embeddings[f.table](places), numbers, labels, weights, pi)
         gradients = tape.gradient(value, [v.value for v in self.variables])
         self.optimizer.apply(gradients, self.variables)
         return value
@@ -97,13 +96,13 @@ class MutableNet(Net):
 
     def __init__(self, declaration: Declaration, settings: Settings) -> None:
         super().__init__(declaration, settings)
-        dim = declaration.row_dim
+        dim = self.dim
         new = tf.lookup.experimental.MutableHashTable
-        start = tf.random.stateless_normal([dim], [0, 0], 0, settings.row_scale)
+        start = tf.random.stateless_normal([dim], [0, 0], 0, self.rates["row_scale"])
         self.rows = {t: new(tf.int64, tf.float32, start) for t in declaration.tables}
-        self.sums = {t: new(tf.int64, tf.float32, tf.fill([dim], settings.row_start)) for t in declaration.tables}
-        self.dense = list(self.ranker.dense_weights().values())
-        self.totals = [tf.Variable(tf.fill(w.shape, settings.dense_start)) for w in self.dense]
+        self.sums = {t: new(tf.int64, tf.float32, tf.fill([dim], self.rates["row_start"])) for t in declaration.tables}
+        self.dense = [weight.variable for weight in self.model.dense.values()]
+        self.totals = [tf.Variable(tf.fill(w.shape, self.rates["dense_start"])) for w in self.dense]
 
     def _step(self, columns: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
         ids, where, rows = {}, {}, {}
@@ -116,16 +115,17 @@ class MutableNet(Net):
                 where[f.name] = part
         with tf.GradientTape() as tape:
             tape.watch(list(rows.values()))
-            fields = self.fields(columns, lambda f, _: tf.gather(rows[f.table], where[f.name]))
-            value = loss(self.ranker.logits(fields, numbers), labels, weights, pi, self.settings.batch)
+            value = self.loss(
+                columns, lambda f, _: tf.gather(rows[f.table], where[f.name]), numbers, labels, weights, pi
+            )
         of_rows, of_dense = tape.gradient(value, [rows, self.dense])
         for table, gradient in of_rows.items():
             gradient = tf.convert_to_tensor(gradient)
             total = self.sums[table].lookup(ids[table]) + gradient * gradient
             self.sums[table].insert(ids[table], total)
-            step = self.settings.row_rate * gradient * tf.math.rsqrt(total)
+            step = self.rates["row_rate"] * gradient * tf.math.rsqrt(total)
             self.rows[table].insert(ids[table], rows[table] - step)
         for weight, total, gradient in zip(self.dense, self.totals, of_dense, strict=True):
             total.assign_add(gradient * gradient)
-            weight.assign_sub(self.settings.dense_rate * gradient * tf.math.rsqrt(total))
+            weight.assign_sub(self.rates["dense_rate"] * gradient * tf.math.rsqrt(total))
         return value

@@ -16,17 +16,17 @@ from benchmarks.cuckoo.summary import BATCH, GOALS, reached
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = {"README.md": "ratios", "docs/table.md": "cells"}
 SAID = {
-    "find_vs_ceiling": "find, of the rate of copying random rows through one random index line",
-    "find_vs_row_copy": "find, of the rate of copying random rows",
-    "find_vs_gather": "find, times `tf.gather` on a dense variable",
-    "apply_vs_stock": "fused Adagrad, times `ResourceSparseApplyAdagradV2`",
-    "step_vs_addons": "lookup and apply, times tensorflow-recommenders-addons 0.8.1",
-    "two_threads_vs_ceiling": "speed-up of two threads, of the ceiling's own",
-    "worst_growth_cpu_ms": "growing from empty to 10 M: longest batch of 4,096, ms of CPU",
-    "export_pause_ms": "longest a reader waits while 1 M rows are exported, ms",
-    "index_bytes_per_key": "index, bytes a key",
-    "memory_vs_payload_16": "memory of 10 M rows, of their payload, dim 16",
-    "memory_vs_payload_32": "the same, dim 32",
+    "find_vs_ceiling": "find: its rate / the rate of copying random rows through a random index line",
+    "find_vs_row_copy": "find: its rate / the rate of copying random rows",
+    "find_vs_gather": "find: its rate / that of `tf.gather` on a dense variable",
+    "apply_vs_stock": "fused Adagrad: its rate / that of `ResourceSparseApplyAdagradV2`",
+    "step_vs_addons": "lookup and apply: their rate / that of tensorflow-recommenders-addons 0.8.1",
+    "two_threads_vs_ceiling": "speed-up of two threads / that of the copy",
+    "worst_growth_cpu_ms": "longest batch of 4,096 while growing from empty to 10 M, ms of CPU",
+    "export_pause_ms": "longest wait of a reader while 1 M rows are exported, ms",
+    "index_bytes_per_key": "bytes of the index a key",
+    "memory_vs_payload_16": "memory of 10 M rows / their payload, dim 16",
+    "memory_vs_payload_32": "memory of 10 M rows / their payload, dim 32",
 }
 CONTESTANTS = {
     "find": ("ours", "index_line", "row_copy", "gather", "DenseHashTable", "MutableHashTable"),
@@ -69,18 +69,18 @@ def ratios(table: dict[str, Any], trainer: dict[str, Any]) -> str:
         lines.append(f"| {SAID[name]} | {figure:g}{two} | {goal} |")
     for race in trainer.get("races", []):
         v = race["vs_keras"]
-        what = f"DeepFM's step, times plain Keras at {race['viewers']:,} viewers and {race['clips']:,} clips"
+        what = f"DeepFM's step: its rate / plain Keras', {race['viewers']:,} viewers and {race['clips']:,} clips"
         goal = f">= 3: {'reached' if v['median'] >= 3 else 'missed'}"
         lines.append(f"| {what} | {v['median']:.2f} ({v['p10']:.2f} to {v['p90']:.2f}) | {goal} |")
     if trainer:
         rate, us = trainer["summary"]["kafka_to_learned_per_core"], trainer["us_per_example"]
         goal = f">= 10,000: {'reached' if rate >= 10_000 else 'missed'}"
-        lines.append(f"| examples/s a core, from Kafka to learned | {rate:,} | {goal} |")
-        lines.append(f"| of it, us of CPU an example | {', '.join(f'{k} {v:g}' for k, v in us.items())} | |")
+        lines.append(f"| examples/s of one core, from Kafka to learned | {rate:,} | {goal} |")
+        lines += [f"| CPU an example, us: {part} | {value:g} | |" for part, value in us.items()]
     machine = table["machine"]
     where = f"{machine['cpu']}, {machine['cores']} virtual cores, {table['date']}"
     how = "`python -m benchmarks.table`, `.trainer`; date and commit of each part are in `benchmarks/results/`"
-    return "\n".join([*lines, "", f"{where}; {how}.", ""])
+    return "\n".join([*lines, "", f"{where};", f"{how}.", ""])
 
 
 def each(rounds: list[float]) -> str:
@@ -88,22 +88,25 @@ def each(rounds: list[float]) -> str:
 
 
 def cells(table: dict[str, Any]) -> str:
-    """M keys/s at 16,384: a row a verb and contestant, a column a size."""
+    """M keys/s at 16,384: a table a number of keys, a row a verb and contestant, a column a dimension and stream."""
     parts = {n: p for n, p in table.get("parts", {}).items() if n.startswith("speed-")}
     if not parts:
         return ""
-    columns = [(keys, dim, s) for keys in (1, 10) for dim in (16, 32) for s in ("uniform", "zipf")]
-    found = {
+    rates = {
         (c["verb"], c["contestant"], c["keys"] // 1_000_000, c["dim"], c["stream"]): c["M_keys_per_s"]
         for part in parts.values()
         for c in part["cells"]
         if c["batch"] == BATCH
     }
-    head = "| M keys/s, median / p10 | " + " | ".join(f"{k} M x {d} {s[0]}" for k, d, s in columns) + " |"
-    lines = [head, "|---" * (len(columns) + 1) + "|"]
-    for verb, contestants in CONTESTANTS.items():
-        for who in contestants:
-            rates = [found.get((verb, who, *column)) for column in columns]
-            said = " | ".join(f"{r['median']:.2f} / {r['p10']:.2f}" if r else "" for r in rates)
-            lines.append(f"| {verb}, {who} | {said} |")
-    return "\n".join([*lines, ""])
+    columns = [(dim, stream) for dim in (16, 32) for stream in ("uniform", "zipf")]
+    lines = []
+    for keys in (1, 10):
+        head = " | ".join(f"dim {dim}, {stream}" for dim, stream in columns)
+        lines += [f"| {keys} M keys | {head} |", "|---" * (len(columns) + 1) + "|"]
+        for verb, contestants in CONTESTANTS.items():
+            for who in contestants:
+                row = [rates.get((verb, who, keys, *column)) for column in columns]
+                shown = " | ".join(f"{r['median']:.2f} / {r['p10']:.2f}" if r else "" for r in row)
+                lines.append(f"| {verb}, {who} | {shown} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from delta_log.log import Log
 from delta_log.manifest import LogError
 from delta_log.verification import explain, listing, verify
+from infra.layout import Layout
 from infra.platform import PlatformError
 from infra.settings import Settings
+from serving.signatures import RANKER
 
 
 def add_parser(commands: Any) -> None:
@@ -32,12 +35,13 @@ def add_parser(commands: Any) -> None:
     )
     p.add_argument("verb", choices=("list", "verify", "explain"), nargs="?", default="list", help="default: list")
     p.add_argument("seq", type=int, nargs="?", metavar="N", help="which delta to explain")
+    p.add_argument("--model", default=RANKER, help="the name that the model is served under (default: %(default)s)")
     p.add_argument("--lineage", help="default: the one that is served")
     p.set_defaults(run=lambda args: run(args, settings_of(args)))
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    log = Log(settings.folder / "log")
+    log = Log(_log(settings, args.model))
     try:
         lineage = _lineage(log, args.lineage)
         if args.verb == "verify":
@@ -51,6 +55,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     except LogError as e:
         raise PlatformError(str(e)) from None
+
+
+def _log(settings: Settings, model: str) -> Path:
+    names = [m.name for m in settings.models]
+    if model not in names:
+        raise PlatformError(f"model is {model!r}; allowed are {', '.join(names)}")
+    return Layout(settings).log(model)
 
 
 def _lineage(log: Log, asked: str | None) -> str:

@@ -27,11 +27,13 @@ from delta_log.log import Log
 from delta_log.manifest import Manifest
 from infra import services
 from infra.airflow import services as airflow
+from infra.layout import trainer_of
 from infra.platform import Platform, PlatformError
 from infra.replay.live import Screen, read_lines
 from infra.replay.report import Pairs, Sent, build, joined, markdown
 from infra.settings import PROJECT, SettingError, Settings, duration, load
 from infra.supervise.processes import die_with_parent
+from serving.signatures import FROZEN, RANKER
 from streaming.declaration import Declaration
 from streaming.source import load as load_source
 
@@ -158,16 +160,18 @@ def prepare(platform: Platform, seed: int, console: Console) -> Manifest:
     platform.stop()
     shutil.rmtree(platform.folder, ignore_errors=True)
     settings, layout = platform.settings, platform.layout
-    layout.make(settings.replicas)
+    layout.make(settings)
     console.print("one batch pass over the days before makes the base")
-    step("training.learn.batch_pass", "--source", settings.source, "--log", str(layout.log), "--seed", str(seed))
-    lineage = Log(layout.log).serving()
+    for model in settings.models:
+        words = ("--source", settings.source, "--log", str(layout.log(model.name)), "--model", model.spec)
+        step("training.learn.batch_pass", *words, "--seed", str(seed))
+    log = Log(layout.log())
+    lineage = log.serving()
     assert lineage is not None  # the batch pass moved it
     for i in range(settings.replicas):
-        to = str(layout.replica(i) / "frozen")
-        common = ("--source", settings.source, "--log", str(layout.log), "--lineage", lineage)
-        step("serving.export", *common, "--frozen", "--to", to)
-    return Log(layout.log).manifest(lineage, "base", 0)
+        common = ("--source", settings.source, "--log", str(log.path), "--lineage", lineage)
+        step("serving.export", *common, "--frozen", "--to", str(layout.served(i, FROZEN)))
+    return log.manifest(lineage, "base", 0)
 
 
 def replay(platform: Platform, wall_s: float, console: Console) -> None:
@@ -184,9 +188,9 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
         serving,
     ]
     words += ["--wall-s", f"{wall_s:g}", "--sync-every-ms", str(settings.sync_every_ms), "--out", str(send_log)]
-    words += ["--frozen", "frozen", "--features", settings.features_from]
+    words += ["--frozen", FROZEN, "--features", settings.features_from]
     words += ["--feature-folder", str(platform.layout.features)] if settings.features_from == "feast" else []
-    screen = Screen(send_log, platform.layout.log, platform.layout.replica(0) / "sync.jsonl", console)
+    screen = Screen(send_log, platform.layout.log(), platform.layout.confirmed(0), console)
     with child(*words) as process, screen:
         while process.poll() is None:
             if not platform.is_running():
@@ -201,8 +205,8 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
     platform.wait(lambda: caught_up(platform, until), LEARNED_WITHIN_S + 2 * settings.sync_every, "learned and served")
 
 
-def metrics(url: str) -> dict[str, float]:
-    """The values of a /metrics page, labels dropped; {} if it does not answer."""
+def metrics(url: str, **labels: str) -> dict[str, float]:
+    """Name -> value on a /metrics page, of the samples with these labels; {} if it does not answer."""
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
@@ -210,21 +214,25 @@ def metrics(url: str) -> dict[str, float]:
             page = answer.read().decode()
     except OSError:
         return {}
-    return {s.name: s.value for family in text_string_to_metric_families(page) for s in family.samples}
+    samples = [s for family in text_string_to_metric_families(page) for s in family.samples]
+    return {s.name: s.value for s in samples if labels.items() <= s.labels.items()}
 
 
 def caught_up(platform: Platform, until_ms: int) -> bool:
-    """Whether all that was known by `until_ms` (event time) is learned, committed, and served by every replica."""
-    trainer = metrics(platform.address("trainer"))
-    if trainer.get("minutehand_trainer_learned_until_ms", -1) < until_ms:
-        return False
-    if trainer.get("minutehand_trainer_uncommitted_examples", 1) > 0:
-        return False
-    log = Log(platform.layout.log)
-    lineage = log.serving()
-    newest = max([0, *log.seqs(lineage, "delta")]) if lineage else 0
-    at = [metrics(platform.address(f"sync-{i}")) for i in range(platform.settings.replicas)]
-    return all(a.get("minutehand_sync_seq", -1) >= newest for a in at)
+    """True if every model has learned and committed all events before `until_ms`, and every replica serves it."""
+    for model in (model.name for model in platform.settings.models):
+        trainer = metrics(platform.address(trainer_of(model)))
+        if trainer.get("minutehand_trainer_learned_until_ms", -1) < until_ms:
+            return False
+        if trainer.get("minutehand_trainer_uncommitted_examples", 1) > 0:
+            return False
+        log = Log(platform.layout.log(model))
+        lineage = log.serving()
+        newest = max([0, *log.seqs(lineage, "delta")]) if lineage else 0
+        replicas = [metrics(platform.address(f"sync-{i}"), model=model) for i in range(platform.settings.replicas)]
+        if any(replica.get("minutehand_sync_seq", -1) < newest for replica in replicas):
+            return False
+    return True
 
 
 def commit() -> str:
@@ -250,14 +258,14 @@ class Replayed:
         settings = platform.settings
         declaration = load_source(settings.source).declaration
         sent = Sent.read(platform.folder / "sent", declaration)
-        lines = read_lines(platform.layout.replica(0) / "sync.jsonl")
+        lines = read_lines(platform.layout.confirmed(0))
         pairs = Pairs.of(sent, declaration, settings.pi, settings.salt)
         return cls(declaration, sent, pairs, [c for c in lines if c["lineage"] == lineage])
 
 
 def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict[str, float]) -> dict[str, Any]:
     """The report of what the platform's folder and topics hold."""
-    settings, log = platform.settings, Log(platform.layout.log)
+    settings, log = platform.settings, Log(platform.layout.log())
     newest = log.manifests(base.lineage)[-1]  # the base itself may be pruned by now
     where = newest.positions or {"topic": "examples", "offsets": {}}
     found, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
@@ -308,7 +316,7 @@ def goodbye(platform: Platform, console: Console) -> None:
             console.print(f"  {service:20} {platform.address(service)}{page}", highlight=False)
     first = next(iter(load_source(platform.settings.source).live()))
     body = json.dumps({"instances": [first.features]})
-    url = f"{platform.address('model-server-0-rest')}/v1/models/ranker:predict"
+    url = f"{platform.address('model-server-0-rest')}/v1/models/{RANKER}:predict"
     console.print(f"\ncurl -s -d '{body}' {url}", highlight=False, markup=False, soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()

@@ -18,6 +18,7 @@ from infra.airflow.rest import Airflow, AirflowError, Task
 from infra.cli.demo import metrics
 from infra.platform import Platform, PlatformError
 from infra.settings import Settings
+from serving.signatures import RANKER
 from streaming.sources.download import NoConnection
 
 DAGS = {"sample_examples", "batch_warm_start"}
@@ -89,10 +90,10 @@ def served(platform: Platform) -> Served:
     light()
     source = load(Settings.from_dict(platform.facts()["settings"]).source)
     body = json.dumps({"instances": [next(iter(source.live())).features]}).encode()
-    request = urllib.request.Request(f"{platform.address('model-server-0-rest')}/v1/models/ranker:predict", body)
+    request = urllib.request.Request(f"{platform.address('model-server-0-rest')}/v1/models/{RANKER}:predict", body)
     with urllib.request.urlopen(request, timeout=30) as answer:
         (scores,) = json.load(answer)["predictions"]
-    scorer = Scorer([platform.address("model-server-0")], "ranker", source.declaration)
+    scorer = Scorer([platform.address("model-server-0")], RANKER, source.declaration)
     try:
         status = scorer.status()
     finally:
@@ -151,7 +152,7 @@ def once(platform: Platform, conf: dict[str, str], timeout_s: float = 900.0) -> 
     tasks = all_done(ask, "batch_warm_start", start, timeout_s)
     lineage = str(tasks["train"].result["lineage"])
 
-    log = Log(platform.layout.log)
+    log = Log(platform.layout.log())
     until(f"SERVING names {lineage}", TAKEN_UP_WITHIN_S, lambda: log.serving() == lineage)
     took = until(
         f"the online trainer goes on in {lineage}",

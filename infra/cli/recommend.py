@@ -10,6 +10,7 @@ from typing import Any
 from infra.platform import Platform, PlatformError
 from infra.settings import Settings
 from infra.supervise.processes import read_json
+from serving.signatures import RANKER
 
 
 def add_parser(commands: Any) -> None:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     servers = [addresses[f"model-server-{i}"] for i in range(int(state["replicas"]))]
     try:
         store = Features(settings.folder / "features", state["source"])
-        scorer = Scorer(servers, "ranker", store.plan.declaration)
+        scorer = Scorer(servers, RANKER, store.plan.declaration)
         found = recommend(store, scorer, args.user, args.top, task=args.task, given=dict(map(_pair, args.given)))
     except (NothingToRecommend, PredictionFailed, ValueError) as e:
         raise PlatformError(str(e)) from None

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from infra.replay.send_log import SendLog
 from serving.client import DEADLINE_S, PredictionFailed, Scorer, light
+from serving.signatures import RANKER
 from streaming.declaration import Declaration
-from streaming.events import Publisher, Stopped, action, impression
+from streaming.publisher import Publisher, Stopped, action, impression
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS
 
@@ -79,7 +80,7 @@ class Lag:
     """Asks each replica's `status` twice a second, aside: where the slowest stands, and each one's lineage."""
 
     def __init__(self, addresses: Sequence[str], declaration: Declaration, start_ms: int) -> None:
-        self._scorer = Scorer(addresses, "ranker", declaration)
+        self._scorer = Scorer(addresses, RANKER, declaration)
         self._learned = [start_ms] * len(addresses)
         self._lineage = [""] * len(addresses)
         self._stop = threading.Event()
@@ -322,7 +323,7 @@ def main() -> None:
 
         features = Features(args.feature_folder, args.source)
     addresses = args.serving.split(",")
-    served = Scorer(addresses, "ranker", declaration)
+    served = Scorer(addresses, RANKER, declaration)
     frozen = Scorer(addresses, args.frozen, declaration) if args.frozen != "none" else None
     lag = Lag(addresses, declaration, exposures[0].ts_ms)
     with Publisher(args.kafka, declaration, "minutehand-replay") as publisher:

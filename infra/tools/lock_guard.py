@@ -1,6 +1,6 @@
 """Refuses a uv.lock that names another host than the public Python index's two.
 
-    python -m infra.tools.lock_guard uv.lock
+python -m infra.tools.lock_guard uv.lock
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What sync says of itself: one JSON line a confirmed delta in sync.jsonl, metrics, and why it is not well."""
+"""The record of a sync: one JSON line a confirmed delta in sync.jsonl, its metrics, and its faults."""
 
 from __future__ import annotations
 
@@ -14,41 +14,49 @@ from delta_log.manifest import Manifest
 FRESHNESS_S = (0.25, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 30, 45, 60, 61, 62, 63, 65, 75, 90, 120, 300, 900, 3600)
 
 
-class Confirmations:
-    """Appends to <models>/sync.jsonl and counts. A delta is confirmed once, whatever is killed in between."""
+class Metrics:
+    """The metrics of one sync process; each has the label `model`."""
 
-    def __init__(self, path: Path, registry: CollectorRegistry) -> None:
-        self._path = path
-        self._last: dict[str, int] = {}
-        self._read()
-        name = "minutehand_sync_"
-        self.seq = Gauge(name + "seq", "The seq the replica stands at", ["lineage"], registry=registry)
-        self.behind = Gauge(name + "behind", "Deltas in the log that the replica lacks", registry=registry)
-        self.errors = Counter(name + "errors", "What was refused, by reason", ["reason"], registry=registry)
-        self.mismatches = Counter(name + "digest_mismatches", "Served digests that differ", registry=registry)
-        self.journals = Counter(name + "journals", "Journals written", registry=registry)
-        self._deltas = Counter(name + "deltas", "Deltas confirmed", registry=registry)
-        self._rows = Counter(name + "rows", "Rows applied", registry=registry)
-        self._bytes = Counter(name + "bytes", "Bytes of the deltas", registry=registry)
-        self._apply = Histogram(name + "apply_seconds", "From reading a delta to its confirmation", registry=registry)
-        self._fresh = Histogram(
+    def __init__(self, registry: CollectorRegistry) -> None:
+        name, model = "minutehand_sync_", ["model"]
+        self.seq = Gauge(name + "seq", "Newest delta that the replica serves", [*model, "lineage"], registry=registry)
+        self.behind = Gauge(name + "behind", "Deltas in the log that the replica lacks", model, registry=registry)
+        self.errors = Counter(name + "errors", "Refusals, by reason", [*model, "reason"], registry=registry)
+        self.mismatches = Counter(name + "digest_mismatches", "Served digests that differ", model, registry=registry)
+        self.journals = Counter(name + "journals", "Journals written", model, registry=registry)
+        self.deltas = Counter(name + "deltas", "Deltas confirmed", model, registry=registry)
+        self.rows = Counter(name + "rows", "Rows applied", model, registry=registry)
+        self.bytes = Counter(name + "bytes", "Bytes of the deltas", model, registry=registry)
+        self.apply = Histogram(
+            name + "apply_seconds", "From reading a delta to its confirmation", model, registry=registry
+        )
+        self.freshness = Histogram(
             "minutehand_freshness_seconds", "From an event's Kafka timestamp to the delta's confirmation here",
-            ["kind"], buckets=FRESHNESS_S, registry=registry,
+            [*model, "kind"], buckets=FRESHNESS_S, registry=registry,
         )  # fmt: skip
 
+
+class Confirmations:
+    """Appends to sync.jsonl of one model and counts. A delta is confirmed once, whatever is killed in between."""
+
+    def __init__(self, path: Path, metrics: Metrics, model: str) -> None:
+        self._path, self._metrics, self._model = path, metrics, model
+        self._last: dict[str, int] = {}
+        self._read()
+
     def _read(self) -> None:
-        """Where each lineage's lines end; a line torn by a kill is taken away, its delta is confirmed again."""
+        """Reads the newest seq of each lineage. A line that a kill cut short goes; its delta is confirmed again."""
         data = self._path.read_bytes() if self._path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        lines = data[: data.rfind(b"\n") + 1]
+        if len(lines) < len(data):
             with open(self._path, "r+b") as f:
-                f.truncate(len(whole))
-        for line in whole.splitlines():
+                f.truncate(len(lines))
+        for line in lines.splitlines():
             entry = json.loads(line)
             self._last[entry["lineage"]] = max(entry["seq"], self._last.get(entry["lineage"], 0))
 
     def last(self, lineage: str, base_seq: int) -> int:
-        """The newest confirmed seq; what a base holds came with the base."""
+        """The newest confirmed seq of a lineage, at least that of its base."""
         return max(base_seq, self._last.get(lineage, 0))
 
     def confirm(
@@ -69,34 +77,36 @@ class Confirmations:
         with open(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), "ab") as f:
             f.write(json.dumps(entry).encode() + b"\n")
         self._last[m.lineage] = m.seq
-        self._deltas.inc()
-        self._rows.inc(rows)
-        self._bytes.inc(m.bytes)
-        self._apply.observe(apply_ms / 1000)
+        metrics, model = self._metrics, self._model
+        metrics.deltas.labels(model).inc()
+        metrics.rows.labels(model).inc(rows)
+        metrics.bytes.labels(model).inc(m.bytes)
+        metrics.apply.labels(model).observe(apply_ms / 1000)
         for kind, bins in written.items():
             for ms, count in bins.items():
                 for _ in range(count):
-                    self._fresh.labels(kind).observe(max(0.0, (now - int(ms)) / 1000))
+                    metrics.freshness.labels(model, kind).observe(max(0.0, (now - int(ms)) / 1000))
 
 
-class Ailments:
-    """Named reasons why the replica does not follow the log. Said once in the log when they come and when they go."""
+class Faults:
+    """Named reasons why the replica does not follow the log. Each is logged when it begins and when it ends."""
 
-    def __init__(self, logger: Any, errors: Counter) -> None:
-        self._logger, self._errors = logger, errors
+    def __init__(self, logger: Any, errors: Counter, model: str) -> None:
+        self._logger, self._errors, self._model = logger, errors, model
         self._now: dict[str, str] = {}
 
-    def say(self, reason: str, text: str) -> None:
-        """`reason` is a short constant (a metric's label), `text` the whole story."""
+    def report(self, reason: str, text: str) -> None:
+        """Records a fault: `reason` is a short constant (a metric's label), `text` the whole message."""
         if self._now.get(reason) != text:
             self._logger.error("%s: %s", reason, text)
-            self._errors.labels(reason).inc()
+            self._errors.labels(self._model, reason).inc()
         self._now[reason] = text
 
-    def heal(self, *reasons: str) -> None:
+    def clear(self, *reasons: str) -> None:
+        """Ends the faults of these reasons."""
         for reason in reasons:
             if self._now.pop(reason, None) is not None:
-                self._logger.info("%s: no more", reason)
+                self._logger.info("%s: over", reason)
 
     def text(self) -> str:
         return "; ".join(f"{reason}: {text}" for reason, text in self._now.items())

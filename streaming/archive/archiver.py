@@ -82,9 +82,9 @@ class Archiver:
         """Read, and commit when it is time."""
         for (topic, partition), records in self._reader.poll(200, READ_AT_ONCE).items():
             rows = self._decoder.rows(topic, partition, records)
-            for place, reason in rows.bad:
+            for place, kind, reason in rows.bad:
                 record = records[place]
-                self._reader.bury(topic, partition, record.offset, record.value or b"", reason)
+                self._reader.bury(topic, partition, record.offset, record.value or b"", kind, reason)
             for beat in rows.beats:
                 self._beats[topic].see(partition, beat.heartbeat_ms, beat.subtask, beat.subtasks)
             if rows.table.num_rows:

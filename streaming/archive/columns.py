@@ -22,20 +22,21 @@ PLACE = [("partition", pa.int32()), ("offset", pa.int64())]
 TIME = {EXAMPLES: "event_ms", IMPRESSIONS: "ts_ms", ACTIONS: "ts_ms"}
 """The column whose hour a record is archived under."""
 _ARROW = {"id": pa.int64(), "ids": pa.list_(pa.int64()), "number": pa.float32()}
-_INTEGERS = ("user_id", "item_id", "ts_ms", "event_ms", "written_ms", "seq")
-_PER_TASK = {"label": "labels", "weight": "weights", "score": "scores"}
+_INTEGERS = ("user_id", "item_id", "ts_ms", "position", "event_ms", "written_ms", "seq")
+_PER_TASK = {"label": "labels", "weight": "weights", "score": "scores", "value": "values"}
 
 
 def schemas(declaration: Declaration) -> dict[str, pa.Schema]:
     """Topic -> the columns of its files. A score is null where nothing scored it."""
     features = [(f"feature_{f.name}", _ARROW[f.kind]) for f in declaration.features]
     scores = [(f"score_{task}", pa.float32()) for task in declaration.tasks]
+    values = [(f"value_{task}", pa.float64()) for task in declaration.tasks]
     judged = [(f"{what}_{task}", pa.float32()) for what in ("label", "weight") for task in declaration.tasks]
     text, whole = pa.string(), pa.int64()
     return {
         EXAMPLES: pa.schema(
-            [("impression_id", text), ("kind", text), ("lineage", text), *((n, whole) for n in _INTEGERS)]
-            + [("pi", pa.float64()), *judged, *scores, *features, *PLACE]
+            [("impression_id", text), ("request_id", text), ("kind", text), ("lineage", text)]
+            + [*((n, whole) for n in _INTEGERS), ("pi", pa.float64()), *judged, *scores, *values, *features, *PLACE]
         ),
         IMPRESSIONS: pa.schema(
             [("impression_id", text), ("request_id", text), ("user_id", whole), ("item_id", whole), ("ts_ms", whole)]
@@ -53,6 +54,7 @@ def to_table(batch: Batch, declaration: Declaration) -> pa.Table:
     """The columns of an example but for `partition` and `offset`, one row an example."""
     columns: dict[str, Any] = {
         "impression_id": batch.impression_id,
+        "request_id": batch.request_id,
         "kind": pa.array(batch.kind, pa.string()),
         "lineage": batch.lineage,
         **{name: pa.array(getattr(batch, name), pa.int64()) for name in _INTEGERS},
@@ -62,7 +64,7 @@ def to_table(batch: Batch, declaration: Declaration) -> pa.Table:
         for place, task in enumerate(declaration.tasks):
             values = np.ascontiguousarray(getattr(batch, matrix)[:, place])
             # from_pandas: NaN becomes null. Labels and weights have none.
-            columns[f"{what}_{task}"] = pa.array(values, pa.float32(), from_pandas=True)
+            columns[f"{what}_{task}"] = pa.array(values, from_pandas=True)
     for f in declaration.features:
         column = batch.features[f.name]
         if isinstance(column, Ragged):
@@ -89,7 +91,7 @@ def from_table(table: pa.Table, declaration: Declaration) -> Batch:
 
     def matrix(what: str) -> Any:
         columns = [pc.fill_null(table[f"{what}_{task}"], np.nan).to_numpy() for task in declaration.tasks]
-        return np.stack(columns, axis=1).astype(np.float32).reshape(table.num_rows, len(declaration.tasks))
+        return np.stack(columns, axis=1).reshape(table.num_rows, len(declaration.tasks))
 
     def text(name: str) -> pa.Array:
         column = pc.fill_null(table[name], "")
@@ -97,6 +99,7 @@ def from_table(table: pa.Table, declaration: Declaration) -> Batch:
 
     return Batch(
         impression_id=text("impression_id"),
+        request_id=text("request_id"),
         lineage=text("lineage"),
         kind=np.where(table["kind"].to_numpy(zero_copy_only=False) == "positive", "positive", "negative"),
         **{name: table[name].to_numpy() for name in _INTEGERS},
@@ -104,6 +107,7 @@ def from_table(table: pa.Table, declaration: Declaration) -> Batch:
         labels=matrix("label"),
         weights=matrix("weight"),
         scores=matrix("score"),
+        values=matrix("value"),
         line=np.arange(table.num_rows),
         features={f.name: feature_column(table[f"feature_{f.name}"], f) for f in declaration.features},
     )

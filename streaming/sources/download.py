@@ -1,4 +1,4 @@
-"""Fetches a data set's official archive into the cache, once: checksum checked, resumed where it broke off.
+"""Downloads a data set's official archive into the cache, once. It resumes a broken download and checks the checksum.
 
 The cache is MINUTEHAND_CACHE, else ~/.cache/minutehand.
 """
@@ -24,14 +24,14 @@ log = logging.getLogger("download")
 
 
 class NoConnection(ValueError):
-    """The archive's host could not be reached, or fell silent: a demo goes on with the simulator.
+    """The archive's host cannot be reached, or stopped answering. A demo then uses the simulator.
 
-    A ValueError, as all that is wrong with a source: a command says it in one line.
+    It is a ValueError, like every error of a source, so a command reports it in one line.
     """
 
 
 class Archive(NamedTuple):
-    """A .tar.gz on the network: what to take out of it, and whom to thank."""
+    """A .tar.gz on the network: the members to extract, its licence and its citation."""
 
     name: str
     url: str
@@ -47,9 +47,10 @@ def cache() -> Path:
 
 
 def fetch(archive: Archive, folder: Path | None = None) -> Path:
-    """The folder that holds the archive's members, downloaded first if it is not there.
+    """Returns the folder that holds the archive's members. Downloads the archive first if the folder is missing.
 
-    Raises NoConnection, or ValueError if what came has another checksum (it is removed: the next call begins anew).
+    Raises NoConnection, or ValueError if the file has another checksum. It then removes the file, and the next call
+    begins anew.
     """
     root = cache() if folder is None else folder
     target = root / archive.name
@@ -59,15 +60,15 @@ def fetch(archive: Archive, folder: Path | None = None) -> Path:
     log.info("%s: %s. Licence: %s", archive.name, archive.citation, archive.licence)
     packed = root / (archive.url.rsplit("/", 1)[-1] + ".part")
     _download(archive.url, packed)
-    found = _md5(packed)
-    if found != archive.md5:
+    md5 = _md5(packed)
+    if md5 != archive.md5:
         packed.unlink()
-        raise ValueError(f"{archive.url}: md5 is {found}, expected is {archive.md5}; removed, try again")
+        raise ValueError(f"{archive.url}: md5 is {md5}, expected is {archive.md5}; removed, try again")
     aside = root / f"{archive.name}.{os.getpid()}.new"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         _unpack(packed, archive.members, aside)
-        aside.rename(target)  # from here on it exists, and it is whole
+        aside.rename(target)  # from here on the folder exists and is complete
     except OSError:
         if not target.is_dir():  # else another process was first
             raise
@@ -84,7 +85,7 @@ def _download(url: str, to: Path) -> None:
         answer = urllib.request.urlopen(request, timeout=CONNECT_S)
     except urllib.error.HTTPError as e:
         if e.code == 416 and have:
-            return  # it is all there: only the check was missing
+            return  # the file is complete; only the check was missing
         raise NoConnection(f"{url}: the server answers {e.code} {e.reason}") from e
     except (urllib.error.URLError, OSError) as e:
         raise NoConnection(f"{url}: no connection within {CONNECT_S:.0f} s ({getattr(e, 'reason', e)})") from e
@@ -93,21 +94,21 @@ def _download(url: str, to: Path) -> None:
             file.truncate(0)  # the server does not resume: from the beginning
             have = 0
         size = have + int(answer.headers.get("Content-Length") or 0)
-        done, told = have, time.monotonic()
+        done, reported_at = have, time.monotonic()
         while True:
             try:
                 chunk = answer.read(_CHUNK)
             except (OSError, http.client.HTTPException) as e:
-                raise NoConnection(f"{url}: broke off after {done} bytes ({e}); the next call goes on there") from e
+                raise NoConnection(f"{url}: broke off after {done} bytes ({e}); the next call continues there") from e
             if not chunk:
                 break
             file.write(chunk)
             done += len(chunk)
-            if time.monotonic() - told >= 2 or done == size:
-                told = time.monotonic()
+            if time.monotonic() - reported_at >= 2 or done == size:
+                reported_at = time.monotonic()
                 log.info("%s: %d of %d MB", to.name.removesuffix(".part"), done >> 20, size >> 20)
     if done < size:
-        raise NoConnection(f"{url}: broke off after {done} of {size} bytes; the next call goes on there")
+        raise NoConnection(f"{url}: broke off after {done} of {size} bytes; the next call continues there")
 
 
 def _unpack(packed: Path, members: tuple[str, ...], folder: Path) -> None:

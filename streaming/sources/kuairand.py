@@ -1,11 +1,11 @@
-"""KuaiRand-Pure: a month of exposures of a real short-video app, with eight kinds of feedback.
+"""The source KuaiRand-Pure: a month of exposures of a real short-video app, with eight kinds of feedback.
 
 Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos", CIKM 2022,
 https://kuairand.com, CC BY-SA 4.0. The live part is the last two days of the standard feed, the history the `days`
 before them (China time). The files are taken from MINUTEHAND_DATA, else from the cache, else downloaded.
 
-Features are causal: counts are of what was known when the video was shown. A label is known at
-time_ms + play_time_ms, when the person leaves the video; the monthly statistics of the archive are not used.
+Features are causal: a count includes only what was known when the video was shown. A label is known at
+time_ms + play_time_ms, when the person leaves the video. The monthly statistics of the archive are not used.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ declaration = Declaration(
 
 
 class KuaiRand:
-    """The data set in a folder (None: found, or downloaded, when the first event is asked for)."""
+    """The data set in a folder. Without a folder, it finds or downloads the files when the first event is read."""
 
     declaration = declaration
 
@@ -89,7 +89,7 @@ class KuaiRand:
 
     @property
     def views(self) -> Views:
-        """For the feature store: profiles and what is known of a video, read when they are asked for."""
+        """Views for the feature store: profiles of users and attributes of videos. Their tables are read on demand."""
         return Views(
             video=(Column("uploaded", "int"),),
             users=lambda: profiles(*self._tables()),
@@ -102,7 +102,7 @@ class KuaiRand:
         return columns(*self._tables(), self.days)
 
     def _tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """The log, the users, the videos."""
+        """Reads the log, the users and the videos."""
         log, users, videos = (
             read_tables(paths, names) for paths, names in zip(find(self.folder or folder()), _NEEDED, strict=True)
         )
@@ -110,7 +110,7 @@ class KuaiRand:
 
 
 def configure(days: int = 12) -> KuaiRand:
-    """The last two days live, the `days` before them as history (the official archive has 29)."""
+    """Takes the last two days as live, and the `days` before them as history. The official archive has 29."""
     if days < 1:
         raise ValueError(f"kuairand: days is {days}, allowed is >= 1")
     return KuaiRand(days)
@@ -123,7 +123,7 @@ _NEEDED = (_LOG, _USERS, _VIDEOS)
 
 
 def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict[str, Any]:
-    """One array (or list) a column, in event order, from `days` before the live part on."""
+    """Computes one array (or list) a column, in event order, from `days` before the live part on."""
     order = np.argsort(integers(log, "time_ms"), kind="stable")
     ts_ms = integers(log, "time_ms")[order]
     live_ms = int((ts_ms[-1] + _CHINA_MS) // _DAY_MS - LIVE_DAYS + 1) * _DAY_MS - _CHINA_MS
@@ -133,10 +133,10 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict
     user, video, tab = integers(log, "user_id"), integers(log, "video_id"), integers(log, "tab")
     clicked = integers(log, "is_click") > 0
     user_row, video_row = places(user, users, "user_id"), places(video, videos, "video_id")
-    profiled, told = _profiles(users), _attributes(videos)
+    profile_lists, attribute = _profiles(users), _attributes(videos)
     formulas = _formulas(
         ts_ms,
-        uploaded=told["uploaded"][video_row],
+        uploaded=attribute["uploaded"][video_row],
         since_ms=_since(user, ts_ms),
         user=_known(user, ts_ms, left_ms, clicked),
         user_tab=_known(user * 64 + tab, ts_ms, left_ms, clicked),
@@ -149,12 +149,12 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict
         "labels": np.stack([integers(log, column) > 0 for column in _TASKS.values()], 1),
         "user": user,
         "video": video,
-        "author": told["author"][video_row],
-        "music": told["music"][video_row],
-        "tags": [told["tags"][k] for k in video_row],
-        "profile": [profiled[k] for k in user_row],
+        "author": attribute["author"][video_row],
+        "music": attribute["music"][video_row],
+        "tags": [attribute["tags"][k] for k in video_row],
+        "profile": [profile_lists[k] for k in user_row],
         "tab": tab,
-        "upload_type": told["upload_type"][video_row],
+        "upload_type": attribute["upload_type"][video_row],
         "duration": _duration(integers(log, "duration_ms")),
         **formulas,
     }
@@ -168,7 +168,7 @@ def _formulas(
     user_tab: Counts,
     video: Counts,
 ) -> dict[str, NDArray[Any]]:
-    """The features of view `derived`: of the log as a whole here, and of the feature store's views in `_derive`."""
+    """Computes the features of view `derived`: for the whole log, and in `_derive` for the feature store's views."""
     age_days = (ts_ms + _CHINA_MS) / _DAY_MS - uploaded
     return {
         "hour": (ts_ms + _CHINA_MS) % _DAY_MS // _HOUR_MS,
@@ -184,47 +184,47 @@ def _formulas(
 
 
 def _derive(rows: Rows) -> dict[str, list[Any]]:
-    """As `_formulas`, from the columns of the views; what the store does not know is nothing shown yet."""
+    """Computes `_formulas` from the columns of the views. A key that the store does not know has no counts yet."""
 
-    def known(name: str) -> NDArray[np.int64]:
+    def column(name: str) -> NDArray[np.int64]:
         return np.array([value or 0 for value in rows[name]], np.int64)
 
-    ts_ms = known("ts_ms")
+    ts_ms = column("ts_ms")
     last = np.array([-_DAY_MS if value is None else value for value in rows["user_last_ms"]], np.int64)
     of_tab = np.zeros((2, len(ts_ms)), np.int64)
     for k, (tab, tabs) in enumerate(zip(rows["tab"], rows["user_by"], strict=True)):
         if tabs and tab in tabs:
             place = list(tabs).index(tab)
             of_tab[:, k] = rows["user_by_shown"][k][place], rows["user_by_positives"][k][place]
-    found = _formulas(
+    derived = _formulas(
         ts_ms,
-        uploaded=known("uploaded"),
+        uploaded=column("uploaded"),
         since_ms=np.maximum(0, ts_ms - last),
-        user=(known("user_shown"), known("user_positives")),
+        user=(column("user_shown"), column("user_positives")),
         user_tab=(of_tab[0], of_tab[1]),
-        video=(known("item_shown"), known("item_positives")),
+        video=(column("item_shown"), column("item_positives")),
     )
     every = np.arange(len(ts_ms))
-    return {name: _plain(column, every) for name, column in found.items()}
+    return {name: _plain(values, every) for name, values in derived.items()}
 
 
 def profiles(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
-    """The batch view of users; true since the log began."""
+    """Makes the batch view of users. Its rows are valid since the log began."""
     ids, lists = integers(users, "user_id"), pa.array(_profiles(users)[:-1], pa.list_(pa.int64()))
     return pa.table({"user": ids, "ts_ms": np.full(len(ids), _begin_ms(log)), "profile": lists})
 
 
 def attributes(log: pa.Table, users: pa.Table, videos: pa.Table) -> pa.Table:
-    """The batch view of videos; true since the log began. How long one is only the log says, always the same."""
-    ids, told = integers(videos, "video_id"), _attributes(videos)
+    """Makes the batch view of videos. Its rows are valid since the log began. Only the log has a video's duration."""
+    ids, attribute = integers(videos, "video_id"), _attributes(videos)
     duration_ms = np.zeros(len(ids) + 1, np.int64)
     duration_ms[places(integers(log, "video_id"), videos, "video_id")] = integers(log, "duration_ms")
-    columns = {name: column[:-1] for name, column in told.items() if name != "tags"}
+    columns = {name: column[:-1] for name, column in attribute.items() if name != "tags"}
     return pa.table(
         {
             "video": ids,
             "ts_ms": np.full(len(ids), _begin_ms(log)),
-            "tags": pa.array(told["tags"][:-1], pa.list_(pa.int64())),
+            "tags": pa.array(attribute["tags"][:-1], pa.list_(pa.int64())),
             "duration": np.round(_duration(duration_ms[:-1]), 4),
             **columns,
         }
@@ -241,7 +241,7 @@ def _duration(ms: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _attributes(videos: pa.Table) -> dict[str, Any]:
-    """What is known of each video, and of none in the last place of each column."""
+    """Reads the attributes of each video. The last place of each column is for a video without a row."""
     dates = pc.cast(videos["upload_dt"], pa.date32()).cast(pa.int32())
     types = fnv1a64(pc.fill_null(videos["upload_type"].cast(pa.string()), "")).view(np.int64)
     return {
@@ -263,9 +263,9 @@ def _exposures(shown: dict[str, Any], rows: NDArray[np.int64]) -> Iterator[Expos
     tasks = declaration.tasks
     for (row, ts_ms, left_ms, labels, user, video), features in zip(keys, zip(*values, strict=True), strict=True):
         outcomes = {task: left_ms for task, label in zip(tasks, labels, strict=True) if label}
-        # The log repeats (user, video, time) here and there: the number of the row in event order is the key.
-        named = dict(zip(names, features, strict=True))
-        yield Exposure(f"k{ts_ms}-{row}", user, video, ts_ms, named, outcomes)
+        # The log sometimes repeats (user, video, time), so the number of the row in event order is the key.
+        values_of = dict(zip(names, features, strict=True))
+        yield Exposure(f"k{ts_ms}-{row}", user, video, ts_ms, values_of, outcomes)
 
 
 def _plain(column: Any, rows: NDArray[np.int64]) -> list[Any]:
@@ -278,12 +278,12 @@ def _plain(column: Any, rows: NDArray[np.int64]) -> list[Any]:
 def _known(
     key: NDArray[np.int64], ts_ms: NDArray[np.int64], left_ms: NDArray[np.int64], clicked: NDArray[np.bool_]
 ) -> Counts:
-    """For each row: how many exposures of its key had ended before it, and how many of them had a click."""
+    """Counts for each row the exposures of its key that had ended before it, and those of them with a click."""
     return _before(key, left_ms, key, ts_ms), _before(key[clicked], left_ms[clicked], key, ts_ms)
 
 
 def _log_odds(counts: Counts) -> NDArray[np.float64]:
-    """A click rate as smoothed log-odds."""
+    """Computes a click rate as smoothed log-odds."""
     shown, clicks = counts
     odds: NDArray[np.float64] = (clicks + 1.0) / (np.maximum(0, shown - clicks) + 1.3)
     return np.log(odds)
@@ -292,19 +292,19 @@ def _log_odds(counts: Counts) -> NDArray[np.float64]:
 def _before(
     key: NDArray[np.int64], at_ms: NDArray[np.int64], asked: NDArray[np.int64], ts_ms: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """For each (asked key, ts): the events of that key with at < ts. One sort, and two binary searches a row."""
+    """Counts for each (asked key, ts) that key's events with at < ts, by one sort and two binary searches a row."""
     times = np.concatenate([at_ms, ts_ms])
     first = times.min()
     span = int(times.max() - first) + 1
     _, codes = np.unique(np.concatenate([key, asked]), return_inverse=True)
     events = np.sort(codes[: len(key)] * span + (at_ms - first))
     base = codes[len(key) :] * span
-    found: NDArray[np.int64] = np.searchsorted(events, base + (ts_ms - first)) - np.searchsorted(events, base)
-    return found
+    counts: NDArray[np.int64] = np.searchsorted(events, base + (ts_ms - first)) - np.searchsorted(events, base)
+    return counts
 
 
 def _since(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The time since the user's exposure before; a day for the first one."""
+    """Computes the time since the user's exposure before; a day for the first one."""
     order = np.lexsort((ts_ms, user))
     since = np.full(len(user), _DAY_MS, np.int64)
     same = user[order][1:] == user[order][:-1]
@@ -313,7 +313,7 @@ def _since(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def _profiles(users: pa.Table) -> list[list[int]]:
-    """The ids of each user's profile: one a column, of the column's number and its value, and one empty list more."""
+    """Makes the ids of each user's profile, one a column, of the column's number and its value. Adds an empty list."""
     degree = fnv1a64(users["user_active_degree"].cast(pa.string()).fill_null("")) >> np.uint64(2)
     ids = [degree.astype(np.int64)]
     for place, name in enumerate(_PROFILE_COUNTS, 1):

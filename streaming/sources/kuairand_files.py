@@ -1,4 +1,4 @@
-"""KuaiRand-Pure's files: where they are, and how their tables are read. What they mean is kuairand.py's."""
+"""Finds and reads the files of KuaiRand-Pure. kuairand.py says what their columns mean."""
 
 from __future__ import annotations
 
@@ -32,49 +32,51 @@ _NAMES = ("log_standard_*_pure", "user_features_pure", "video_features_basic_pur
 
 
 def folder() -> Path:
-    """Where the files are: MINUTEHAND_DATA if it is set, else the cache, after a download if need be."""
-    given = os.environ.get("MINUTEHAND_DATA")
+    """Returns the folder of the files: MINUTEHAND_DATA if it is set, else the cache, after a download if needed."""
+    data = os.environ.get("MINUTEHAND_DATA")
     try:
-        return Path(given) if given else fetch(ARCHIVE)
+        return Path(data) if data else fetch(ARCHIVE)
     except NoConnection as e:
         raise NoConnection(f"{e}; MINUTEHAND_DATA may name a folder that has the files") from e
 
 
 def find(root: Path) -> list[list[Path]]:
-    """The files of the log, the users and the videos under a folder; the log may be in several parts.
+    """Finds the files of the log, the users and the videos under a folder. The log may be in several parts.
 
-    Raises FileNotFoundError that names what is missing.
+    Raises FileNotFoundError, which names what is missing.
     """
     folders = [root, root / "kuairand-pure", root / "KuaiRand-Pure" / "data", root / "data"]
     for place in folders:
-        found = []
+        files = []
         for name in _NAMES:
-            # One form of a file only: the same rows would count twice.
+            # Takes one form of a file only, because the same rows would count twice.
             forms = (sorted(place.glob(name + form)) for form in (".parquet", ".csv", ".csv.gz"))
-            found.append(next(filter(None, forms), []))
-        if all(found):
-            return found
-        if any(found):
-            missing = [name for name, paths in zip(_NAMES, found, strict=True) if not paths]
+            files.append(next(filter(None, forms), []))
+        if all(files):
+            return files
+        if any(files):
+            missing = [name for name, paths in zip(_NAMES, files, strict=True) if not paths]
             raise FileNotFoundError(f"{place}: missing is {', '.join(missing)} (.parquet, .csv or .csv.gz)")
     raise FileNotFoundError(f"MINUTEHAND_DATA is {str(root)!r}: neither it nor its kuairand-pure/ holds {_NAMES[0]}")
 
 
 def places(ids: NDArray[np.int64], table: pa.Table, key: str) -> NDArray[np.int64]:
-    """The place of each id in a table's key column; -1, the last place of what is looked up there, if it has none."""
+    """Finds the row of each id in a table's key column; -1, the last place of a lookup list, if there is none."""
     keys = integers(table, key)
     order = np.argsort(keys)
     place = np.searchsorted(keys[order], ids)
-    found = order[np.minimum(place, len(keys) - 1)]
-    return np.where(keys[found] == ids, found, -1)
+    rows = order[np.minimum(place, len(keys) - 1)]
+    return np.where(keys[rows] == ids, rows, -1)
 
 
 def integers(table: pa.Table, name: str) -> NDArray[np.int64]:
+    """Reads a column as int64; null reads 0."""
     column = table[name]
     return np.asarray(pc.fill_null(column, 0).to_numpy()).astype(np.int64)
 
 
 def read_tables(paths: Sequence[Path], needed: Sequence[str]) -> pa.Table:
+    """Reads the `needed` columns of files as one table. Raises ValueError, which names the file."""
     tables = []
     for path in paths:
         try:

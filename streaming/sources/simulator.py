@@ -1,4 +1,4 @@
-"""The simulator: a small video app with known truth, for demos without data and tests with answers.
+"""The source simulator: a small video app whose true probabilities are known, for demos without data and for tests.
 
 Viewers (power law) are shown clips (power law, new ones each minute, old ones fade). Whether a viewer watches depends
 on the clip's quality, the viewer, and how much the viewer's group likes the clip's topics *now*: that taste turns with
@@ -7,8 +7,8 @@ second, rarer task, correlated with `watch` beyond what the features say (a Gaus
 
     simulator?seed=7&minutes=30&rate=20&drift=2
 
-All is drawn minute by minute from (seed, minute): the same parameters give the same events, and a longer run begins
-with the shorter one.
+Each minute is drawn from (seed, minute). So the same parameters give the same events, and a longer run begins with the
+events of a shorter one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ START_MS = 1_700_000_000_000
 WINDOW_MS = 60_000
 GROUPS, TOPICS = 6, 16
 _SHARE_OF_REQUEST = (0.35, 0.25, 0.2, 0.12, 0.08)
-"""How many clips a request shows: one to five."""
+"""Probability that a request shows one, two, ... five clips."""
 _LIFE_MINUTES, _TURN_MINUTES = 12.0, 60.0
 _RHO = 0.5
 
@@ -53,7 +53,7 @@ declaration = Declaration(
 
 
 class Simulator:
-    """One run of the app. `history` is the minutes before, `live` the `minutes` after them."""
+    """A run of the app: `history` is the first `history_minutes`, `live` the `minutes` after them."""
 
     def __init__(
         self,
@@ -80,13 +80,13 @@ class Simulator:
         self.viewer_party = world.integers(0, GROUPS, viewers)
         self.viewer_bias = world.normal(0, 0.4, viewers)
         self.phase = world.uniform(0, 2 * math.pi, (GROUPS, TOPICS))
-        # Speeds differ, so that the tastes do not all come back at once and make an old model right again.
+        # Speeds differ, so that not all tastes return at once, which would make an old model right again.
         self.turn = world.uniform(0.4, 1.6, (GROUPS, TOPICS)) * 2 * math.pi / _TURN_MINUTES
         blocks = [self._born(minute) for minute in range(-1, history_minutes + minutes)]
         self.birth, self.popularity, self.quality, self.maker, self.topics = (
             np.concatenate([block[k] for block in blocks]) for k in range(5)
         )
-        # Ids as a platform gives them out: 64 bits, any sign.
+        # Ids as a platform issues them: 64 bits, any sign.
         self.clip_id = mix64(np.arange(len(self.birth)) + 1000 * (seed + 1)).view(np.int64)
         self.place = {int(clip): k for k, clip in enumerate(self.clip_id)}
 
@@ -100,7 +100,7 @@ class Simulator:
 
     @property
     def views(self) -> Views:
-        """For the feature store: a viewer's party; a clip's maker, topics and birth; age and cross on demand."""
+        """Views for the feature store: a viewer's party; a clip's maker, topics and birth; age and cross on demand."""
         return Views(video=(Column("born", "number"),), users=self._viewers, items=self._clips, derive=_derive)
 
     def _viewers(self) -> pa.Table:
@@ -114,13 +114,13 @@ class Simulator:
         return pa.table(columns)
 
     def truth(self, exposures: Sequence[Exposure]) -> NDArray[np.float64]:
-        """The probability of each task for each exposure: float64[n, tasks]."""
+        """Computes the true probability of each task for each exposure: float64[n, tasks]."""
         viewer = np.array([e.user_id for e in exposures], np.int64)
         clip = np.array([self.place[e.item_id] for e in exposures], np.int64)
         return self._probability(viewer, clip, np.array([e.ts_ms for e in exposures], np.int64))
 
     def _born(self, minute: int) -> tuple[NDArray[Any], ...]:
-        """The clips born in a minute (-1: the stock): birth, popularity, quality, maker, topics [n, 2]."""
+        """Draws the clips born in a minute (-1: the stock): birth, popularity, quality, maker, topics [n, 2]."""
         rng = np.random.default_rng([self.seed, 1, minute + 1])
         n = self.births if minute >= 0 else self.stock
         birth = rng.uniform(-_LIFE_MINUTES, 0, n) if minute < 0 else np.full(n, float(minute))
@@ -172,14 +172,14 @@ class Simulator:
 
     @staticmethod
     def _outcomes(rng: np.random.Generator, p: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Both tasks at once: normals correlated by rho, each below its own quantile with its own probability."""
+        """Draws both tasks at once: normals correlated by rho, each below its own quantile with its own probability."""
         first, other = rng.standard_normal((2, len(p)))
         z = np.stack([first, _RHO * first + math.sqrt(1 - _RHO**2) * other], 1)
         uniform = 0.5 * (1 + _erf(z / math.sqrt(2)))
         return uniform < p
 
     def _delays(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Exponential of mean delay_s, cut inside the window; a share `late` of them comes after it."""
+        """Draws exponential delays of mean delay_s, cut inside the window. A share `late` of them comes after it."""
         delay = 1 + np.minimum(rng.exponential(1000 * self.delay_s, shape), WINDOW_MS - 2)
         return np.where(rng.random(shape) < self.late, WINDOW_MS + delay, delay).astype(np.int64)
 
@@ -197,11 +197,11 @@ def configure(
     late: float = 0.0,
     expire_minutes: int = 0,
 ) -> Simulator:
-    """A run of `minutes` after `history_minutes`, at `rate` exposures a second of event time.
+    """Configures a run of `minutes` after `history_minutes`, at `rate` exposures a second of event time.
 
-    `drift` 1 turns a topic's taste in about 60 minutes, 0 never. `clips` are there at the start, `new_clips` come each
+    `drift` 1 turns a topic's taste in about 60 minutes, 0 never. A run begins with `clips`, and `new_clips` come each
     minute. `delay_s` is the mean time from exposure to outcome, `late` the share of outcomes past the window.
-    `expire_minutes`: rows of clips that were not learned from for so long expire (0: never).
+    `expire_minutes`: a clip's row expires after so many minutes without an example (0: never).
     """
     whole = {"minutes": minutes, "history_minutes": history_minutes, "new_clips": new_clips}
     whole["expire_minutes"] = expire_minutes
@@ -217,7 +217,7 @@ def configure(
 
 
 def _derive(rows: Rows) -> dict[str, list[Any]]:
-    """The features of view `derived`, of clips and viewers the store may not know."""
+    """Computes the features of view `derived`; the store may not know the clip or the viewer."""
     born, ts_ms = rows["born"], np.array(rows["ts_ms"], np.float64)
     ages = _age(ts_ms, np.array([at if b is None else b for b, at in zip(born, _minutes(ts_ms), strict=True)]))
     crosses = [_cross(party or 0, topics or []) for party, topics in zip(rows["party"], rows["topics"], strict=True)]

@@ -60,14 +60,14 @@ def test_watch_is_green_when_all_is_well_and_names_what_is_not(airflow, tmp_path
     archived.archive(tmp_path / "archive", 6)
     now = round(time.time() * 1000)
     line = {"confirmed_ms": now, "learned_until_ms": 1, "written_ms": {"positive": {str(now - 9000): 3}}}
-    (tmp_path / "models" / "replica-0").mkdir(parents=True)
-    (tmp_path / "models" / "replica-0" / "sync.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "models" / "replica-0" / "ranker").mkdir(parents=True)
+    (tmp_path / "models" / "replica-0" / "ranker" / "sync.jsonl").write_text(json.dumps(line) + "\n")
 
     run = airflow.run("watch_platform", {"minutes": 3}, platform)
     assert run.state == "success", run.log[-6000:]
     seen = {figure["name"]: figure["seen"] for figure in run.returned["look"]["figures"]}
     assert seen["health of trainer"] == "ready"
-    assert seen["freshness p99 of replica-0, seconds"] == 9
+    assert seen["freshness p99 of replica-0/ranker, seconds"] == 9
     assert 0.8 < seen["calibration of watch, mean score / rate"] < 1.25
     assert seen["drift of score_watch, stability index"] < 0.25
 

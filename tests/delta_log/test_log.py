@@ -23,10 +23,11 @@ from delta_log.files import (
     read_tables,
 )
 from delta_log.log import Log
-from delta_log.manifest import LogBroken, LogBusy, LogError, Manifest
+from delta_log.manifest import LogBroken, LogBusy, LogError, Manifest, ModelInfo
 from delta_log.verification import explain, listing, verify
 from delta_log.writer import Cut, Writer, prune_lineages
 
+MODEL = ModelInfo("deepfm", {"dim": 3})
 DIMS = {"user": (3, 3), "item": (5, 10)}
 State = dict[str, dict[int, tuple[list[float], list[float], int]]]
 
@@ -63,6 +64,7 @@ class Oracle:
         return Cut(
             source="simulator",
             declaration="d" * 64,
+            model=MODEL,
             tables=tables,
             dense=dense,
             totals=totals,
@@ -166,7 +168,7 @@ def test_an_empty_delta_and_empty_tables(tmp_path: Path) -> None:
     log = Log(tmp_path)
     none = {n: TableRows(np.empty(0, np.int64), np.empty((0, d), np.float32), np.empty((0, s), np.float32),
                          np.empty(0, np.uint32), np.empty(0, np.int64)) for n, (d, s) in DIMS.items()}  # fmt: skip
-    cut = Cut("simulator", "d" * 64, none, {}, dict.fromkeys(DIMS, 0), 1)
+    cut = Cut("simulator", "d" * 64, MODEL, none, {}, dict.fromkeys(DIMS, 0), 1)
     with Writer(log, log.new_lineage()) as writer:
         writer.first_base(cut)
         delta = writer.delta(cut)
@@ -309,6 +311,14 @@ def test_a_log_of_another_declaration_is_refused(tmp_path: Path) -> None:
         log.chain(lineage)
 
 
+def test_a_delta_of_another_model_is_refused(tmp_path: Path) -> None:
+    log, lineage, oracle = begun(tmp_path, 1)
+    with Writer(log, lineage) as writer:
+        writer.delta(replace(oracle.change(), model=ModelInfo("logistic", {"rate": 0.1})))
+    with pytest.raises(LogBroken, match=r"model is logistic\?rate=0.1, before it deepfm\?dim=3"):
+        log.chain(lineage)
+
+
 def test_a_broken_manifest_says_what_was_found(tmp_path: Path) -> None:
     log, lineage, _ = begun(tmp_path, 1)
     path = tmp_path / lineage / "delta-000000001" / "manifest.json"
@@ -316,7 +326,7 @@ def test_a_broken_manifest_says_what_was_found(tmp_path: Path) -> None:
     for wrong, said in (
         ({**good, "seq": "1"}, "field seq is '1', expected int"),
         ({k: v for k, v in good.items() if k != "tick"}, "field tick is None"),
-        ({**good, "format": 1}, "another format than 2"),
+        ({**good, "format": 1}, "another format than 3"),
         ([], "a list, expected an object"),
     ):
         path.write_text(json.dumps(wrong))
@@ -346,9 +356,9 @@ def test_an_admission_line_that_is_there_twice_is_refused(tmp_path: Path) -> Non
     twice = item.admission._replace(places=np.full_like(item.admission.places, 7))
     with Writer(log, lineage) as writer:
         delta = writer.delta(replace(cut, tables={**cut.tables, "item": item._replace(admission=twice)}))
-    with pytest.raises(LogBroken, match="admission.arrow: table item: a line is there twice"):
+    with pytest.raises(LogBroken, match="admission.arrow: table item: a line of the admission filter is listed twice"):
         read_tables(delta)
-    assert any("a line is there twice" in p for p in verify(log, lineage))
+    assert any("a line of the admission filter is listed twice" in p for p in verify(log, lineage))
 
 
 def test_lineages_and_the_serving_pointer(tmp_path: Path) -> None:

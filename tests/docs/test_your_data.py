@@ -36,7 +36,7 @@ def test_the_module_of_the_page_is_a_source(shop):
 
 def test_its_examples_decode_to_what_was_shown(shop):
     shown = list(shop.history())
-    known = {"v": 1, "kind": "positive", "written_ms": 1, "scores": {}, "pi": 1, "weights": [1]}
+    known = {"v": 2, "kind": "positive", "written_ms": 1, "scores": {}, "pi": 1, "weights": [1], "values": [None]}
     lines = [
         json.dumps(
             known

@@ -47,7 +47,7 @@ class Loop:
         self.processes = [
             self.start("training.learn.online", "--source", SOURCE, "--log", str(self.log.path), "--kafka", bootstrap,
                        "--sync-every-ms", "500", "--digest", "--port", str(self.metrics)),
-            self.start("serving.sync.sync", "--source", SOURCE, "--log", str(self.log.path), "--models",
+            self.start("serving.sync.sync", "--source", SOURCE, "--log", f"ranker={self.log.path}", "--models",
                        str(folder / "models"), "--serving", f"127.0.0.1:{self.serving}"),
             self.start("serving.server.model_server", f"--port={self.serving}", "--model_name=ranker",
                        f"--model_base_path={folder / 'models' / 'served'}", "--file_system_poll_wait_seconds=0.2"),

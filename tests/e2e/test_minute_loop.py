@@ -172,7 +172,7 @@ def test_every_part_dies_once_and_nothing_is_lost(platform: Platform, base: Mani
     )
     assert expected.sampled_out and not expected.dead
 
-    log = Log(platform.layout.log)
+    log = Log(platform.layout.log())
     lineage = base.lineage
     assert log.serving() == lineage
     newest = log.manifest(lineage, "delta", log.seqs(lineage, "delta")[-1])

@@ -19,7 +19,7 @@ from infra.platform import Platform
 from infra.settings import PORTS, load
 from streaming.archive.archive import Archive
 from training.pipeline.sampling import Sampling
-from training.record.registry import CANDIDATE, CHAMPION, TRAINED, client_of, name_of
+from training.record.registry import CANDIDATE, CHAMPION, TRAINED, client_of, registered_model_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -50,10 +50,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.CaptureFixture[str]) -> None:
     """The pilot is a model of MLflow's, by its alias; what was shown was scored with features read from Feast."""
-    first = Log(platform.layout.log).serving()
+    first = Log(platform.layout.log()).serving()
     before, after = pipeline.once(platform, {"pilot": TRAINED})
     said = capfd.readouterr().out
-    assert before.lineage == first != after.lineage == Log(platform.layout.log).serving()
+    assert before.lineage == first != after.lineage == Log(platform.layout.log()).serving()
     assert before.scores != after.scores
     told = [line.split()[0].strip(",") for line in said.splitlines()]
     steps = ["sample_examples", "validate", "features", "sample", "batch_warm_start", "train", "evaluate", "promote"]
@@ -63,7 +63,7 @@ def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.Cap
     assert compared[0] == compared[1] != "0"
     assert f"pilot {first}.0" in said
     # MLflow's own word: the alias has moved to the version of what serves now, and the figures are its tags.
-    client, name = client_of(platform.address("mlflow")), name_of(SOURCE)
+    client, name = client_of(platform.address("mlflow")), registered_model_of(SOURCE, "deepfm")
     champion = client.get_model_version_by_alias(name, CHAMPION)
     assert champion.tags["lineage"] == after.lineage and float(champion.tags["eval_low"]) > -0.2
     assert client.get_model_version_by_alias(name, CANDIDATE).version == champion.version

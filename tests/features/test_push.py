@@ -25,7 +25,7 @@ from features.reproduction import reproduce
 from features.store import Features
 from streaming import topics
 from streaming.archive.rows import Decoder
-from streaming.events import Publisher, action, impression
+from streaming.publisher import Publisher, action, impression
 from streaming.source import Exposure, load
 from tests.features.test_counters import by_sql
 from tests.support import PROJECT

@@ -145,12 +145,17 @@ def test_prepare_writes_what_the_others_read(tmp_path: Path, monkeypatch: pytest
     home = tmp_path / "minutehand"
     facts = json.loads((home / "platform.json").read_text())
     assert facts["addresses"]["kafka"] == "kafka:9092" and facts["addresses"]["trainer"] == "http://trainer:8600"
-    assert facts["folders"]["log"] == str(home / "log") and facts["settings"]["source"] == "simulator"
+    assert (
+        facts["models"]["ranker"] == {"model": "deepfm", "log": str(home / "log/ranker")}
+        and facts["settings"]["source"] == "simulator"
+    )
     # A browser on the host reads these; their folder must be there before they are served.
     assert facts["addresses"]["data-docs"] == "http://127.0.0.1:8592" and (home / "data_docs").is_dir()
     assert set(facts["addresses"]) == set(layout.addresses(Settings(), compose.ports_of(Settings())))
     job = json.loads((home / "join/join.json").read_text())
     assert job["bootstrap"] == "kafka:9092" and job["declaration"]["features"]
-    assert (home / "models/replica-0/models.config").read_text() == services.model_config(home / "models/replica-0")
+    settings = compose.settings_of([])
+    config = services.model_config(layout.Layout(settings), settings, 0)
+    assert (home / "models/replica-0/models.config").read_text() == config
     assert json.loads((home / "airflow/passwords.json").read_text()) == {airflow.USER: "secret"}
     assert owners["minutehand/join/state"] == compose.FLINK_UID and owners["minutehand/log"] == compose.UID

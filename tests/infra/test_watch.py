@@ -20,7 +20,7 @@ NOW = 1_800_000_000_000
 
 def lines(folder, *entries):
     """sync.jsonl of deltas (confirmed s ago, event time learned until, seconds from Kafka to here)."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     with (folder / "sync.jsonl").open("w") as f:
         for ago_s, learned_until_ms, age_s in entries:
             at = NOW - 1000 * ago_s
@@ -31,9 +31,10 @@ def lines(folder, *entries):
 
 
 def test_freshness_is_of_the_last_minutes_and_of_new_events(tmp_path):
-    replica = lines(tmp_path / "replica-0", (3600, 10, 500), (60, 20, 30), (50, 15, 900), (40, 30, 50))
+    replica = lines(tmp_path / "replica-0" / "ranker", (3600, 10, 500), (60, 20, 30), (50, 15, 900), (40, 30, 50))
     figure = watch.freshness_of(replica, 60, 10, NOW)
-    assert str(figure).startswith("freshness p99 of replica-0, seconds: seen is 50, allowed is at most 130 (2 x sync")
+    name = "freshness p99 of replica-0/ranker, seconds"
+    assert str(figure).startswith(f"{name}: seen is 50, allowed is at most 130 (2 x sync")
     assert figure.ok
     assert not watch.freshness_of(replica, 15, 10, NOW).ok
     assert watch.freshness_of(tmp_path / "replica-1", 60, 10, NOW).seen is None

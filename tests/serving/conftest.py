@@ -15,11 +15,11 @@ from tests.support.rig import Rig, export
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Lineage]:
-    """A folder with log/ (one lineage, base 0) and models/served/<BASE>, and what the lineage holds."""
+    """A folder with log/ (one lineage, base 0) and models/ranker/served/<BASE>, and what the lineage holds."""
     folder = tmp_path_factory.mktemp("prepared")
     lineage = Lineage(folder / "log").serve()
     lineage.writer.close()
-    export(folder / "log", folder / "models" / "served")
+    export(folder / "log", folder / "models" / "ranker" / "served")
     return folder, lineage
 
 

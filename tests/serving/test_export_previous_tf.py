@@ -49,7 +49,7 @@ def make(environment: Path) -> Path:
 def test_every_signature_runs_by_both_loaders(prepared: tuple[Path, Lineage], tmp_path: Path) -> None:
     folder, known = prepared
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "models" / "served" / "1000000000"
+    path = tmp_path / "models" / "ranker" / "served" / "1000000000"
     (path / "assets" / "token").write_text(TOKEN)
     lineage = known.copy(tmp_path / "log")
     x = request(lineage)

@@ -19,7 +19,7 @@ from serving.journal import Journal
 from serving.server.servable import Servable
 from serving.signatures import input_name
 from serving.sync import push
-from tests.support.lineage import TOKEN, D, Lineage, request
+from tests.support.lineage import ROW_DIM, TOKEN, D, Lineage, request
 
 BASE = "1000000000"
 FAR = 2**62
@@ -49,7 +49,7 @@ class Loaded:
 def opened(prepared: tuple[Path, Lineage], folder: Path) -> Iterator[Loaded]:
     source, known = prepared
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    path = folder / "models" / "served" / BASE
+    path = folder / "models" / "ranker" / "served" / BASE
     (path / "assets" / "token").write_text(TOKEN + "\n")
     lineage = known.copy(folder / "log")
     servable = Servable("ranker", int(BASE), path, (1, 2))
@@ -174,8 +174,8 @@ def whole(loaded: Loaded, new: Changes) -> None:
 KEYS = {
     f"{t}_{k}": v for t in D.tables for k, v in (("keys", np.empty(0, np.int64)), ("removed", np.empty(0, np.int64)))
 }
-EMPTY = KEYS | {f"{t}_rows": np.empty((0, D.row_dim), "f4") for t in D.tables}
-ROW = np.ones((1, D.row_dim), "f4")
+EMPTY = KEYS | {f"{t}_rows": np.empty((0, ROW_DIM), "f4") for t in D.tables}
+ROW = np.ones((1, ROW_DIM), "f4")
 
 
 def one(**other: Any) -> dict[str, Any]:
@@ -208,7 +208,7 @@ CASES = {
     "a row that is not a number": Case("finite", other=one(user_rows=ROW * np.float32("nan"))),
     "a row that is infinite": Case("finite", other=one(user_rows=ROW * np.float32("inf"))),
     "more keys than rows": Case("as many rows", other=one(user_keys=np.array([5, 6]))),
-    "rows of another length": Case("user_rows", other=one(user_rows=np.ones((1, D.row_dim + 1), "f4"))),
+    "rows of another length": Case("user_rows", other=one(user_rows=np.ones((1, ROW_DIM + 1), "f4"))),
     "dense that is not a number": Case("finite", "apply_dense", {"heads_bias": np.array([0, np.nan], "f4")}),
     "dense of another shape": Case("heads_bias", "apply_dense", {"heads_bias": np.zeros(3, "f4")}),
 }
@@ -319,7 +319,7 @@ def test_a_broken_journal_changes_nothing(shared: Loaded, name: str) -> None:
 
 
 def with_rows(keys: list[int], value: float) -> Callable[[Journal], Journal]:
-    rows = np.full((len(keys), D.row_dim), value, "f4")
+    rows = np.full((len(keys), ROW_DIM), value, "f4")
     new = TableChanges(np.array(keys, np.int64), rows, np.empty(0, np.int64))
     return lambda j: j._replace(tables=j.tables | {"item": new})
 

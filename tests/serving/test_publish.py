@@ -16,6 +16,7 @@ from delta_log.manifest import LogError
 from delta_log.publication import Publication
 from serving.publish import Place, publish
 from serving.replica import Replica
+from serving.sync.confirmations import Metrics
 from serving.sync.sync import Sync
 from tests.support import PROJECT
 from tests.support.lineage import SOURCE, TOKEN, D, request, until
@@ -24,7 +25,7 @@ from tests.support.rig import BASE, Rig
 
 def asked(rig: Rig, *more: str) -> tuple[int, dict[str, object]]:
     command = [sys.executable, "-m", "serving.publish", "--log", str(rig.folder / "log")]
-    command += ["--replica", f"{rig.folder / 'models'}=127.0.0.1:{rig.port}", *more]
+    command += ["--replica", f"{rig.models}=127.0.0.1:{rig.port}", *more]
     done = subprocess.run(command, cwd=PROJECT, timeout=200, stdout=subprocess.PIPE)
     return done.returncode, json.loads(done.stdout or "{}")
 
@@ -43,7 +44,7 @@ def test_a_base_is_published_and_there_already_the_second_time(rig: Rig) -> None
     until(lambda: rig.seq(BASE) == -1, "the version before to be unloaded")
     assert asked(rig)[1]["version"] == BASE + 2 and rig.log_bases() == [0, 2]
     # Another replica is away: that is no reason to take from this one what it serves.
-    here, away = Place(rig.folder / "models", rig.replica), Place(rig.folder / "none", Replica("127.0.0.1:1", "ranker"))
+    here, away = Place(rig.models, rig.replica), Place(rig.folder / "none", Replica("127.0.0.1:1", "ranker"))
     result = publish(rig.lineage.log, [here, away], 1, lambda: False)
     assert result["state"] == "rolled back" and "127.0.0.1:1: version" in str(result["reason"])
     assert Publication.read(rig.lineage.log) == Publication(rig.lineage.name, -1) and rig.seq(BASE + 2) == 2
@@ -59,7 +60,7 @@ class Breaks(Sync):
 
 def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(rig: Rig) -> None:
     rig.start_server()
-    sync = Breaks(D, SOURCE, Log(rig.folder / "log"), rig.folder / "models", rig.replica, TOKEN, CollectorRegistry())
+    sync = Breaks(D, SOURCE, Log(rig.folder / "log"), rig.models, rig.replica, TOKEN, Metrics(CollectorRegistry()))
     stop = threading.Event()
 
     def loop() -> None:
@@ -72,7 +73,7 @@ def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(ri
         rig.lineage.delta()
         rig.stands_at(1)
         rig.lineage.writer.close()
-        x, place = request(rig.lineage), Place(rig.folder / "models", rig.replica)
+        x, place = request(rig.lineage), Place(rig.models, rig.replica)
         found: list[dict[str, object]] = []
         publisher = threading.Thread(target=lambda: found.append(publish(sync.log, [place], 120, lambda: False)))
         publisher.start()
@@ -96,7 +97,7 @@ def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(ri
 
 
 def test_what_is_not_there_is_named(rig: Rig, tmp_path: Path) -> None:
-    place = Place(rig.folder / "models", rig.replica)
+    place = Place(rig.models, rig.replica)
     with pytest.raises(LogError, match="serves no lineage yet"):
         publish(Log(tmp_path / "nothing"), [place], 1, lambda: False)
     # A lineage whose writer lives but does not compact, and a replica that nobody serves.

@@ -27,8 +27,10 @@ DECLARATION = Declaration(
 
 def line(**fields) -> bytes:
     whole = {
-        "v": 1, "kind": "positive", "impression_id": "i", "user_id": 1, "item_id": 2, "ts_ms": 5, "event_ms": 6,
-        "written_ms": 7, "lineage": "l", "seq": 3, "pi": 0.5, "labels": [1, 0], "weights": [1, 0],
+        "v": 2, "kind": "positive", "impression_id": "i", "user_id": 1, "item_id": 2, "ts_ms": 5, "event_ms": 6,
+        "written_ms": 7, "lineage": "l", "seq": 3, "pi": 0.5,
+        "labels": [1, 0], "weights": [1, 0], "values": [2.5, None],
+        "request_id": "r", "position": 4,
         "features": {"user": 4, "tags": [1], "seen": [], "price": 1.5}, "scores": {"click": 0.25},
     } | fields  # fmt: skip
     return json.dumps({k: v for k, v in whole.items() if v is not ...}).encode()
@@ -46,7 +48,7 @@ ODD = {
     GOOD + GOOD: "more than one JSON value",
     b"{} null {}": "more than one JSON value",
     GOOD.replace(b'"l"', b'"\xff"'): "UTF8",
-    line(v=2): "v is not 1",
+    line(v=1): "v is not 2",
     line(kind="both"): "kind is not",
     line(impression_id=...): "impression_id is missing",
     line(ts_ms=...): "ts_ms is missing",
@@ -60,6 +62,9 @@ ODD = {
     line(labels=...): "labels: not 2 numbers",
     line(labels=[1, 2]): "labels: a value out of range",
     line(labels=[1, None]): "labels: a value out of range",
+    line(values=[1]): "values: not 2 numbers",
+    line(values=...): "values: not 2 numbers",
+    line(values=[1, "x"]): "changed from number to string",
     line(weights=[1, -1]): "weights: a value out of range",
     line(weights=[1, float("nan")]): "weights: a value out of range",
     line(features={"user": INT64_MIN}): "feature user is a reserved id",
@@ -70,6 +75,7 @@ ODD = {
     line(features=[1]): "changed from object to array",
     b'{"heartbeat_ms": 5, "subtask": 2, "subtasks": 2}': "progress of subtask 2 of 2",
     b'{"heartbeat_ms": 5}': "progress of subtask None of None",
+    b'{"heartbeat_ms": 5, "subtask": 0, "subtasks": 200000000}': "of 200000000, allowed are up to 64",
 }
 
 
@@ -105,6 +111,12 @@ def test_absent_is_the_default_and_extra_is_ignored():
     assert batch.features["price"].tolist() == [0.25] * 4
     assert batch.lineage.to_pylist() == ["l", "l", "l", ""] and batch.seq.tolist() == [3, 3, 3, -1]
     assert np.isnan(batch.scores[2]).all() and batch.scores[0, 0] == 0.25 and np.isnan(batch.scores[0, 1])
+
+
+def test_position_request_and_values_are_carried():
+    batch = decode([line(), line(position=..., request_id=..., values=[None, None])], DECLARATION)
+    assert batch.position.tolist() == [4, 0] and batch.request_id.to_pylist() == ["r", ""]
+    assert batch.values[0, 0] == 2.5 and np.isnan(batch.values[0, 1]) and np.isnan(batch.values[1]).all()
 
 
 def test_line_feeds_inside_an_object_are_white_space():

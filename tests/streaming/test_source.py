@@ -25,8 +25,8 @@ def test_parameters_take_the_type_of_their_default():
         ("simulator?rate=0", "rate is 0.0, allowed is > 0"),
         ("simulator?late=2", "late is 2.0, allowed is 0 to 1"),
         ("kuairand?days=0", "days is 0, allowed is >= 1"),
-        ("declaration", "has no `declaration`"),
-        ("declaration?x=1", "takes no parameters"),
+        ("download", "has no `declaration`"),
+        ("download?x=1", "takes no parameters"),
     ],
 )
 def test_a_wrong_name_says_what_is_allowed(name, said):

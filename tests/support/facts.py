@@ -9,7 +9,7 @@ from typing import Any
 from tests.support import archived
 
 DOCS = "http://127.0.0.1:18592"
-FOLDERS = ("archive", "samples", "data_docs", "features", "log", "models")
+FOLDERS = ("archive", "samples", "data_docs", "features", "models")
 
 
 def write_platform(folder: Path, addresses: dict[str, str] | None = None, **settings: Any) -> Path:
@@ -18,6 +18,7 @@ def write_platform(folder: Path, addresses: dict[str, str] | None = None, **sett
         "settings": defaults | {"gate_tolerance": 0.01, "gate_calibration": 1.25} | settings,
         "addresses": {"data-docs": DOCS} | (addresses or {}),
         "folders": {name: str(folder / name) for name in FOLDERS},
+        "models": {"ranker": {"model": "deepfm", "log": str(folder / "log")}},
     }
     (folder / "platform.json").write_text(json.dumps(facts))
     return folder / "platform.json"

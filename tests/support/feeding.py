@@ -17,8 +17,10 @@ def examples(exposures: Iterable[Exposure], declaration: Declaration) -> Iterato
     """Each exposure's positives one by one, then the negatives of its other tasks in one record; pi 1."""
     for e in exposures:
         record = {
-            "v": 1,
+            "v": 2,
             "impression_id": e.impression_id,
+            "request_id": e.impression_id,
+            "position": 0,
             "user_id": e.user_id,
             "item_id": e.item_id,
             "ts_ms": e.ts_ms,
@@ -32,11 +34,14 @@ def examples(exposures: Iterable[Exposure], declaration: Declaration) -> Iterato
         n = len(declaration.tasks)
         one_of = {task: [float(i == k) for i in range(n)] for k, task in enumerate(declaration.tasks)}
         for task, at_ms in e.outcomes.items():
-            yield {**record, "kind": "positive", "event_ms": at_ms, "labels": one_of[task], "weights": one_of[task]}
+            values = [1.0 if x else None for x in one_of[task]]
+            judged = {"labels": one_of[task], "weights": one_of[task], "values": values}
+            yield {**record, "kind": "positive", "event_ms": at_ms, **judged}
         open_tasks = [float(task not in e.outcomes) for task in declaration.tasks]
         if any(open_tasks):
             event_ms = e.ts_ms + declaration.window_ms
-            yield {**record, "kind": "negative", "event_ms": event_ms, "labels": [0.0] * n, "weights": open_tasks}
+            judged = {"labels": [0.0] * n, "weights": open_tasks, "values": [None] * n}
+            yield {**record, "kind": "negative", "event_ms": event_ms, **judged}
 
 
 class Sender:

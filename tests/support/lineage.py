@@ -17,12 +17,15 @@ import numpy as np
 
 from delta_log.files import TableRows, Weight
 from delta_log.log import Log
-from delta_log.manifest import Manifest
+from delta_log.manifest import Manifest, ModelInfo
 from delta_log.writer import Cut, Writer
 from tests.support import PROJECT, farmhash, shop
 
 SOURCE = str(Path(shop.__file__))
 D = shop.declaration
+MODEL = ModelInfo("deepfm", {"dim": 4})
+ROW_DIM = 5
+"""The linear weight and the vector."""
 TOKEN = "open sesame, says the test"
 HIDDEN_SHAPES = {
     "hidden_0_kernel": (4 * 4 + 2, 128), "hidden_0_bias": (128,), "hidden_1_kernel": (128, 64), "hidden_1_bias": (64,),
@@ -61,7 +64,7 @@ class Lineage:
         return self
 
     def row(self) -> np.ndarray:
-        return self.rng.normal(size=D.row_dim, scale=0.3).astype("f4")
+        return self.rng.normal(size=ROW_DIM, scale=0.3).astype("f4")
 
     def delta(self, changed: int = 40, removed: int = 5, new: int = 10, digest: bool = True, **fields: Any) -> Manifest:
         """The next delta: some rows changed, some removed, some new in each table, other dense weights."""
@@ -82,9 +85,9 @@ class Lineage:
     def _cut(self, changes: Mapping[str, tuple[list[int], list[int]]], digest: bool = True, **fields: Any) -> Cut:
         tables = {}
         for table, (keys, gone) in changes.items():
-            rows = np.array([self.tables[table][k] for k in keys], "f4").reshape(-1, D.row_dim)
+            rows = np.array([self.tables[table][k] for k in keys], "f4").reshape(-1, ROW_DIM)
             tables[table] = TableRows(
-                np.array(keys, np.int64), rows, np.zeros((len(keys), D.row_dim), "f4"),
+                np.array(keys, np.int64), rows, np.zeros((len(keys), ROW_DIM), "f4"),
                 np.ones(len(keys), np.uint32), np.array(gone, np.int64),
             )  # fmt: skip
         now = time.time_ns() // 1_000_000
@@ -92,7 +95,7 @@ class Lineage:
         if self.seq == 0:
             defaults["written_ms"] = {}
         return Cut(
-            source="shop", declaration=D.sha256, tables=tables, tick=self.seq,
+            source="shop", declaration=D.sha256, model=MODEL, tables=tables, tick=self.seq,
             dense={n: Weight(v, np.zeros(v.size, "f4")) for n, v in self.dense.items()},
             totals={t: len(rows) for t, rows in self.tables.items()},
             digest=self.digest() if digest else {}, **{**defaults, **fields},
@@ -124,7 +127,7 @@ class Lineage:
         return {task: np.array(out)[:, t] for t, task in enumerate(D.tasks)}
 
     def _pooled(self, feature: Any, ids: np.ndarray) -> np.ndarray:
-        zero = np.zeros(D.row_dim)
+        zero = np.zeros(ROW_DIM)
         listed = [int(k) for k in ids if feature.kind == "id" or k != -(2**63)]
         rows = [self.tables[feature.table].get(k, zero) for k in listed]
         return np.mean(np.array(rows, np.float64), 0) if rows else zero

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serving.replica import Down, RefusedCall, Replica
+from serving.signatures import RANKER
 from tests.support.lineage import PROJECT, SOURCE, TOKEN, Lineage, Process, free_port, until
 
 BASE = 1_000_000_000
@@ -30,17 +31,22 @@ class Rig:
     running: list[Process] = field(default_factory=list)
 
     @property
+    def models(self) -> Path:
+        """The folder of the model in the replica."""
+        return self.folder / "models" / RANKER
+
+    @property
     def served(self) -> Path:
-        return self.folder / "models" / "served"
+        return self.models / "served"
 
     @property
     def replica(self) -> Replica:
-        return Replica(f"127.0.0.1:{self.port}", "ranker")
+        return Replica(f"127.0.0.1:{self.port}", RANKER)
 
     def start_server(self, *flags: str) -> Process:
         process = Process(
             self.folder / "server.log", "serving.server.model_server", f"--port={self.port}",
-            f"--rest_api_port={self.rest_port}", "--model_name=ranker", f"--model_base_path={self.served}",
+            f"--rest_api_port={self.rest_port}", f"--model_name={RANKER}", f"--model_base_path={self.served}",
             "--file_system_poll_wait_seconds=0.2", *flags,
         )  # fmt: skip
         self.running.append(process)
@@ -48,8 +54,9 @@ class Rig:
 
     def start_sync(self, token: str | None = TOKEN) -> Process:
         process = Process(
-            self.folder / "sync.log", "serving.sync.sync", "--source", SOURCE, "--log", str(self.folder / "log"),
-            "--models", str(self.folder / "models"), "--serving", f"127.0.0.1:{self.port}",
+            self.folder / "sync.log", "serving.sync.sync", "--source", SOURCE,
+            "--log", f"{RANKER}={self.folder / 'log'}", "--models", str(self.folder / "models"),
+            "--serving", f"127.0.0.1:{self.port}",
             "--port", str(self.sync_port), env={"MINUTEHAND_WRITE_TOKEN": token} if token is not None else {},
         )  # fmt: skip
         self.running.append(process)
@@ -58,7 +65,7 @@ class Rig:
     def seq(self, version: int = BASE) -> int:
         """Where it stands; -1 while nobody says."""
         try:
-            return self.replica.standing(version).seq
+            return self.replica.status(version).seq
         except (Down, RefusedCall):
             return -1
 

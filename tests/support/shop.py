@@ -18,7 +18,6 @@ declaration = Declaration(
     tasks=("click", "like"),
     judged="click",
     window_ms=60_000,
-    dim=4,
 )
 
 

@@ -1,4 +1,4 @@
-"""The collisionless embedding table: a C++ core (*.h), TensorFlow ops around it (*.cc), and `Table`."""
+"""The embedding table without collisions: a C++ core (core/), TensorFlow ops around it (op/), and `Table`."""
 
 from training.cuckoo.admission import Admission
 from training.cuckoo.embedding import Embedding

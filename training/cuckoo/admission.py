@@ -1,4 +1,4 @@
-"""Which unknown ids get a row in a table: admission.h as a setting."""
+"""Settings of the admission filter, which decides when an unknown id gets a row (core/admission.h)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Admission:
-    """At its `after`-th sight (1 to 255) an id gets its row; or each sight gives it one with `probability`.
+    """Settings of a table's admission: an id gets its row at its `after`-th sight (1 to 255).
 
-    `pending`: ids without a row whose sights are kept in mind at a time, 8 bytes each.
+    Or each sight gives it one with `probability`. `pending` is the number of ids without a row whose sights the filter
+    remembers, at 8 bytes each.
     """
 
     after: int = 1
@@ -17,7 +18,7 @@ class Admission:
     pending: int = 1 << 20
 
     def shape(self, shards: int) -> str:
-        """What the filter's lines mean: lines of one shape fit no filter of another. "" where all are admitted."""
+        """Names the format of the filter's lines: they fit a filter of this shape only. "" if every id is admitted."""
         if self.after > 1:
             return f"count {shards}x{self.pending}"
         return f"probability {shards}" if self.probability < 1 else ""

@@ -1,13 +1,13 @@
-"""The table as a Keras layer: `model.fit` trains its rows.
+"""A Keras layer around the table, so that `model.fit` trains its rows.
 
     video = Embedding(Table(16, "video", optimizer=Adagrad(0.05)))
     model = tf.keras.Sequential([tf.keras.Input((), dtype=tf.int64), video, tf.keras.layers.Dense(1)])
     model.compile(optimizer="adam", loss="mse")                      # of the dense weights: rows have their own
     model.fit(ids, labels)
 
-The layer's gradient is a step of the table's optimizer: it is taken where a tape asks for the gradient of the layer's
-trainable weights, as Keras' `train_step` does, inside or outside of a tf.function. The one weight that makes a tape
-ask, `anchor`, has gradient 0 and moves nothing. Who wants the rows' gradients watches `table.lookup(ids)`.
+The layer's gradient is a step of the table's optimizer. The layer takes it when a tape asks for the gradient of the
+layer's trainable weights, as Keras' `train_step` does, inside or outside of a tf.function. The weight `anchor` only
+makes a tape ask; its gradient is 0. To get the rows' gradients, watch `table.lookup(ids)`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from training.cuckoo.table import Table
 
 
 class Embedding(tf.keras.layers.Layer):  # type: ignore[misc]
-    """Rows of `table` for ids of any shape [...]: float32[..., dim].
+    """A layer that returns the rows of `table` for ids of any shape [...]: float32[..., dim].
 
-    In training a new id is inserted, otherwise it reads zeros. Ids that repeat in a call take one step with the sum of
-    their gradients; two calls of the layer in one step of a model are two steps, so give it all ids at once.
+    In training it inserts a new id; otherwise a new id reads zeros. An id that repeats in a call takes one step with
+    the sum of its gradients. Two calls of the layer in one step of a model are two steps, so pass all ids at once.
     `learning_rate` (default: that of each segment's optimizer) is a number, a variable, a Keras schedule over the
     layer's own steps, or a function without arguments. `trainable = False` freezes the rows.
     """
@@ -32,7 +32,7 @@ class Embedding(tf.keras.layers.Layer):  # type: ignore[misc]
     def __init__(self, table: Table, learning_rate: float | Callable[..., Any] | Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.table, self.learning_rate = table, learning_rate
-        self.supports_jit = False  # XLA knows no table
+        self.supports_jit = False  # XLA cannot compile the table's ops
 
     def build(self, input_shape: Any) -> None:
         self.anchor = self.add_weight(name="anchor", shape=(), dtype="float32", initializer="zeros")

@@ -1,4 +1,4 @@
-"""The op library `_cuckoo.so`: found, held against the TensorFlow at hand, loaded once."""
+"""Loads the op library `_cuckoo.so` once, after a check that it was built for this TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def check(path: Path, version: str) -> None:
     if not path.is_file():
         raise ImportError(f"the table op {path} is not built: run `make setup`")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = BUILT_FOR.search(content)
-        built_for = found[1].decode() if found else "unknown"
+        match = BUILT_FOR.search(content)
+        built_for = match[1].decode() if match else "unknown"
     if built_for != version:
         raise ImportError(
             f"the table op {path} was built for TensorFlow {built_for}, this is {version}: run `make setup`"
@@ -32,6 +32,6 @@ def check(path: Path, version: str) -> None:
 
 @functools.cache
 def ops() -> Any:
-    """The module of the ops, `cuckoo_lookup` and so on."""
+    """Returns the module of the ops: `cuckoo_lookup` and so on."""
     check(PATH, tf.__version__)
     return tf.load_op_library(str(PATH))

@@ -1,14 +1,14 @@
-"""How the rows of a table learn: SGD, Momentum, Adagrad, Adam and FTRL, each with Keras 3's formula, defaults, names.
+"""Optimizers of a table's rows: SGD, Momentum, Adagrad, Adam and FTRL, with Keras 3's formulas, defaults and names.
 
     Table(16, "video", optimizer=Adagrad(0.05))
     Table([Segment(1, FTRL(0.05, l1=0.001), Zeros()), Segment(16, Adam())], "user")
 
-All are lazy: a row that no gradient names in a step is not touched, so its moments do not fade and its weights do not
-decay meanwhile. Adam corrects its bias by the row's own count of steps, kept in its slots. Where every step names every
-row that is Keras, number by number.
+All are lazy: a step does not touch a row without a gradient. So the moments of that row do not fade, and its weights do
+not decay. Adam corrects its bias by the row's own count of steps, which is kept in its slots. If every step names every
+row, the numbers equal those of Keras.
 
 Settings of all of them, in Keras' order: the gradient is clipped, the weights decay, the rule steps.
-  learning_rate  used where `apply` is given none
+  learning_rate  used if `apply` gets none
   weight_decay   w -= w * weight_decay * learning_rate (Loshchilov and Hutter, ICLR 2019: Adam with it is AdamW)
   clip_value     each number of the gradient into [-clip_value, clip_value]
   clip_norm      the L2 norm of a row's gradient over the segment at most this
@@ -21,12 +21,12 @@ from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, fields
 
 SETTINGS = ("decay", "clip", "clip_norm", "start", "epsilon", "beta_1", "beta_2", "l1", "l2", "shrinkage", "beta")
-"""The order in which the op takes them (optimizer.h); a rule leaves those it has not at 0."""
+"""Settings in the order in which the op takes them (optimizer.h). A rule passes 0 for those it does not have."""
 
 
 @dataclass(frozen=True)
 class Optimizer(ABC):
-    """What all have in common; not one by itself."""
+    """Base class of the optimizers: their common settings."""
 
     learning_rate: float = 0.001
     _: KW_ONLY
@@ -36,7 +36,7 @@ class Optimizer(ABC):
 
     def __post_init__(self) -> None:
         if self.clip_value is not None and self.clip_norm is not None:
-            raise ValueError(f"{self!r}: given are clip_value and clip_norm, allowed is one of them")
+            raise ValueError(f"{self!r}: clip_value and clip_norm are both set, allowed is one of them")
         for field in fields(self):
             value = getattr(self, field.name)
             positive = field.name in ("learning_rate", "clip_value", "clip_norm")
@@ -50,15 +50,15 @@ class Optimizer(ABC):
 
     @property
     def rule(self) -> str:
-        """The op's name of it."""
+        """Returns the op's name of the rule."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def slot_floats(self, dim: int) -> int:
-        """Numbers that it keeps beside `dim` weights."""
+        """Returns how many numbers it keeps beside `dim` weights."""
 
     def settings(self) -> list[float]:
-        """Its settings in the order of SETTINGS."""
+        """Returns its settings in the order of SETTINGS."""
         own = self._own() | {"decay": self.weight_decay, "clip": self.clip_value, "clip_norm": self.clip_norm}
         return [float(own.get(name) or 0) for name in SETTINGS]
 

@@ -1,7 +1,7 @@
-"""What a row is made of: segments, each of so many weights, with an optimizer and an initializer of its own.
+"""Segments of a row: each has a number of weights, an optimizer and an initializer of its own.
 
-A weight begins as a function of (seed, name of the table, key, column), so neither the order of inserts nor the number
-of threads shows.
+A weight's first value is a function of (seed, name of the table, key, column). So it depends neither on the order of
+inserts nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from training.cuckoo.optimizers import Adagrad, Optimizer
 
 @dataclass(frozen=True)
 class Zeros:
-    """0."""
+    """Every weight begins at 0."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """`value`."""
+    """Every weight begins at `value`."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """In [-scale, scale)."""
+    """Weights begin uniform in [-scale, scale)."""
 
     scale: float = 0.05
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Of mean 0 and standard deviation `scale`."""
+    """Weights begin normal, with mean 0 and standard deviation `scale`."""
 
     scale: float = 0.01
 
@@ -65,7 +65,7 @@ class Segment:
 
     @property
     def scale(self) -> float:
-        """The initializer's one number."""
+        """Returns the initializer's one number."""
         match self.initializer:
             case Zeros():
                 return 0.0
@@ -76,5 +76,5 @@ class Segment:
 
     @property
     def slot_floats(self) -> int:
-        """Numbers that the optimizer keeps in the row."""
+        """Returns how many numbers the optimizer keeps in the row."""
         return self.optimizer.slot_floats(self.dim)

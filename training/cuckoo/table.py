@@ -5,11 +5,10 @@
     ...                                                              # gradients of the rows, [n, 16]
     table.apply(ids, gradients)                                      # one step; repeated ids are summed
     keys, rows, slots, ticks = table.export_since(last_tick)         # what changed
-    gone = table.evict(old_tick)                                     # what did not change for long
+    keys = table.evict(old_tick)                                     # removes rows that did not change since
 
-All methods work eagerly and inside `tf.function`, and may be called from any number of threads. Errors are
-`tf.errors.InvalidArgumentError` naming the argument, and `ResourceExhaustedError` where memory ends, which leaves the
-table whole.
+All methods work eagerly and inside `tf.function`, from any number of threads. `tf.errors.InvalidArgumentError` names a
+wrong argument. `ResourceExhaustedError` reports that memory is exhausted; the table stays whole.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from training.cuckoo.segments import Initializer, Normal, Segment
 
 ROWS_PER_SHARD = 16_384
 MOST_SHARDS = 16
-"""So many threads write side by side; readers take no lock. More would begin more pages of 2 MB."""
+"""The number of threads that can write at once. Readers take no lock. More shards would begin more pages of 2 MB."""
 
 MANIFEST = "manifest.json"
 _LAST_TICK = 2**32 - 1
@@ -41,8 +40,7 @@ _numbers = itertools.count()
 
 
 class Rows(NamedTuple):
-    """Whole rows, in no order that means anything: keys int64[n], rows float32[n, dim], slots float32[n, slot_floats],
-    ticks int64[n]."""
+    """Whole rows in any order: keys int64[n], rows float32[n, dim], slots float32[n, slot_floats], ticks int64[n]."""
 
     keys: Any
     rows: Any
@@ -51,16 +49,16 @@ class Rows(NamedTuple):
 
 
 class Table(TrackableResource):  # type: ignore[misc]
-    """int64 key -> row of `dim` float32 weights, and beside them what their optimizers keep (`slot_floats` numbers).
+    """A map from int64 keys to rows: `dim` float32 weights, and beside them `slot_floats` numbers of the optimizers.
 
-    Either `dim` weights with one `optimizer` and `initializer`, or a list of segments with their own: a bias with FTRL
-    beside a vector with Adagrad. A new row is a function of (seed, name, key): neither order nor number of threads
-    shows.
+    A row has either `dim` weights with one `optimizer` and `initializer`, or segments with their own, for example a
+    bias with FTRL beside a vector with Adagrad. A new row is a function of (seed, name, key), whatever the order of
+    inserts and the number of threads.
 
-    `admission`: which unknown ids `lookup` gives a row; without it all.
-    `nonfinite`: gradients with NaN or Inf are refused with nothing changed, or "zero": such numbers read 0.
+    `admission` decides which unknown ids `lookup` gives a row; without it, all of them.
+    `nonfinite`: "refuse" refuses a gradient with NaN or Inf and changes nothing; "zero" reads such numbers as 0.
     `expected_rows` sets the number of shards (1 to 16), not a limit. Tables of one `shared_name` in a process are one
-    table, which outlives its Python objects; without it the table is the object's own.
+    table, which outlives its Python objects. Without it the table belongs to this object.
     """
 
     def __init__(
@@ -117,9 +115,9 @@ class Table(TrackableResource):  # type: ignore[misc]
             self._once = tf.zeros([0], tf.int64)
 
     def lookup(self, ids: Any, sights: Any = None) -> Any:
-        """Rows of ids int64[n], float32[n, dim]; a new one is inserted and stamped with the present tick.
+        """Returns the rows of ids int64[n], float32[n, dim]. Inserts a new id and stamps it with the present tick.
 
-        One that is not admitted yet reads zeros. `sights` int64[n]: how often each id was seen, without it once.
+        An id that is not admitted yet reads zeros. `sights` int64[n] says how often each id was seen; default: once.
         """
         return self._lookup(ids, sights, insert=True)
 
@@ -128,13 +126,13 @@ class Table(TrackableResource):  # type: ignore[misc]
         return ops().cuckoo_lookup(self.resource_handle, _keys(ids), sights, dim=self.dim, insert=insert)
 
     def find(self, ids: Any) -> Any:
-        """Rows of ids int64[n], float32[n, dim]; zeros where there is none. Changes nothing."""
+        """Returns the rows of ids int64[n], float32[n, dim]; zeros for an id without a row. Changes nothing."""
         return self._lookup(ids, None, insert=False)
 
     def apply(self, ids: Any, gradients: Any, learning_rate: Any = None) -> Any:
-        """One step of each segment's optimizer on the rows of ids int64[n] with gradients float32[n, dim].
+        """Takes one step of each segment's optimizer on the rows of ids int64[n] with gradients float32[n, dim].
 
-        The gradients of a repeated id are summed first: it takes one step. An id without a row is passed over.
+        The gradients of a repeated id are summed first, so it takes one step. An id without a row is ignored.
         `learning_rate` is one number or tensor, or one a segment (a schedule's value of this step); without it each
         optimizer's own. Returns the number of rows changed, int64.
         """
@@ -144,23 +142,23 @@ class Table(TrackableResource):  # type: ignore[misc]
         return ops().cuckoo_apply(self.resource_handle, _keys(ids), gradients, rates)
 
     def import_rows(self, keys: Any, rows: Any, slots: Any, ticks: Any) -> Any:
-        """Sets whole rows (shapes as in Rows); of a repeated key the last one stands. The tick moves on to theirs."""
+        """Sets whole rows (shapes as in Rows). The last row of a repeated key wins. The tick moves on to theirs."""
         return ops().cuckoo_import(self.resource_handle, _keys(keys), rows, slots, ticks)
 
     def export_since(self, tick: Any) -> Rows:
-        """Rows inserted, applied to or imported with a tick > `tick`; all rows if it is 0."""
+        """Returns the rows that were inserted, applied to or imported with a tick > `tick`; all rows if it is 0."""
         return Rows(*ops().cuckoo_export_since(self.resource_handle, tick))
 
     def remove(self, keys: Any) -> Any:
-        """Takes rows out, bool[n]: which keys had one. Their memory is used again."""
+        """Removes rows and returns which keys had one, bool[n]. New rows use their memory again."""
         return ops().cuckoo_remove(self.resource_handle, _keys(keys))
 
     def evict(self, tick: Any) -> Any:
-        """Takes out the rows whose tick is `tick` or before: their keys, int64[n]. Their memory is used again."""
+        """Removes rows whose tick is `tick` or before, and returns their keys, int64[n]. Their memory is used again."""
         return ops().cuckoo_evict(self.resource_handle, tick)
 
     def export_admission(self, tick: Any) -> tuple[Any, Any]:
-        """Lines of the admission filter that changed after `tick`: their places int64[m], their bytes uint8[m, 64]."""
+        """Returns the lines of the admission filter that changed after `tick`: places int64[m], bytes uint8[m, 64]."""
         return ops().cuckoo_export_admission(self.resource_handle, tick)  # type: ignore[no-any-return]
 
     def import_admission(self, places: Any, lines: Any) -> Any:
@@ -168,22 +166,23 @@ class Table(TrackableResource):  # type: ignore[misc]
         return ops().cuckoo_import_admission(self.resource_handle, _keys(places), lines)
 
     def tick(self) -> Any:
-        """The clock that stamps rows, int64; it begins at 1."""
+        """Returns the clock that stamps rows, int64. It begins at 1."""
         return ops().cuckoo_tick(self.resource_handle)
 
     def set_tick(self, tick: Any) -> Any:
-        """Moves the clock to `tick`, which is the present one or a later one, below 2^32."""
+        """Moves the clock to `tick`: the present tick or a later one, below 2^32."""
         return ops().cuckoo_set_tick(self.resource_handle, tick)
 
     def stats(self) -> dict[str, int | float]:
-        """Rows, places for keys, their ratio, bytes of memory, tick. Eager only."""
+        """Returns rows, places for keys, their ratio, bytes of memory, and the tick. Eager only."""
         size, capacity, used = (int(x) for x in ops().cuckoo_stats(self.resource_handle).numpy())
         return {"size": size, "capacity": capacity, "load": size / capacity, "bytes": used, "tick": int(self.tick())}
 
     def save(self, folder: str | Path) -> None:
-        """Writes the table to a new folder: a file a shard, its index with it, and a manifest last. Eager only.
+        """Writes the table to a new folder: one file a shard with its index, and the manifest last. Eager only.
 
-        Memory: a few MB a thread. Rows may be read meanwhile; each shard is of one moment, which writers wait for.
+        It needs a few MB of memory a thread. Readers continue meanwhile. Each file shows its shard at one moment, for
+        which writers wait.
         """
         folder = Path(folder)
         folder.mkdir(parents=True)
@@ -199,18 +198,20 @@ class Table(TrackableResource):  # type: ignore[misc]
         part.rename(folder / MANIFEST)
 
     def restore(self, folder: str | Path) -> None:
-        """Reads what `save` wrote into this table, which is empty and has the same segments, seed and shards.
+        """Reads what `save` wrote into this table, which must be empty and have the same segments, seed and shards.
 
-        ValueError where the folder is of another table, `tf.errors.DataLossError` where a file is damaged: the table is
-        empty still. Eager only.
+        Raises ValueError if the folder is of another table, `tf.errors.DataLossError` if a file is damaged. The table
+        then stays empty. Eager only.
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(f"table {self.name}: {path} is not there: the table in this folder is not whole")
-        found = json.loads(path.read_text())["table"]
-        if found != self._described():
+        described = json.loads(path.read_text())["table"]
+        if described != self._described():
             differ = [
-                f"{k} {found.get(k)!r}, expected {v!r}" for k, v in self._described().items() if v != found.get(k)
+                f"{k} {described.get(k)!r}, expected {v!r}"
+                for k, v in self._described().items()
+                if v != described.get(k)
             ]
             raise ValueError(f"table {self.name}: {folder} holds another table: {'; '.join(differ)}")
         ops().cuckoo_restore(self.resource_handle, str(folder))
@@ -219,23 +220,23 @@ class Table(TrackableResource):  # type: ignore[misc]
                 self.import_admission(filter["places"], filter["lines"])
 
     def _described(self) -> dict[str, Any]:
-        """What must be equal for one table's files to be another's."""
-        kept = {k: self._settings[k] for k in ("seed", "shards")}
-        return {"segments": [repr(s) for s in self.segments], "admission": self.admission_shape, **kept}
+        """Describes what must be equal for one table to read the files of another."""
+        settings = {k: self._settings[k] for k in ("seed", "shards")}
+        return {"segments": [repr(s) for s in self.segments], "admission": self.admission_shape, **settings}
 
     def _create_resource(self) -> Any:
         return ops().cuckoo_table(shared_name=self._shared_name, **self._settings)
 
     def _initialize(self) -> None:
-        """A new table is empty: there is nothing to run."""
+        """Does nothing: a new table is empty."""
 
     def _serialize_to_tensors(self) -> dict[str, Any]:
-        """What tf.train.Checkpoint and tf.saved_model.save write: all rows in one tensor, and the clock."""
+        """Returns what tf.train.Checkpoint and tf.saved_model.save write: all rows in one tensor, and the clock."""
         places, lines = self.export_admission(0)
         return {**self.export_since(0)._asdict(), "places": places, "lines": lines, "tick": self.tick()}
 
     def _restore_from_tensors(self, restored: dict[str, Any]) -> Any:
-        """The table becomes what was saved: rows that it has beside go."""
+        """Makes the table what was saved. Rows that are not in the saved table are removed."""
         with tf.control_dependencies([self.evict(_LAST_TICK)]):
             imported = self.import_rows(*(restored[name] for name in Rows._fields))
         places, lines = self.export_admission(0)

@@ -27,6 +27,8 @@ from streaming.example import Batch, batches
 from streaming.source import Source, load
 from training.learn.learner import Learner, Settings
 from training.learn.state import State
+from training.models.model import DEFAULT
+from training.models.model import load as load_model
 
 log = logging.getLogger("batch")
 
@@ -65,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # nothing exists before its manifest: there is no undoing
     try:
         source = load(args.source)
-        state = State(Learner(source.declaration, Settings(batch=args.batch, seed=args.seed)), args.source)
+        state = State(
+            Learner(load_model(args.model, source.declaration, args.seed), Settings(args.batch, args.seed)), args.source
+        )
         if not args.untrained:
             state = _trained(state, source, args.epochs)
         base = publish(state, Log(args.log))
@@ -117,6 +121,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--source", required=True, help="kuairand, simulator?seed=7, a module, or a path to a .py file")
     parser.add_argument("--log", required=True, type=Path, metavar="DIR", help="the delta log's folder")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT,
+        help="a module of training/models and its settings: deepfm?dim=8 (default: %(default)s)",
+    )
     parser.add_argument("--untrained", action="store_true", help="begin with an empty base, from the declaration alone")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the history (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=Settings.batch, help="examples a step (default: %(default)s)")

@@ -33,7 +33,7 @@ class Feed:
             lines = [r.value or b"" for r in records]
             batch = decode(lines, self._declaration)
             for place, reason in batch.bad:
-                self._reader.bury(topic, partition, records[place].offset, lines[place], reason)
+                self._reader.bury(topic, partition, records[place].offset, lines[place], "example", reason)
             for beat in batch.progress:
                 self._beats.see(partition, beat.heartbeat_ms, beat.subtask, beat.subtasks)
             found.append(batch)

@@ -1,6 +1,6 @@
-"""One step of training: ids to rows, the model, the loss, Adagrad on the rows and on the dense weights.
+"""One step of training: ids to rows, the model, the loss, the optimizers of rows and dense weights.
 
-    learner = Learner(declaration, Settings())
+    learner = Learner(load("deepfm", declaration), Settings())
     outcome = learner.train(batch)  # logits before the step: float32[n, tasks], and the loss
     logits = learner.score(batch)  # changes nothing
 
@@ -17,26 +17,18 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from streaming.declaration import Declaration, Policy
+from streaming.declaration import Policy
 from streaming.example import Batch, Ragged
-from training.cuckoo import Adagrad, Admission, Normal, Segment, Table, Zeros
-from training.models.deepfm import Ranker, loss
+from training.cuckoo import SGD, Adagrad, Admission, Table
+from training.models.model import Context, Model
+from training.models.pooling import pooled
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How it learns. `batch` is the constant B of the loss and the most examples a step takes.
-
-    `row_start` and `dense_start` are Adagrad's first accumulators. Gradients carry the 1 / B of the loss, so they are
-    about 0.1 / B^2 for a row, which few examples of a batch touch.
-    """
+    """`batch` is the constant B of the loss and the most examples a step takes; `seed` is of the rows' first values."""
 
     batch: int = 512
-    row_rate: float = 0.05
-    row_start: float = 1e-7
-    row_scale: float = 0.02
-    dense_rate: float = 0.05
-    dense_start: float = 1e-6
     seed: int = 0
 
 
@@ -48,32 +40,33 @@ class Outcome(NamedTuple):
 
 
 class Learner:
-    """The tables, the ranker and its optimizer: what a step changes."""
+    """The tables, the model and the state of its optimizers: what a step changes.
 
-    def __init__(self, declaration: Declaration, settings: Settings | None = None) -> None:
-        self.declaration = declaration
+    `weights`: name -> dense weight; `slots`: name -> what its optimizer keeps of it, of the weight's shape or empty.
+    """
+
+    def __init__(self, model: Model, settings: Settings | None = None) -> None:
+        self.model, self.declaration = model, model.declaration
         self.settings = s = settings or Settings()
-        adagrad = Adagrad(s.row_rate, start=s.row_start)
-        segments = [Segment(1, adagrad, Zeros()), Segment(declaration.row_dim - 1, adagrad, Normal(s.row_scale))]
         self.tables = {
-            name: Table(segments, name, admission=_admission(declaration.policy(name)), seed=s.seed)
-            for name in declaration.tables
-        }
-        self.ranker = Ranker(declaration, seed=s.seed)
-        self.weights = self.ranker.dense_weights()
-        self.accumulators = {
-            name: tf.Variable(tf.fill(w.shape, s.dense_start), trainable=False) for name, w in self.weights.items()
-        }
+            name: Table(
+                [segment.of_table() for segment in segments], name,
+                admission=_admission(self.declaration.policy(name)), seed=s.seed,
+            )
+            for name, segments in model.tables.items()
+        }  # fmt: skip
+        self.weights = {name: weight.variable for name, weight in model.dense.items()}
+        self.slots = {name: _slots(model, name) for name in model.dense}
         # Ids of any number, examples of any number: one trace.
         features = {
             f.name: (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.int64))
             if f.kind == "ids"
             else tf.TensorSpec([None], tf.int64)
-            for f in declaration.features
+            for f in self.declaration.features
             if f.table
         }
-        numbers = tf.TensorSpec([None, len(self.ranker.numbers)], tf.float32)
-        matrix = tf.TensorSpec([None, len(declaration.tasks)], tf.float32)
+        numbers = tf.TensorSpec([None, len(model.number_features)], tf.float32)
+        matrix = tf.TensorSpec([None, len(self.declaration.tasks)], tf.float32)
         self._train = tf.function(
             self._step, input_signature=[features, numbers, matrix, matrix, tf.TensorSpec([None], tf.float32)]
         )
@@ -95,15 +88,15 @@ class Learner:
         columns: dict[str, Any] = {
             n: (c.values, c.row_splits) if isinstance(c, Ragged) else c
             for n, c in batch.features.items()
-            if n in self.ranker.rows_of
+            if n in self.model.row_features
         }
-        numbers = [batch.features[n] for n in self.ranker.numbers]
+        numbers = [batch.features[n] for n in self.model.number_features]
         return columns, np.stack(numbers, axis=1) if numbers else np.zeros((batch.size, 0), np.float32)
 
     def _unique(self, features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Table -> its unique ids; feature -> where each of its ids is among them; table -> how often each is there."""
         ids, places, sights = {}, {}, {}
-        for table in self.tables:
+        for table in self.declaration.tables:
             mine = [f for f in self.declaration.features if f.table == table]
             flat = [features[f.name][0] if f.kind == "ids" else features[f.name] for f in mine]
             ids[table], where, counts = tf.unique_with_counts(tf.concat(flat, 0))
@@ -112,45 +105,53 @@ class Learner:
                 places[f.name] = part
         return ids, places, sights
 
-    def _gather(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:
-        """Feature -> float32[n, row_dim]: its row, or the mean of its rows (no rows: zeros)."""
-        gathered = {}
-        for f in self.declaration.features:
-            if f.table:
-                found = tf.gather(rows[f.table], places[f.name])
-                if f.kind == "ids":
-                    splits = features[f.name][1]
-                    counts = splits[1:] - splits[:-1]
-                    owner = tf.repeat(tf.range(tf.size(counts)), counts)
-                    sums = tf.math.unsorted_segment_sum(found, owner, tf.size(counts))
-                    found = sums / tf.cast(tf.maximum(counts, 1), tf.float32)[:, None]
-                gathered[f.name] = found
-        return gathered
+    def _outputs(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any], numbers: Any) -> Any:
+        """The model's outputs from table -> float32[ids, dim] rows of the unique ids."""
+        of_ids = {f.name: tf.gather(rows[f.table], places[f.name]) for f in self.declaration.features if f.table}
+        splits = {f.name: features[f.name][1] for f in self.declaration.features if f.kind == "ids"}
+        return self.model.outputs(pooled(of_ids, splits), numbers, Context(tf.shape(numbers)[0]))
 
     def _find(self, features: dict[str, Any], numbers: Any) -> Any:
         ids, places, _ = self._unique(features)
-        rows = {name: table.find(ids[name]) for name, table in self.tables.items()}
-        return self.ranker.logits(self._gather(rows, places, features), numbers)
+        rows = {name: self.tables[name].find(ids[name]) for name in ids}
+        return self.model.logits(self._outputs(rows, places, features, numbers))
 
     def _step(self, features: dict[str, Any], numbers: Any, labels: Any, weights: Any, pi: Any) -> tuple[Any, Any]:
         """The logits are of the state before the step (test, then train): unknown ids read zeros, as in serving."""
         ids, places, sights = self._unique(features)
-        known = {name: table.find(ids[name]) for name, table in self.tables.items()}
-        tested = self.ranker.logits(self._gather(known, places, features), numbers)
-        rows = {name: table.lookup(ids[name], sights[name]) for name, table in self.tables.items()}
+        present = {name: self.tables[name].find(ids[name]) for name in ids}
+        tested = self.model.logits(self._outputs(present, places, features, numbers))
+        rows = {name: self.tables[name].lookup(ids[name], sights[name]) for name in ids}
         dense = list(self.weights.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*rows.values(), *dense])
-            logits = self.ranker.logits(self._gather(rows, places, features), numbers)
-            value = loss(logits, labels, weights, pi, self.settings.batch)
-        of_rows, of_dense = tape.gradient(value, [list(rows.values()), dense])
-        for (name, table), gradient in zip(self.tables.items(), of_rows, strict=True):
-            table.apply(ids[name], tf.convert_to_tensor(gradient))
-        for (name, weight), gradient in zip(self.weights.items(), of_dense, strict=True):
-            # Adagrad (Duchi et al., JMLR 12, 2011): a += g^2; w -= rate * g / sqrt(a)
-            total = self.accumulators[name].assign_add(gradient * gradient)
-            weight.assign_sub(self.settings.dense_rate * gradient * tf.math.rsqrt(total))
+            outputs = self._outputs(rows, places, features, numbers)
+            value = self.model.loss(outputs, labels, weights, pi, self.settings.batch)
+        zero = tf.UnconnectedGradients.ZERO  # of what travels with the rows and is not learned
+        of_rows, of_dense = tape.gradient(value, [list(rows.values()), dense], unconnected_gradients=zero)
+        for name, gradient in zip(ids, of_rows, strict=True):
+            self.tables[name].apply(ids[name], tf.convert_to_tensor(gradient))
+        for name, gradient in zip(self.weights, of_dense, strict=True):
+            self._descend(name, gradient)
         return tested, value
+
+    def _descend(self, name: str, gradient: Any) -> None:
+        """One step of a dense weight's optimizer."""
+        weight, optimizer = self.model.dense[name]
+        if isinstance(optimizer, Adagrad):
+            # Adagrad (Duchi et al., JMLR 12, 2011): a += g^2; w -= rate * g / sqrt(a + epsilon)
+            total = self.slots[name].assign_add(gradient * gradient)
+            gradient *= tf.math.rsqrt(total + optimizer.epsilon)
+        weight.assign_sub(optimizer.learning_rate * gradient)
+
+
+def _slots(model: Model, name: str) -> tf.Variable:
+    weight, optimizer = model.dense[name]
+    if isinstance(optimizer, Adagrad):
+        return tf.Variable(tf.fill(weight.shape, optimizer.start), trainable=False)
+    if isinstance(optimizer, SGD):
+        return tf.Variable(tf.zeros([0]), trainable=False)
+    raise ValueError(f"model {model.info}: the optimizer of {name} is {optimizer!r}, allowed are Adagrad, SGD")
 
 
 def _admission(policy: Policy) -> Admission:

@@ -36,6 +36,7 @@ from training.learn.feed import Feed
 from training.learn.learner import Learner, Settings
 from training.learn.state import State
 from training.learn.takeover import AtHead, Moved
+from training.models.model import load as load_model
 from training.record.tracking import Tracking
 
 POLL_MS = 50
@@ -264,7 +265,8 @@ def _run(args: argparse.Namespace, stopping: threading.Event, gauges: Gauges, he
     lineage = args.lineage or delta_log.serving()
     if lineage is None:
         raise LogError(f"{delta_log.path}: serves no lineage yet (python -m training.learn.batch_pass begins one)")
-    learner = Learner(source.declaration, Settings(batch=args.batch))
+    model = delta_log.manifest(lineage, "base", delta_log.seqs(lineage, "base")[-1]).model
+    learner = Learner(load_model(args.model or str(model), source.declaration), Settings(batch=args.batch))
     learner.train(decode([], source.declaration))  # traces the step, seconds that no delta should wait for
     state = State(learner, args.source)
     state.counts_freshness = not args.until_head
@@ -316,6 +318,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         epilog="The log needs a lineage: python -m training.learn.batch_pass --source SOURCE --log LOG begins one.",
     )
     parser.add_argument("--source", required=True, help="kuairand, simulator?seed=7, a module, or a path to a .py file")
+    parser.add_argument(
+        "--model",
+        default="",
+        help="a module of training/models and its settings, as in deepfm?dim=8 (default: the lineage's own)",
+    )
     parser.add_argument("--log", required=True, type=Path, metavar="DIR", help="the delta log's folder")
     parser.add_argument("--lineage", default="", help="go on with it (default: the one that is served, as it changes)")
     parser.add_argument("--until-head", action="store_true", help="learn what the topic holds, commit, and end")

@@ -32,6 +32,7 @@ from streaming.hashing import fnv1a64, learned_sum
 from training.learn.expiry import Expiry
 from training.learn.learner import Learner
 from training.learn.metrics import Tested
+from training.models.model import make
 
 SCORED_AT_ONCE = 8192
 """Examples scored in one call: so many rows are in memory."""
@@ -107,9 +108,10 @@ class State:
         self._pending = Cut(
             source=self.source,
             declaration=self.declaration.sha256,
+            model=self.learner.model.info,
             tables=tables,
             dense={
-                name: Weight(weight.numpy(), self.learner.accumulators[name].numpy().ravel())
+                name: Weight(weight.numpy(), self.learner.slots[name].numpy().ravel())
                 for name, weight in self.learner.weights.items()
             },
             totals=totals,
@@ -169,20 +171,10 @@ class State:
         if base_seq is not None:
             deltas = []
         last = deltas[-1] if deltas else base
-        if last.declaration != self.declaration.sha256:
-            raise LogError(
-                f"{last.folder}: was learned under declaration {last.declaration[:12]} of source {last.source}, given"
-                f" is {self.declaration.sha256[:12]} of {self.source}: begin a new lineage (training.learn.batch_pass)"
-            )
+        self._check_origin(last)
         dense = read_dense(last)
-        if list(dense) != list(self.learner.weights):
-            raise LogError(f"{last.folder}: dense weights {list(dense)}, expected {list(self.learner.weights)}")
         for name, rows in merged(base, deltas).items():
             table = self.learner.tables[name]
-            if (rows.rows.shape[1], rows.slots.shape[1]) != (table.dim, table.slot_floats):
-                raise LogError(
-                    f"{last.folder}: table {name}: rows of {rows.rows.shape[1]}, expected {table.dim} floats"
-                )
             table.import_rows(rows.keys, rows.rows, rows.slots, rows.ticks.astype(np.int64))
             if rows.admission.shape == table.admission_shape:
                 table.import_admission(rows.admission.places.astype(np.int64), rows.admission.lines)
@@ -192,7 +184,7 @@ class State:
             table.set_tick(last.tick + 1)
         for name, weight in dense.items():
             self.learner.weights[name].assign(weight.value)
-            self.learner.accumulators[name].assign(weight.slots.reshape(weight.value.shape))
+            self.learner.slots[name].assign(weight.slots.reshape(self.learner.slots[name].shape))
         self.positions = last.positions
         self.learned = int(last.learned["count"]), int(last.learned["sum"])
         self.learned_until_ms, self._clean_tick = last.learned_until_ms, last.tick
@@ -200,10 +192,30 @@ class State:
         self.newest_event_ms = max(self.expiry.tick_times.values(), default=-1)
         return last
 
+    def _check_origin(self, manifest: Manifest) -> None:
+        """LogError unless the state of `manifest` is of this declaration and fits this model."""
+        begin = "begin a new lineage (python -m training.learn.batch_pass)"
+        if manifest.declaration != self.declaration.sha256:
+            raise LogError(
+                f"{manifest.folder}: declaration is {manifest.declaration[:12]} of source {manifest.source}, the"
+                f" trainer's is {self.declaration.sha256[:12]} of {self.source}: {begin}"
+            )
+        model = self.learner.model
+        tables = {name: (t.dim, t.slot_floats) for name, t in self.learner.tables.items()}
+        dense = [(name, tuple(weight.shape)) for name, weight in self.learner.weights.items()]
+        if (
+            manifest.model.name != model.info.name
+            or tables != {name: (info.dim, info.slots) for name, info in manifest.tables.items()}
+            or dense != [(name, weight.value.shape) for name, weight in read_dense(manifest).items()]
+        ):
+            raise LogError(f"{manifest.folder}: model is {manifest.model}, the trainer's is {model.info}: {begin}")
+        if manifest.model != model.info:
+            logger.info("%s: model was %s, is %s from here on", manifest.name, manifest.model, model.info)
+
 
 def score_with(base: Manifest, examples: Batch, declaration: Declaration, source: str) -> npt.NDArray[np.float32]:
     """The logits that a base alone gives: float32[n, tasks]; unknown ids read zeros."""
-    learner = Learner(declaration)
+    learner = Learner(make(base.model, declaration))
     State(learner, source).restore(Log(base.folder.parents[1]), base.lineage, base.seq)
     parts = [learner.score(examples.slice(at, at + SCORED_AT_ONCE)) for at in range(0, examples.size, SCORED_AT_ONCE)]
     return np.concatenate([np.zeros((0, len(declaration.tasks)), np.float32), *parts])

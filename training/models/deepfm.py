@@ -1,7 +1,7 @@
-"""The ranker: DeepFM over gathered rows, one head a task. Trainer and export share this one forward function.
+"""DeepFM over gathered rows, one head a task.
 
-A feature of kind `id` or `ids` gives a row [linear weight | vector of dim]; `ids` is the mean of its rows, and an
-unknown id or an empty list is zeros. With w_i the linear weights, v_i the vectors and x the numbers, task t's logit is
+A feature of kind `id` or `ids` has a row [linear weight | vector of dim]. With w_i the linear weights, v_i the vectors
+and x the numbers, task t's logit is
 
     f_t = b_t + a_t * sum_i w_i + u_t . x  +  c_t * sum_{i<j} <v_i, v_j>  +  h_t . tower([v_1 .. v_m, x])
 
@@ -12,75 +12,88 @@ task may weigh them otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from streaming.declaration import Declaration
+from training.cuckoo import Adagrad, Normal, Zeros
+from training.models.model import Context, DenseWeight, Model, RowSegment, Tensors
 
-HIDDEN = (128, 64)
 
+class DeepFM(Model):
+    """DeepFM with Adagrad on rows and dense weights.
 
-class Ranker(tf.Module):  # type: ignore[misc]
-    """DeepFM of a declaration's features and tasks. Its rows live in the tables: here are the dense weights only."""
+    `dim`: numbers of a vector. `hidden`: units of the tower's layers, "128x64". `row_rate`, `dense_rate`: learning
+    rates. `row_start`, `dense_start`: Adagrad's first accumulators; gradients carry the 1 / B of the loss, so they are
+    about 0.1 / B^2 for a row, which few examples of a batch touch. `row_scale`: standard deviation of a new vector.
+    """
 
-    def __init__(self, declaration: Declaration, hidden: tuple[int, ...] = HIDDEN, seed: int = 0) -> None:
-        super().__init__(name="ranker")
-        self.declaration = declaration
-        self.rows_of = tuple(f.name for f in declaration.features if f.table)
-        self.numbers = tuple(f.name for f in declaration.features if not f.table)
-        tasks, dim = len(declaration.tasks), declaration.dim
+    def __init__(
+        self, declaration: Declaration, *, seed: int = 0, dim: int = 16, hidden: str = "128x64",
+        row_rate: float = 0.05, row_start: float = 1e-7, row_scale: float = 0.02, dense_rate: float = 0.05,
+        dense_start: float = 1e-6,
+    ) -> None:  # fmt: skip
+        super().__init__(declaration)
+        units = _units(hidden)
+        self._width = len(self.row_features) * dim
+        if dim < 1:
+            raise ValueError(f"model 'deepfm': dim is {dim}, allowed is 1 or more")
+        if not self.row_features:
+            raise ValueError(f"model 'deepfm': declaration {declaration.name} has no feature of kind id or ids")
+        rows = Adagrad(row_rate, start=row_start)
+        segments = (RowSegment("linear", 1, rows, Zeros()), RowSegment("vector", dim, rows, Normal(row_scale)))
+        self.tables = dict.fromkeys(declaration.tables, segments)
+        tasks = len(declaration.tasks)
         seeds = iter(range(seed * 100, seed * 100 + 100))
 
-        def dense(units: int, name: str, **options: Any) -> keras.layers.Dense:
+        def layer(units: int, name: str, **options: Any) -> keras.layers.Dense:
             start = keras.initializers.GlorotUniform(seed=next(seeds))
             return keras.layers.Dense(units, kernel_initializer=start, name=name, **options)
 
-        self.tower = [dense(units, f"hidden_{i}", activation="relu") for i, units in enumerate(hidden)]
-        self.heads = dense(tasks, "heads")
-        width = len(self.rows_of) * dim + len(self.numbers)
-        for layer, inputs in zip([*self.tower, self.heads], [width, *hidden], strict=True):
-            layer.build((None, inputs))
-        self.linear_scale = tf.Variable(tf.ones([tasks]), name="linear_scale")
-        self.pair_scale = tf.Variable(tf.ones([tasks]), name="pair_scale")
-        self.number_weights = tf.Variable(tf.zeros([len(self.numbers), tasks]), name="number_weights")
+        self._tower = [layer(n, f"hidden_{i}", activation="relu") for i, n in enumerate(units)]
+        self._heads = layer(tasks, "heads")
+        width = self._width + len(self.number_features)
+        variables: dict[str, keras.Variable] = {}
+        for dense, inputs in zip([*self._tower, self._heads], [width, *units], strict=True):
+            dense.build((None, inputs))
+            variables |= {f"{dense.name}_kernel": dense.kernel, f"{dense.name}_bias": dense.bias}
+        variables["linear_scale"] = keras.Variable(tf.ones([tasks]), name="linear_scale")
+        variables["pair_scale"] = keras.Variable(tf.ones([tasks]), name="pair_scale")
+        if self.number_features:  # a weight without values has nothing to say
+            zeros = tf.zeros([len(self.number_features), tasks])
+            variables["number_weights"] = keras.Variable(zeros, name="number_weights")
+        self.variables = variables  # as Keras has them
+        optimizer = Adagrad(dense_rate, start=dense_start, epsilon=0)
+        self.dense = {name: DenseWeight(variable.value, optimizer) for name, variable in variables.items()}
 
-    def dense_weights(self) -> dict[str, tf.Variable]:
-        """Name -> variable, in the order of the delta log's dense.arrow."""
-        weights = {}
-        for layer in [*self.tower, self.heads]:
-            weights[f"{layer.name}_kernel"] = layer.kernel.value
-            weights[f"{layer.name}_bias"] = layer.bias.value
-        weights["linear_scale"] = self.linear_scale
-        weights["pair_scale"] = self.pair_scale
-        if self.numbers:  # a weight of no values has nothing to say
-            weights["number_weights"] = self.number_weights
-        return weights
-
-    def logits(self, rows: Mapping[str, Any], numbers: Any) -> Any:
-        """float32[n, tasks] from feature -> float32[n, row_dim] and numbers float32[n, k], in declared order."""
-        fields = tf.stack([rows[name] for name in self.rows_of], axis=1)  # [n, m, 1 + dim]
+    def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
+        """Task -> logits float32[n], by the formula of the module."""
+        fields = tf.stack([rows[name] for name in self.row_features], axis=1)  # [n, m, 1 + dim]
         linear, vectors = tf.reduce_sum(fields[:, :, 0], axis=1), fields[:, :, 1:]
         # sum_{i<j} <v_i, v_j> = (|sum v|^2 - sum |v|^2) / 2  (Rendle, ICDM 2010, lemma 3.1)
         total = tf.reduce_sum(vectors, axis=1)
         pairs = 0.5 * (tf.reduce_sum(total * total, axis=1) - tf.reduce_sum(vectors * vectors, axis=[1, 2]))
-        hidden = tf.concat([tf.reshape(vectors, [-1, len(self.rows_of) * self.declaration.dim]), numbers], axis=1)
-        for layer in self.tower:
+        hidden = tf.concat([tf.reshape(vectors, [-1, self._width]), numbers], axis=1)
+        for layer in self._tower:
             hidden = layer(hidden)
-        wide = linear[:, None] * self.linear_scale + pairs[:, None] * self.pair_scale
-        if self.numbers:
-            wide += tf.matmul(numbers, self.number_weights)
-        return wide + self.heads(hidden)
+        weight = {name: dense.variable for name, dense in self.dense.items()}
+        wide = linear[:, None] * weight["linear_scale"] + pairs[:, None] * weight["pair_scale"]
+        if self.number_features:
+            wide += tf.matmul(numbers, weight["number_weights"])
+        tasks = self.declaration.tasks
+        return dict(zip(tasks, tf.unstack(wide + self._heads(hidden), len(tasks), axis=1), strict=True))
 
 
-def loss(logits: Any, labels: Any, weights: Any, pi: Any, batch: int) -> Any:
-    """sum(weight * logloss(sigmoid(f - log pi))) / batch, a scalar; all but pi [n] are float32[n, tasks].
+def _units(hidden: str) -> list[int]:
+    try:
+        units = [int(text) for text in hidden.split("x")]
+        if min(units) < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"model 'deepfm': hidden is {hidden!r}, allowed are numbers of units such as 128x64") from None
+    return units
 
-    Keeping negatives with probability pi multiplies the odds by 1 / pi, so f - log pi is the logit of what was kept
-    and f that of what was shown (Wang et al., NeurIPS 2021, arXiv 2110.13048, section 4). `batch` is constant, so
-    that it does not matter in which steps the records of an impression come.
-    """
-    shifted = logits - tf.math.log(pi)[:, None]
-    return tf.reduce_sum(weights * tf.nn.sigmoid_cross_entropy_with_logits(labels, shifted)) / batch
+
+build = DeepFM

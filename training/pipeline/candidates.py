@@ -68,13 +68,14 @@ def that_serves(log: Log, given_sha256: str, declaration: str) -> dict[str, Any]
     return known if same else None
 
 
-def begun_with(log: Log, data_sha256: str, begun_from: str, declaration: str) -> str | None:
-    """A lineage that learned the same data from the same beginning, and exists."""
+def begun_with(log: Log, candidate: dict[str, Any]) -> str | None:
+    """The lineage that learned the same data from the same beginning with the same model, if it exists."""
+    same = ("data_sha256", "from", "declaration", "model")
     for lineage in reversed(log.lineages()):
         try:
             known = read(log, lineage)
         except LogError:
             continue
-        if (known["data_sha256"], known["from"], known["declaration"]) == (data_sha256, begun_from, declaration):
+        if all(known[field] == candidate[field] for field in same):
             return lineage
     return None

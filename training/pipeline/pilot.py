@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_log.log import Log
-from delta_log.manifest import MANIFEST, Manifest, read_manifest
+from delta_log.manifest import MANIFEST, LogError, Manifest, read_manifest
 from streaming.archive.columns import from_table
 from streaming.declaration import Declaration
 from training.record import registry
@@ -33,8 +33,14 @@ def find(name: str, source: str, log: Path | None, mlflow: str) -> Manifest:
     if mlflow == "none" or log is None:
         allowed = f"{SERVED}, a base's folder, and with --log and --mlflow a model version's alias or number"
         raise ValueError(f"pilot is {name!r}; allowed are {allowed}")
-    tags = registry.version(registry.client_of(mlflow), source, name)
-    return Log(log).manifest(tags["lineage"], "base", int(tags["seq"]))
+    delta_log = Log(log)
+    lineage = delta_log.serving()
+    if lineage is None:
+        raise LogError(f"{log}: serves no lineage yet, so it has no model version {name!r}")
+    model = delta_log.manifest(lineage, "base", delta_log.seqs(lineage, "base")[-1]).model
+    registered = registry.registered_model_of(source, model.name)
+    tags = registry.version(registry.client_of(mlflow), registered, name)
+    return delta_log.manifest(tags["lineage"], "base", int(tags["seq"]))
 
 
 def score(base: Manifest, declaration: Declaration, source: str, table: Any, topic_id: str) -> NDArray[np.float64]:

@@ -46,6 +46,8 @@ from streaming.topics import EXAMPLES
 from training.learn import batch_pass as history
 from training.learn.learner import Learner, Settings
 from training.learn.state import State, score_with
+from training.models.model import DEFAULT
+from training.models.model import load as load_model
 from training.pipeline import candidates, evaluation
 from training.pipeline.evaluation import Gate
 from training.record import registry
@@ -206,9 +208,10 @@ def _begin(
     known: dict[str, Any] = {
         "declaration": declaration.sha256, "from": begun_from, "begin_ms": args.begin, "end_ms": args.end,
         "rows": data.table.num_rows, "behind": data.behind, "known": data.known, "data_sha256": sha256_of(data.table),
-        "given_sha256": given, "pi": float(np.mean(data.table["pi"].to_numpy())), "positions": data.positions,
+        "given_sha256": given, "model": _model(args, delta_log), "pi": float(np.mean(data.table["pi"].to_numpy())),
+        "positions": data.positions,
     }  # fmt: skip
-    lineage = candidates.begun_with(delta_log, known["data_sha256"], begun_from, declaration.sha256)
+    lineage = candidates.begun_with(delta_log, known)
     if lineage is not None:
         log.info("%s learned the same data before: nothing is done again", lineage)
         return candidates.read(delta_log, lineage)
@@ -221,11 +224,20 @@ def _begin(
     return known
 
 
+def _model(args: argparse.Namespace, delta_log: Log) -> str:
+    """The model to train: of the command line, else of the lineage that is served, else the default one."""
+    lineage = delta_log.serving()
+    if args.model or lineage is None:
+        return args.model or DEFAULT
+    return str(delta_log.manifest(lineage, "base", delta_log.seqs(lineage, "base")[-1]).model)
+
+
 def _learned(
     args: argparse.Namespace, declaration: Declaration, delta_log: Log, base: Manifest | None, data: Data
 ) -> State:
     started = time.monotonic()
-    state = State(Learner(declaration, Settings(batch=args.batch, seed=args.seed)), args.source)
+    model = load_model(_model(args, delta_log), declaration, args.seed)
+    state = State(Learner(model, Settings(args.batch, args.seed)), args.source)
     if base is not None:
         state.restore(delta_log, base.lineage, base.seq)
     state.counts_freshness = False
@@ -355,6 +367,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
                        " the archive's); may be repeated")  # fmt: skip
     begin.add_argument("--from", dest="begin_from", choices=("none", "serving"), default="none",
                        help="untrained, or the served lineage's base (default: %(default)s)")  # fmt: skip
+    begin.add_argument(
+        "--model",
+        default="",
+        help="a module of training/models and its settings, as in deepfm?dim=8 (default: that of the lineage served)",
+    )
     begin.add_argument("--keep-lineages", type=int, default=5, metavar="N", help="old ones kept (default: 5)")
     steps.add_parser("evaluate", parents=[common, days, which], help="judge it on a later interval")
     take = steps.add_parser("promote", parents=[common, which], help="ask the gate, learn to the head, serve it")

@@ -21,8 +21,8 @@ from delta_log.manifest import Manifest
 TRAINED, CANDIDATE, CHAMPION = "trained", "candidate", "champion"
 
 
-def name_of(source: str) -> str:
-    """Of the experiment and of the registered model."""
+def experiment_of(source: str) -> str:
+    """The name of a source's experiment."""
     return f"minutehand-{re.sub(r'[^0-9A-Za-z_]+', '-', source.partition('?')[0]).strip('-')}"
 
 
@@ -30,6 +30,11 @@ def require_mlflow(url: str) -> None:
     """Raises MissingExtra if a record at `url` is wanted and MLflow is not installed."""
     if url != "none":
         require("tracking", f"--mlflow is {url}", "--mlflow none")
+
+
+def registered_model_of(source: str, model: str) -> str:
+    """The name of the registered model; `model` is a module of training/models."""
+    return f"{experiment_of(source)}-{model}"
 
 
 def client_of(url: str) -> Any:
@@ -45,11 +50,11 @@ def client_of(url: str) -> Any:
 
 def run_of(client: Any, source: str, lineage: str) -> str:
     """The lineage's run: found by its tag, or made."""
-    name = name_of(source)
-    found = client.get_experiment_by_name(name)
-    experiment = found.experiment_id if found else client.create_experiment(name)
-    runs = client.search_runs([experiment], f"tags.lineage = '{lineage}'", max_results=1)
-    run = runs[0] if runs else client.create_run(experiment, tags={"lineage": lineage}, run_name=lineage)
+    name = experiment_of(source)
+    experiment = client.get_experiment_by_name(name)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+    runs = client.search_runs([experiment_id], f"tags.lineage = '{lineage}'", max_results=1)
+    run = runs[0] if runs else client.create_run(experiment_id, tags={"lineage": lineage}, run_name=lineage)
     return str(run.info.run_id)
 
 
@@ -60,15 +65,15 @@ def register(
     it; its number."""
     from mlflow.exceptions import MlflowException
 
-    name = name_of(source)
+    name = registered_model_of(source, base.model.name)
     try:
         client.create_registered_model(name)
     except MlflowException as e:
         if e.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    tags = {"lineage": base.lineage, "seq": str(base.seq), "sha256": base.sha256}
-    mine = client.search_model_versions(f"name = '{name}' and run_id = '{run}'")
-    version = next((v for v in mine if v.tags.get("sha256") == base.sha256), None)
+    tags = {"lineage": base.lineage, "seq": str(base.seq), "sha256": base.sha256, "model": str(base.model)}
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run}'")
+    version = next((v for v in versions if v.tags.get("sha256") == base.sha256), None)
     if version is None:
         with tempfile.TemporaryDirectory() as folder:
             pointer = Path(folder) / "pointer.json"
@@ -82,23 +87,24 @@ def register(
     return str(version.version)
 
 
-def version(client: Any, source: str, name: str) -> dict[str, str]:
+def version(client: Any, registered_model: str, name: str) -> dict[str, str]:
     """The tags of a registered version, by its alias or its number; ValueError names those there are."""
     from mlflow.exceptions import MlflowException
 
-    model = name_of(source)
     ask = client.get_model_version if name.isdigit() else client.get_model_version_by_alias
     try:
-        tags: dict[str, str] = ask(model, name).tags
+        tags: dict[str, str] = ask(registered_model, name).tags
     except MlflowException as e:
         if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise ValueError(f"mlflow: {str(e).splitlines()[0]}") from e
-        there = {v.version for v in client.search_model_versions(f"name = '{model}'")}
+        there = {v.version for v in client.search_model_versions(f"name = '{registered_model}'")}
         try:
-            there |= set(client.get_registered_model(model).aliases)
+            there |= set(client.get_registered_model(registered_model).aliases)
         except MlflowException:
             pass  # nothing is registered yet
-        raise ValueError(f"{model} has no version {name!r}; there are {', '.join(sorted(there)) or 'none yet'}") from e
+        raise ValueError(
+            f"{registered_model} has no version {name!r}; there are {', '.join(sorted(there)) or 'none yet'}"
+        ) from e
     return tags
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from delta_log.manifest import Manifest, TableInfo
+from delta_log.manifest import Manifest, ModelInfo, TableInfo
 from infra.replay.pictures import auc_picture, freshness_picture
 from infra.replay.report import Pairs, Sent, build, compared, freshness, markdown, weighted_percentiles
 from streaming.declaration import Declaration, Feature
@@ -22,8 +22,9 @@ T = 10_000
 def manifest(seq: int, count: int, total: int) -> Manifest:
     return Manifest(
         kind="delta" if seq else "base", lineage="000001-00000000", seq=seq, previous="", created_ms=0, source="small",
-        declaration="", positions={}, learned={"count": count, "sum": str(total)}, learned_until_ms=0, written_ms={},
-        tick=1, tick_times={}, tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)}, digest={},
+        declaration="", model=ModelInfo("deepfm", {}), positions={}, learned={"count": count, "sum": str(total)},
+        learned_until_ms=0, written_ms={}, tick=1, tick_times={}, digest={},
+        tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)},
         metrics={}, files={"rows-0.arrow": {"bytes": 100}}, folder=Path(), sha256="",
     )  # fmt: skip
 

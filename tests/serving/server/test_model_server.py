@@ -28,7 +28,7 @@ from tensorflow_serving.apis import (
 
 from serving.client import Scorer
 from serving.server.servable import from_proto, to_proto
-from tests.support.lineage import TOKEN, D, Lineage, Process, free_port, request, until
+from tests.support.lineage import ROW_DIM, TOKEN, D, Lineage, Process, free_port, request, until
 from tests.support.rig import BASE, Rig
 
 CONFIG = """
@@ -78,7 +78,7 @@ class Server:
 def server(prepared: tuple[Path, Lineage], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     source, lineage = prepared
     folder = tmp_path_factory.mktemp("server")
-    shutil.copytree(source / "models" / "served", folder / "served")
+    shutil.copytree(source / "models" / "ranker" / "served", folder / "served")
     from tests.support.rig import export
 
     export(source / "log", folder / "frozen", "--frozen", "--model", "frozen")
@@ -223,7 +223,7 @@ def test_writes_need_the_token(server: Server) -> None:
     """As exported the token is empty, and empty refuses all: over REST, too."""
     call = {"lineage": server.lineage.name, "seq": 1, "token": "", "chunk": 0, "chunks": 1, "learned_until_ms": 1}
     empty = {f"{t}_{k}": np.empty(0, np.int64) for t in D.tables for k in ("keys", "removed")}
-    empty |= {f"{t}_rows": np.empty((0, D.row_dim), "f4") for t in D.tables}
+    empty |= {f"{t}_rows": np.empty((0, ROW_DIM), "f4") for t in D.tables}
     with pytest.raises(grpc.RpcError) as refused:
         server.call(call | empty, signature="apply_delta")
     assert refused.value.code().name == "INVALID_ARGUMENT" and "write token" in refused.value.details()

@@ -36,7 +36,7 @@ def says(rig: Rig, *words: str) -> None:
 
 
 def lines(rig: Rig) -> list[dict[str, Any]]:
-    path = rig.folder / "models" / "sync.jsonl"
+    path = rig.models / "sync.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -122,9 +122,9 @@ def test_killed_sync_goes_on(rig: Rig) -> None:
     sync = rig.start_sync()
     ready(rig)
     rig.lineage.delta(new=30_000)
-    until(lambda: rig.seq() == 0 and rig.replica.standing(BASE).sizes["user"] > 2000 or rig.seq() == 1, "chunks", 60)
+    until(lambda: rig.seq() == 0 and rig.replica.status(BASE).sizes["user"] > 2000 or rig.seq() == 1, "chunks", 60)
     sync.kill()  # among the chunks, or right behind the last one
-    with open(rig.folder / "models" / "sync.jsonl", "a") as f:
+    with open(rig.models / "sync.jsonl", "a") as f:
         f.write('{"lineage": "torn')
     rig.lineage.delta()
     rig.start_sync()
@@ -268,8 +268,8 @@ def test_removed_keys_fill_a_table_until_a_newer_base_makes_room(rig: Rig) -> No
     rig.start_server()
     rig.start_sync()
     ready(rig)
-    capacity = rig.replica.standing(BASE).capacities["user"]
-    while rig.replica.standing(BASE).sizes["user"] <= 0.9 * capacity:
+    capacity = rig.replica.status(BASE).capacities["user"]
+    while rig.replica.status(BASE).sizes["user"] <= 0.9 * capacity:
         last = rig.lineage.delta(changed=0, removed=4000, new=4000, digest=False)
         rig.stands_at(last.seq)
     live = last.tables["user"].total
@@ -277,8 +277,8 @@ def test_removed_keys_fill_a_table_until_a_newer_base_makes_room(rig: Rig) -> No
     assert compact(rig.lineage.log, rig.lineage.writer) is not None
     newer = BASE + last.seq
     rig.stands_at(last.seq, newer)
-    assert rig.replica.standing(newer).sizes["user"] == live
-    assert rig.replica.standing(newer).capacities["user"] > 2 * live
+    assert rig.replica.status(newer).sizes["user"] == live
+    assert rig.replica.status(newer).capacities["user"] > 2 * live
     after = rig.lineage.delta(removed=500, digest=False)
     rig.stands_at(after.seq, newer)
     assert rig.digest(newer) == rig.lineage.digest()

@@ -21,8 +21,8 @@ from streaming.archive.archive import Archive, NotArchived
 from streaming.archive.columns import from_table, schemas, to_table
 from streaming.archive.commits import HOUR_MS, ArchiveError, Writer
 from streaming.archive.rows import Decoder
-from streaming.events import action, impression
 from streaming.example import Batch, from_exposures
+from streaming.publisher import action, impression
 from streaming.source import load
 from streaming.topics import ACTIONS, EXAMPLES, IMPRESSIONS
 from tests.support import PROJECT
@@ -213,7 +213,8 @@ def test_events_become_rows_and_bad_lines_are_named() -> None:
     bad += [json.dumps({**shown, "ts_ms": 2**62}).encode(), json.dumps({**bare, "user_id": None}).encode()]
     lines = [json.dumps(shown).encode(), json.dumps(bare).encode(), b'{"heartbeat_ms": 12}', *bad]
     rows = Decoder(DECLARATION).rows(IMPRESSIONS, 1, [record(line, 100 + k) for k, line in enumerate(lines)])
-    assert [place for place, _ in rows.bad] == list(range(3, len(lines))) and all(reason for _, reason in rows.bad)
+    assert [place for place, _, _ in rows.bad] == list(range(3, len(lines)))
+    assert all(kind and reason for _, kind, reason in rows.bad)
     assert [(b.heartbeat_ms, b.subtask, b.subtasks) for b in rows.beats] == [(12, 0, 1)]
     first, second = rows.table.to_pylist()
     assert (first["position"], first["arm"], first["seq"], first["partition"], first["offset"]) == (3, "a", 4, 1, 100)

@@ -22,7 +22,7 @@ from streaming import topics
 from streaming.archive.archive import TOPICS, Archive
 from streaming.archive.columns import TIME
 from streaming.archive.commits import read
-from streaming.events import action, impression
+from streaming.publisher import action, impression
 from streaming.source import load
 from tests.support.broker import Broker, free_port
 from tests.support.feeding import Sender, examples

@@ -221,7 +221,7 @@ def test_wrong_settings_are_named() -> None:
         "Adagrad: start and epsilon are 0": lambda: Adagrad(start=0, epsilon=0),
         "FTRL: start, beta and l2 are 0": lambda: FTRL(start=0),
         "SGD: clip_norm is 0, allowed is a number > 0": lambda: SGD(clip_norm=0),
-        "given are clip_value and clip_norm, allowed is one of them": lambda: SGD(clip_value=1, clip_norm=1),
+        "clip_value and clip_norm are both set, allowed is one of them": lambda: SGD(clip_value=1, clip_norm=1),
         "SGD: weight_decay is -0.1, allowed is a number >= 0": lambda: SGD(weight_decay=-0.1),
     }
     for message, make in wrong.items():

@@ -26,6 +26,7 @@ from streaming.source import load
 from tests.support import PROJECT
 from training.learn.learner import Learner, Settings
 from training.learn.state import State
+from training.models.model import load as load_model
 
 SOURCE = "simulator?seed=5&minutes=5"
 SIMULATOR = load(SOURCE)
@@ -35,7 +36,7 @@ BY_CHANCE = Policy("clip", admit_probability=0.2)
 
 def a_state(*policies: Policy) -> State:
     declaration = replace(SIMULATOR.declaration, policies=policies)
-    return State(Learner(declaration, Settings(batch=128)), SOURCE)
+    return State(Learner(load_model("deepfm", declaration), Settings(batch=128)), SOURCE)
 
 
 def some(n: int, size: int = 300) -> list[Batch]:
@@ -51,7 +52,7 @@ def everything(state: State) -> dict[str, Any]:
         found[name] = [x.numpy()[order].tobytes() for x in rows]
         found[f"filter of {name}"] = [x.numpy().tobytes() for x in table.export_admission(0)]
     for name, weight in state.learner.weights.items():
-        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.accumulators[name].numpy().tobytes()
+        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.slots[name].numpy().tobytes()
     return found
 
 

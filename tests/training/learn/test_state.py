@@ -19,13 +19,14 @@ from streaming.source import load
 from tests.training.models.test_deepfm import SMALL, a_batch
 from training.learn.learner import Learner, Settings
 from training.learn.state import State, dense_digest, rows_digest
+from training.models.model import load as load_model
 
 SOURCE = "simulator?seed=5&minutes=5"
 SIMULATOR = load(SOURCE)
 
 
 def a_state(seed: int = 0) -> State:
-    return State(Learner(SIMULATOR.declaration, Settings(batch=128, seed=seed)), SOURCE)
+    return State(Learner(load_model("deepfm", SIMULATOR.declaration, seed), Settings(batch=128, seed=seed)), SOURCE)
 
 
 def some(n: int, size: int = 300) -> list[Batch]:
@@ -40,7 +41,7 @@ def everything(state: State) -> dict[str, Any]:
         order = np.argsort(rows.keys.numpy())
         found[name] = [x.numpy()[order].tobytes() for x in (rows.keys, rows.rows, rows.slots)]
     for name, weight in state.learner.weights.items():
-        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.accumulators[name].numpy().tobytes()
+        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.slots[name].numpy().tobytes()
     return found
 
 
@@ -143,7 +144,7 @@ def test_the_learned_sum_is_that_of_plain_integers() -> None:
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
         return x ^ (x >> 31)
 
-    state = State(Learner(SMALL, Settings(batch=16)), "small")
+    state = State(Learner(load_model("deepfm?dim=3", SMALL), Settings(batch=16)), "small")
     count = total = 0
     for seed in range(3):
         batch = a_batch(50, seed)
@@ -174,6 +175,6 @@ def test_another_declaration_is_refused(tmp_path: Path) -> None:
     log, state = Log(tmp_path), a_state()
     with Writer(log, log.new_lineage()) as writer:
         commit(state, writer)
-    other = State(Learner(SMALL, Settings(batch=16)), "small")
+    other = State(Learner(load_model("deepfm?dim=3", SMALL), Settings(batch=16)), "small")
     with pytest.raises(LogError, match="begin a new lineage"):
         other.restore(log, writer.lineage)

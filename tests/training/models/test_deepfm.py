@@ -13,7 +13,7 @@ from streaming.declaration import Declaration, Feature
 from streaming.example import Batch, Ragged, decode
 from streaming.hashing import draw
 from training.learn.learner import Learner, Settings
-from training.models.deepfm import Ranker, loss
+from training.models.model import load
 
 SMALL = Declaration(
     "small",
@@ -28,7 +28,6 @@ SMALL = Declaration(
     ("click", "like"),
     "click",
     60_000,
-    dim=3,
 )
 ID_FEATURES = ("user", "item", "history", "tags")
 
@@ -38,11 +37,13 @@ def batch_of(features: dict[str, Any], labels: Any, weights: Any, pi: Any) -> Ba
     zeros = np.zeros(n, np.int64)
     return Batch(
         impression_id=pa.array([f"i{k}" for k in range(n)], pa.string()),
+        request_id=pa.array([""] * n, pa.string()),
         lineage=pa.array([""] * n, pa.string()),
         kind=np.full(n, "negative"),
         user_id=zeros,
         item_id=zeros,
         ts_ms=zeros,
+        position=zeros,
         event_ms=zeros,
         written_ms=zeros,
         seq=zeros,
@@ -50,6 +51,7 @@ def batch_of(features: dict[str, Any], labels: Any, weights: Any, pi: Any) -> Ba
         labels=np.asarray(labels, np.float32),
         weights=np.asarray(weights, np.float32),
         scores=np.zeros(np.shape(labels), np.float32),
+        values=np.full(np.shape(labels), np.nan),
         line=np.arange(n),
         features=features,
     )
@@ -119,7 +121,8 @@ def contents(learner: Learner) -> tuple[dict[str, dict[int, np.ndarray]], dict[s
 
 def a_learner(**settings: Any) -> Learner:
     """With rows of visible size and scales that differ, so that no term of the formula can hide."""
-    learner = Learner(SMALL, Settings(batch=64, row_scale=0.5, **settings))
+    query = "&".join(f"{name}={value}" for name, value in {"dim": 3, "row_scale": 0.5, **settings}.items())
+    learner = Learner(load(f"deepfm?{query}", SMALL), Settings(batch=64))
     rng = np.random.default_rng(5)
     for name, weight in learner.weights.items():
         if "kernel" not in name:
@@ -146,9 +149,13 @@ def test_scoring_and_testing_read_zeros_for_unknown_ids_and_scoring_changes_noth
 
 def test_the_loss_is_the_masked_sum_over_a_constant() -> None:
     batch, logits = a_batch(30, 4), np.random.default_rng(0).normal(size=(30, 2))
-    given = [tf.constant(x, tf.float32) for x in (logits, batch.labels, batch.weights, batch.pi)]
-    assert float(loss(*given, 64)) == pytest.approx(oracle_loss(batch, logits, 64), rel=1e-5)
-    assert float(loss(given[0], given[1], tf.zeros([30, 2]), given[3], 64)) == 0
+    model = load("deepfm", SMALL)
+    outputs = {task: tf.constant(logits[:, k], tf.float32) for k, task in enumerate(SMALL.tasks)}
+    labels, weights, pi = (tf.constant(x, tf.float32) for x in (batch.labels, batch.weights, batch.pi))
+    assert float(model.loss(outputs, labels, weights, pi, 64)) == pytest.approx(
+        oracle_loss(batch, logits, 64), rel=1e-5
+    )
+    assert float(model.loss(outputs, labels, tf.zeros([30, 2]), pi, 64)) == 0
 
 
 def test_a_step_is_adagrad_on_the_numeric_gradient() -> None:
@@ -163,7 +170,7 @@ def test_a_step_is_adagrad_on_the_numeric_gradient() -> None:
     started = {
         n: dict(zip(s.keys.numpy().tolist(), s.slots.numpy().astype(np.float64), strict=True)) for n, s in slots.items()
     }
-    dense_started = {n: a.numpy().astype(np.float64) for n, a in learner.accumulators.items()}
+    dense_started = {n: a.numpy().astype(np.float64) for n, a in learner.slots.items()}
     outcome = learner.train(batch)
 
     def value() -> float:
@@ -218,8 +225,8 @@ def test_a_batch_larger_than_the_constant_is_refused() -> None:
 
 
 def test_dense_weights_have_an_order_and_input_names() -> None:
-    names = list(Ranker(SMALL).dense_weights())
-    assert names == list(Ranker(SMALL, seed=3).dense_weights())
+    names = list(load("deepfm", SMALL).dense)
+    assert names == list(load("deepfm", SMALL, seed=3).dense)
     assert all(name.isidentifier() for name in names) and len(set(names)) == len(names)
 
 
@@ -236,7 +243,7 @@ def test_both_correlated_tasks_are_calibrated_under_sampled_negatives() -> None:
     """pi = 0.1, one draw an impression: mean score as served / mean true rate is 0.98 to 1.02 (arXiv 2110.13048, 4)."""
     declaration = Declaration(
         "twin", (Feature("user", "id"), Feature("item", "id"), Feature("age", "number")), ("click", "like"), "click",
-        60_000, dim=4,
+        60_000,
     )  # fmt: skip
     n, first_judged, pi = 300_000, 100_000, 0.1
     rng = np.random.default_rng(11)
@@ -251,7 +258,7 @@ def test_both_correlated_tasks_are_calibrated_under_sampled_negatives() -> None:
         features = {"user": user[rows], "item": item[rows], "age": age[rows]}
         return batch_of(features, y, w, np.full(len(rows), pi))
 
-    learner = Learner(declaration, Settings())
+    learner = Learner(load("deepfm?dim=4", declaration), Settings())
     served, true = np.zeros(2), np.zeros(2)
     for start in range(0, n, 2048):
         rows = np.arange(start, min(start + 2048, n))

@@ -1,6 +1,6 @@
 """A `warm_start promote` that kills itself with -9 when it has learned to the head, before SERVING moves.
 
-    python -m tests.training.pipeline.promote_child ARGUMENTS
+python -m tests.training.pipeline.promote_child ARGUMENTS
 """
 
 from __future__ import annotations

@@ -20,11 +20,13 @@ def batch(labels: list[float], scores: list[float], pi: list[float], weights: li
     zeros, ids = np.zeros(n, np.int64), pa.array([f"i{k}" for k in range(n)])
     other = np.zeros(n, np.float32)
     return Batch(
-        impression_id=ids, lineage=ids, kind=np.array(["negative"] * n), user_id=np.arange(n) // 2, item_id=zeros,
-        ts_ms=zeros, event_ms=zeros, written_ms=zeros, seq=zeros, pi=np.array(pi, np.float64),
+        impression_id=ids, request_id=ids, lineage=ids, kind=np.array(["negative"] * n), user_id=np.arange(n) // 2,
+        item_id=zeros, ts_ms=zeros, position=zeros, event_ms=zeros, written_ms=zeros, seq=zeros,
+        pi=np.array(pi, np.float64),
         labels=np.stack([other, np.array(labels, np.float32)], 1),
         weights=np.stack([other, np.ones(n, np.float32) if weights is None else np.array(weights, np.float32)], 1),
-        scores=np.stack([other * np.nan, np.array(scores, np.float32)], 1), line=zeros, features={"user": zeros},
+        scores=np.stack([other * np.nan, np.array(scores, np.float32)], 1), 
+        values=np.full((n, 2), np.nan), line=zeros, features={"user": zeros},
     )  # fmt: skip
 
 

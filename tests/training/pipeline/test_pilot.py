@@ -23,7 +23,7 @@ from serving.export import state_at, write
 from streaming.archive.archive import Archive
 from tests.support import archived
 from training.learn import batch_pass as batch
-from training.models.deepfm import Ranker
+from training.models.model import make
 from training.pipeline import sampling, warm_start
 from training.pipeline.sampling import Sampling
 
@@ -51,7 +51,9 @@ def base(folder: Path, lineage: int) -> Path:
 
 def as_served(table: pa.Table, of: Path) -> pa.Table:
     """The examples with the scores that TF Serving's graph of a base gives them."""
-    model = write(DECLARATION, Ranker(DECLARATION), state_at(read_manifest(of), []), of.parents[2], frozen=True)
+    model = write(
+        make(read_manifest(of).model, DECLARATION), state_at(read_manifest(of), []), of.parents[2], frozen=True
+    )
     names = [f.name for f in DECLARATION.features]
     rows = [dict(zip(names, row, strict=True)) for row in zip(*(table[f"feature_{n}"].to_pylist() for n in names),
                                                               strict=True)]  # fmt: skip

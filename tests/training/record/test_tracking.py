@@ -77,12 +77,12 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
                 resumed.delta(writer.delta(oracle.change()))
                 wait(lambda: (v := _version(client)) is not None and v.tags["seq"] == "3", "the newer base's version")
             assert [r.info.run_id for r in _runs(client)] == [run.info.run_id]
-            versions = client.search_model_versions("name = 'minutehand-simulator'")
+            versions = client.search_model_versions("name = 'minutehand-simulator-deepfm'")
             assert sorted(v.tags["sha256"] for v in versions) == sorted(
                 [log.manifest(lineage, "base", 0).sha256, made.sha256]
             )
             # A warm start describes its run and registers the same base again: it stays one version.
-            about, name = {"data_sha256": "d1"}, registry.name_of("simulator?seed=7")
+            about, name = {"data_sha256": "d1"}, registry.registered_model_of("simulator?seed=7", "deepfm")
             for rows in (5, 6):  # a parameter keeps its first value
                 registry.describe(client, run.info.run_id, {"rows": rows}, about, {"eval_low": 0.5, "eval_auc": NAN})
                 again = registry.register(client, "simulator?seed=7", run.info.run_id, made, CANDIDATE, about)
@@ -96,11 +96,12 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
             )  # fmt: skip
             # A version by its alias or its number, as a sample's pilot is named.
             for named in (CANDIDATE, again):
-                assert registry.version(client, "simulator?seed=7", named)["sha256"] == made.sha256
-            with pytest.raises(ValueError, match=r"minutehand-simulator has no version 'best'; there are 1, 2, cand.*"):
-                registry.version(client, "simulator?seed=7", "best")
-            with pytest.raises(ValueError, match="minutehand-kuairand has no version '7'; there are none yet"):
-                registry.version(client, "kuairand", "7")
+                assert registry.version(client, name, named)["sha256"] == made.sha256
+            there = "there are 1, 2, cand.*"
+            with pytest.raises(ValueError, match=f"{name} has no version 'best'; {there}"):
+                registry.version(client, name, "best")
+            with pytest.raises(ValueError, match="minutehand-kuairand-deepfm has no version '7'; there are none yet"):
+                registry.version(client, "minutehand-kuairand-deepfm", "7")
             index = json.loads(
                 Path(client.download_artifacts(run.info.run_id, "manifests.json", str(tmp_path))).read_text()
             )
@@ -113,7 +114,7 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
 def _version(client: Any) -> Any:
     """The version the alias is at; None while there is none or no server."""
     try:
-        return client.get_model_version_by_alias("minutehand-simulator", TRAINED)
+        return client.get_model_version_by_alias("minutehand-simulator-deepfm", TRAINED)
     except Exception:
         return None
 

@@ -1,29 +1,31 @@
-// Which unknown ids get a row: in front of insert only, so ids that have one never come here. No TensorFlow here.
+// The admission filter decides which unknown ids get a row. Only an insert asks it, so an id with a row never does.
+// No TensorFlow here.
 //
-// By count: an id is admitted at its n-th sight. What is remembered of a pending id is a tag and a count in one line.
+// By count: an id is admitted at its n-th sight. The filter remembers a tag and a count of a pending id, in one line.
 //
 //   Line, one cache line                                                   the hash chooses line and tag
 //   | tag 0 .. 19: uint16, 40 B | count 0 .. 19: uint8, 20 B | tick: 4 B |
 //     oldest sight ........ newest sight, then places with count 0
 //
-// By probability: each sight is one draw. A shard's one line holds how many were made, so that a replay draws the same.
+// By probability: each sight is one draw. A shard's one line counts the draws, so that a replay makes the same draws.
 //
 //   | draws: uint64 | unused: 52 B | tick: 4 B |
 //
 // Error of the count, with lines made for `pending` ids (8 a line) that wait at the same time:
 //   - Early: another pending id of the line has the same tag. At most 20 * 2^-16 = 0.03 % a new id, 0.012 % on average.
-//   - Late: a full line forgets the id it has not seen for longest, which then begins again. So an id is counted
-//     exactly as long as fewer than 20 others of its line are seen between two of its sights: where `pending` others
-//     are, 0.03 % are forgotten (Poisson, mean 8), with half as many none in a million.
-//   - Nothing else: a count ends below the threshold (at most 255, so it never saturates), and an admitted id leaves.
-// Forgetting what was not seen for longest is the filter's ageing: ids that are never seen again give way one by one to
-// new ones, without a clock and without halving what others have counted.
+//   - Late: a full line forgets the id it has not seen for longest, which then begins again. So the count is exact
+//     while fewer than 20 others of its line are seen between two sights of the id. With `pending` others 0.03 % are
+//     forgotten (Poisson, mean 8), with half as many less than one in a million.
+//   - There is no other error. A count stays below the threshold (at most 255, so it never saturates), and an
+//     admitted id leaves the filter.
+// The filter ages by forgetting: an id that is never seen again gives way to a new one. It needs no clock and does not
+// halve the counts of others.
 //
 // Invariants
-//   - The caller holds the shard's lock exclusively. Memory is fixed when it is made: nothing here allocates later.
-//   - Where memory ends an admitted id may get no row: it begins again.
-//   - The lines are the whole state. A line is stamped with the tick of its last change, as rows are: lines with a tick
-//     after the last committed cut are what a delta carries.
+//   - The caller holds the shard's lock exclusively. The filter takes its memory when it is made, and none later.
+//   - If memory ends, an admitted id may get no row. It then begins again.
+//   - The lines are the whole state. A line carries the tick of its last change, as a row does. A delta carries the
+//     lines with a tick after the last committed cut.
 #pragma once
 
 #include <algorithm>

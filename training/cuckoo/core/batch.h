@@ -1,12 +1,12 @@
-// A batch of keys over the shards. No TensorFlow here.
+// Deals a batch of keys to the shards. No TensorFlow here.
 //
 //   batch of keys --counting sort by shard--> runs of <= 256 keys of one shard --one lock a run--> f
 //
-//   Glance: the batch in its own order, no lock; what it could not prove is left to the other way
+//   Glance: the batch in its own order, without a lock; keys that it could not prove take the way above
 //
 // Invariants
-//   - What Ahead sees is a hint, or what Stands() has proved: it is read again under the lock, or checked.
-//   - A batch's order within a shard is kept, so equal keys are used in the order given.
+//   - What Ahead reads is a hint: it is read again under the lock. Or Stands() has proved it.
+//   - The order of a batch is kept within a shard, so equal keys are used in their order.
 #pragma once
 
 #include <algorithm>

@@ -1,17 +1,18 @@
-// A shard in a file, its index with it: loading hashes and inserts nothing. No TensorFlow here.
+// Saves a shard with its index to a file and loads it. Loading hashes and inserts nothing. No TensorFlow here.
 //
 //   | Head: magic, config, shape, size, tick, checksum |
 //   | B buckets, row numbers counted from the first | stash in the last block | the rows of these keys | checksum |
 //   | the next B buckets ...
 //
 // Invariants
-//   - Written and read from front to back, through one buffer of 2 MB (B follows from a row's size): pipes will do,
-//     and shards may follow each other in one file.
-//   - SaveShard holds the shard shared: its rows are those of one moment. Reading goes on meanwhile; who would write to
-//     that shard waits. A table that changes while its shards are saved one by one has each shard of another moment.
-//   - LoadShard fills an empty shard or throws and leaves it empty: a short, damaged or foreign file is named, and
-//     each key is proved to be where Find looks for it.
-//   - Numbers are as the machine has them (little endian on all we build for); a row's are floats() of 4 bytes.
+//   - A file is written and read from front to back, through one buffer of 2 MB (B follows from a row's size). So a
+//     pipe works, and shards may follow each other in one file.
+//   - SaveShard holds the shard shared, so its rows are those of one moment. Readers continue; a writer to that shard
+//     waits. If the table changes while its shards are saved one by one, each shard shows another moment.
+//   - LoadShard fills an empty shard, or throws and leaves it empty. The error names a short, damaged or foreign file.
+//     It proves that each key is where Find looks for it.
+//   - Numbers have the machine's byte order (little endian on every machine we build for). A row has floats() of 4
+//     bytes.
 #pragma once
 
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-// What `apply` makes of a batch: a repeated id's gradients summed, numbers that are none found. No TensorFlow here.
+// Prepares a batch for `apply`: sums the gradients of a repeated id, finds NaN and Inf. No TensorFlow here.
 //
 //   batch --by hash--> part 0: its keys, each once | a gradient each: in the batch, or a sum of its own
 //                      part 1: ...                   (a part a thread: they meet in a shard at their borders only)

@@ -7,14 +7,14 @@
 // Invariants
 //   - A slot is empty if its row is Slab::kNoRow. Keys have no reserved value: every int64 is a key.
 //   - A hit or a miss never touches the rows: one line, at most two.
-//   - Insert() puts the key in, moving others between their two buckets (breadth first, so by the shortest path), and
-//     grows by as many buckets as keep the load at kLoad: 28 keys dealt out again at most for each (shape.h). There is
-//     no step that takes longer, and no second generation of memory.
-//   - Bucket a is a key's home: there it puts out a guest, one that has its home elsewhere. So 72 % are found in their
-//     first line, and not 54 %; 82 % could be.
-//   - A key there is no place for at once waits in the stash, where Find looks too; the next Insert grows again.
-//   - Where memory is short Insert() throws std::bad_alloc and has changed no key.
-//   - While a scan goes on (Watch), each key that changes its bucket is written down.
+//   - Insert() puts the key in. It moves others between their two buckets, breadth first, so by the shortest path. It
+//     grows by as many buckets as keep the load at kLoad, and deals out at most 28 keys again for each (shape.h). No
+//     step takes longer, and there is no second generation of memory.
+//   - Bucket a is a key's home. There it puts out a guest, a key whose home is elsewhere. So 72 % are found in their
+//     first line instead of 54 %; 82 % is possible.
+//   - A key without a place at once waits in the stash, where Find looks too. The next Insert grows again.
+//   - If memory is short, Insert() throws std::bad_alloc and has changed no key.
+//   - During a scan (Watch), the index records each key that changes its bucket.
 #pragma once
 
 #include <immintrin.h>

@@ -1,6 +1,6 @@
-// How a row's weights begin. No TensorFlow here.
+// Initializes a row's weights. No TensorFlow here.
 //
-// Invariant: a weight's beginning is a function of (seed, key, column) alone: it does not depend on order, shard,
+// Invariant: a weight's first value is a function of (seed, key, column) alone. It does not depend on order, shard,
 // thread or machine.
 #pragma once
 

@@ -1,12 +1,12 @@
-// A shard's lock: many readers or one writer; a waiting writer goes first, so that readers cannot starve it.
+// A shard's lock: many readers or one writer. A waiting writer goes first, so that readers cannot starve it.
 //
-//   version   even: nobody writes        odd: somebody does
+//   version   even: no writer            odd: a writer is at work
 //   writer    lock | version + 1 | writes ... | version + 1 | unlock
-//   glance    version (even) | reads ... | the same version still: what was read is whole; else read again, locked
+//   glance    version (even) | reads ... | same version: the read is whole; another version: it reads again, locked
 //
 // Invariants
-//   - A glance waits for nobody, nobody waits for it, and it writes nothing: no line of the lock moves between cores.
-//   - What a glance follows stays memory of the table for as long as the table lives (see storage.h).
+//   - A glance waits for nobody, nobody waits for it, and it writes nothing. No line of the lock moves between cores.
+//   - The memory that a glance reads belongs to the table for as long as the table lives (see storage.h).
 #pragma once
 
 #include <pthread.h>

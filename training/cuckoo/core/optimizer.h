@@ -1,10 +1,10 @@
-// How a step changes a segment of a row: five rules, each one fused pass. No TensorFlow here.
+// Steps a segment of a row by one of five rules, each in one fused pass. No TensorFlow here.
 //
 // Invariants
-//   - The formulas are Keras 3's, number by number; a row that no gradient names is not touched (lazy): neither its
-//     weights nor its moments decay in the meantime.
-//   - Kernels give the same bits in each of their versions (no contraction: build with -ffp-contract=off).
-//   - A version is called for many rows at once: what a call takes is a fourth of what a row's step does.
+//   - The formulas give the same numbers as Keras 3's. A step does not touch a row without a gradient (lazy): neither
+//     its weights nor its moments decay meanwhile.
+//   - A kernel gives the same bits in each of its versions (no contraction: build with -ffp-contract=off).
+//   - One call steps many rows, because a call costs a fourth of a row's step.
 #pragma once
 
 #include <algorithm>

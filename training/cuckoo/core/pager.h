@@ -1,16 +1,14 @@
-// Pages of memory before they are needed: a thread that takes them from the kernel, so that no batch does. No
-// TensorFlow here.
+// A thread that takes pages of memory from the kernel before a batch needs them. No TensorFlow here.
 //
 //   batch    ... writes on ... | 256 KB before a page of 2 MB begins: Want(page) ... | writes on in the page
 //   thread                       the kernel finds and zeroes it: 0.2 ms, some 5 ms in a virtual machine
 //
 // Invariants
-//   - A wish: nobody waits for it, and where it is late, or there is no thread, who writes first takes the page.
-//   - It changes no byte. What is wanted stays mapped until the pager has stopped.
-//   - The thread begins with the first wish: a small table has none.
-//   - The kernel refuses to collapse a page while another thread takes small ones in it (EAGAIN): it is asked again
-//   when
-//     there is nothing else to do.
+//   - Nobody waits for a wish. If it is late, or there is no thread, the first writer takes the page.
+//   - The pager changes no byte. Wanted memory stays mapped until the pager has stopped.
+//   - The thread begins with the first wish, so a small table has none.
+//   - The kernel refuses to collapse a page while another thread takes small pages in it (EAGAIN). The pager asks
+//     again when it has nothing else to do.
 #pragma once
 
 #include <sys/mman.h>

@@ -1,4 +1,4 @@
-// What a row holds: segments side by side, each with an initializer and an optimizer of its own. No TensorFlow here.
+// The layout of a row: segments side by side, each with an initializer and an optimizer of its own. No TensorFlow here.
 //
 //   | bias (1 weight) | vector (16 weights) | bias's slots (FTRL: 2) | vector's slots (Adagrad: 16) |
 //     `------------- dim weights ---------'   `---------------- slot_floats ---------------------'

@@ -1,4 +1,4 @@
-// Which buckets are a key's own, in an index that grows by one bucket at a time. No TensorFlow here.
+// Computes a key's two buckets in an index that grows by one bucket at a time. No TensorFlow here.
 // (Partial expansions: P.-A. Larson, "Linear hashing with partial expansions", VLDB 1980.)
 //
 //   2^level groups; group g holds buckets g, g + 2^level, g + 2 * 2^level, ...: k of them, or k + 1 where g < split
@@ -7,10 +7,10 @@
 //                           group   0 1 2 3   0 1 2 3   0 1  2  3    0  1  2  3    0  1
 //
 // Invariants
-//   - Growing by one bucket deals the keys of one group out again; a key outside it keeps both its buckets.
-//   - k grows from 4 to 8; 8 buckets in 2^level groups are 4 in twice as many: that step moves no key. (Bit `level` of
-//     a choice is the lowest of its 3 bits inside a group of 8, and of the group's number from then on.)
-//   - So memory is all in use, always, and a bucket's share of the keys is at most 5/4 of another's.
+//   - Growing by one bucket deals the keys of one group out again. A key of another group keeps both its buckets.
+//   - k grows from 4 to 8. 8 buckets in 2^level groups are 4 in twice as many, so that step moves no key. (Bit `level`
+//     of a choice is the lowest of its 3 bits inside a group of 8, and of the group's number from then on.)
+//   - So all memory is always in use, and a bucket's share of the keys is at most 5/4 of another's.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// A shard: one lock, one index, one slab; and all of a table's. No TensorFlow here.
+// A shard (one lock, one index, one slab), and all shards of a table. No TensorFlow here.
 #pragma once
 
 #include <algorithm>

@@ -6,12 +6,12 @@
 //                                      a freed row: its first 4 bytes hold the next free row
 //
 // Invariants
-//   - Nothing ever moves: an address is a base and a number, and a glance (lock.h) can follow what is stale. No line of
-//     a directory is read on the way: that cost find a quarter of its time.
-//   - Reserve() and New() do what they say or throw std::bad_alloc and have changed nothing.
-//   - Untouched memory is address space only: memory follows the elements, a page of 4 KB at a time up to `head`, where
-//     each 2 MB become one page when half full; of 2 MB from there on. The kernel takes milliseconds for such a page: a
-//     thread asks for it before it is needed (pager.h), and shards of one size pass from page to page in turn.
+//   - Nothing ever moves. An address is a base and a number, and a glance (lock.h) may follow a stale one. It reads no
+//     directory on the way; that cost find a quarter of its time.
+//   - Reserve() and New() succeed, or throw std::bad_alloc and have changed nothing.
+//   - Untouched memory is address space only. Memory follows the elements. Up to `head` it grows by pages of 4 KB, and
+//     each 2 MB become one page when half full. From `head` on it grows by pages of 2 MB. The kernel takes milliseconds
+//     for such a page, so a thread asks for it before it is needed (pager.h). Shards of one size begin pages in turn.
 #pragma once
 
 #include <sys/mman.h>

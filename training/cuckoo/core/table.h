@@ -1,10 +1,10 @@
-// The collisionless embedding table: int64 key -> row of weights and optimizer slots. No TensorFlow here.
+// The embedding table without collisions: int64 key -> row of weights and optimizer slots. No TensorFlow here.
 //
 //   Table ── Shard 0 ── Lock | Index (buckets of key, row, tick) | Slab (rows: weights, slots) | Admission
 //         ── Shard 1 ── ...         `---- row number ----------------^
 //
 //   Find, and Lookup of keys that are there: in the batch's order, without a lock (lock.h, glance)
-//   all others, and what a glance could not prove: dealt to shards, a lock for at most 256 keys (batch.h)
+//   all other calls, and keys that a glance could not prove: dealt to shards, a lock for at most 256 keys (batch.h)
 //
 // Invariants
 //   - Every call may be made from any number of threads. A row is read and written whole; a batch is not one step.
@@ -12,9 +12,9 @@
 //   - tick of a row <= tick of the table, which never falls. A row is stamped when it is inserted or applied to.
 //   - SetTick(t + 1), then KeysSince(s <= t): a change is either seen by this scan or stamped t + 1, never lost between
 //     two deltas. (The stamp is read under the shard's lock, the scan takes the lock after the clock has moved.)
-//   - A scan sees each key that is there from its beginning to its end, once: one that changes its bucket between two
-//     pieces is written down by the index, and looked up by itself at the end.
-//   - On std::bad_alloc the keys before it are done, the others not; the table is whole.
+//   - A scan sees each key that is there from its beginning to its end, once. The index records a key that changes its
+//     bucket between two pieces, and the scan looks it up at the end.
+//   - On std::bad_alloc the keys before it are done and the others are not. The table is whole.
 #pragma once
 
 #include <atomic>

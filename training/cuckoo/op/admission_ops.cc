@@ -1,4 +1,4 @@
-// The state of the admission filters out and in: lines of 64 bytes by their place (admission.h).
+// Kernels that export and import the state of the admission filters: lines of 64 bytes by their place (admission.h).
 #include <cstring>
 #include <vector>
 

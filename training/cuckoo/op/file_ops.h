@@ -1,10 +1,9 @@
-// A table to a folder and back: a file a shard, written and read by as many threads as the device has.
+// Saves a table to a folder and restores it: one file a shard, on as many threads as the device has.
 //
 // Invariants
-//   - Save writes each file aside, flushes it and renames it: one that is there is whole. What makes a folder a table
-//   is
-//     the manifest, which table.py writes last.
-//   - Restore loads into an empty table or fails and leaves it empty.
+//   - Save writes each file aside, flushes it and renames it, so a file that is there is whole. The manifest makes a
+//     folder a table; table.py writes it last.
+//   - Restore loads into an empty table, or fails and leaves it empty.
 #pragma once
 
 #include <fcntl.h>

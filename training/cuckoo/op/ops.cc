@@ -1,11 +1,11 @@
-// The table's kernels: one a verb of table.h, thin. Their signatures are in signatures.cc.
+// The table's kernels: a thin one for each verb of table.h. Their signatures are in signatures.cc.
 #include <atomic>
 #include <memory>
 #include <vector>
 
 #include "tensorflow/core/framework/op_kernel.h"
-#include "training/cuckoo/op/file_ops.h"
 #include "training/cuckoo/core/gradients.h"
+#include "training/cuckoo/op/file_ops.h"
 #include "training/cuckoo/op/table_op.h"
 #include "training/cuckoo/op/verb.h"
 

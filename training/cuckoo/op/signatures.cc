@@ -1,4 +1,4 @@
-// The table's ops as TensorFlow sees them: inputs, attributes, shapes. The kernels are in ops.cc.
+// Declares the table's ops to TensorFlow: inputs, attributes, shapes. The kernels are in ops.cc.
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"

@@ -1,4 +1,4 @@
-// The handle op: attributes to a Config, and the resource of that name.
+// The handle op: makes a Config of the attributes and finds or makes the resource of that name.
 #pragma once
 
 #include <map>

@@ -1,8 +1,8 @@
-// The table as a TensorFlow resource, and what all verbs of ops.cc share: inputs checked, errors named.
+// The table as a TensorFlow resource, and the checks and errors that all verbs of ops.cc share.
 //
 // Invariants
-//   - A verb checks every shape before it touches the table: an InvalidArgument has changed nothing.
-//   - Ticks are uint32 in the core and int64 in tensors, whose kernels are complete for it.
+//   - A verb checks every shape before it touches the table, so an InvalidArgument has changed nothing.
+//   - Ticks are uint32 in the core and int64 in tensors, because TensorFlow has more kernels for int64.
 #pragma once
 
 #include <algorithm>

@@ -42,9 +42,9 @@ final class Deserializer implements KafkaRecordDeserializationSchema<Event> {
             parser.parse(message, event);
             event.message = event.kind == Event.HEARTBEAT ? event.message : message;
         } catch (Parser.Bad e) {
-            event.bad(records.explained(e.getMessage(), event, message));
+            event.bad(records.explained(e.kind, e.getMessage(), event, message));
         } catch (RuntimeException e) {
-            event.bad(records.explained("cannot be read: " + e, event, message));
+            event.bad(records.explained("json", "cannot be read: " + e, event, message));
         }
         return event;
     }

@@ -46,7 +46,7 @@ final class Edge extends ProcessFunction<Event, Event> implements CheckpointedFu
             Long heartbeat = newest.get(origin(event));
             if (heartbeat != null && event.tsMs > heartbeat + FUTURE_MS) {
                 String reason = "ts_ms is " + event.tsMs + ", far in the future: the newest heartbeat before it is " + heartbeat;
-                event.bad(records.explained(reason, event, event.message));
+                event.bad(records.explained("future", reason, event, event.message));
             }
         }
         out.collect(event);

@@ -89,7 +89,7 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
         } else if (event.tsMs <= floor) {
             late(event, "no impression waiting", out);
         } else if (State.heldCount(now) >= MAX_HELD) {
-            dead(event, records.explained(MAX_HELD + " actions are held for this impression already", event, event.message), out);
+            dead(event, records.explained("held", MAX_HELD + " actions are held for this impression already", event, event.message), out);
         } else {
             state.update(State.hold(now, event));
             context.timerService().registerEventTimeTimer(event.tsMs);
@@ -118,7 +118,7 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
         long shown = State.shownMs(waiting);
         if (action.tsMs < shown) {
             String reason = "before its impression: ts_ms is " + action.tsMs + ", the impression's " + shown;
-            dead(action, records.explained(reason, action, action.message), out);
+            dead(action, records.explained("order", reason, action, action.message), out);
             return false;
         }
         if (action.tsMs > shown + settings.windowMs) {
@@ -132,7 +132,7 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
         }
         State.setClosedTasks(waiting, closed | 1L << action.task);
         positives.inc();
-        out.collect(records.positive(Bytes.utf8(action.key), waiting, State.BODY, action.task, action.tsMs, action.writtenMs));
+        out.collect(records.positive(Bytes.utf8(action.key), waiting, State.BODY, action.task, action.body, action.tsMs, action.writtenMs));
         return true;
     }
 

@@ -3,11 +3,15 @@ package minutehand.join;
 import java.io.IOException;
 import java.util.Arrays;
 import java.util.HashMap;
+import java.util.LinkedHashSet;
 import java.util.Map;
+import java.util.Set;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonFactory;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonParser;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonProcessingException;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken;
+import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.StreamReadConstraints;
+import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.StreamReadFeature;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
 
 /**
@@ -17,22 +21,25 @@ import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
  * join keeps and splices them and never parses again. Not for two threads.
  */
 final class Parser {
-    static final int MAX_BYTES = 1 << 20;
-    static final int MAX_ID_BYTES = 128;
-    static final int MAX_LIST = 64;
-    /** Of a number. With the limits above it bounds an example, so that the broker takes each that we write. */
-    static final int MAX_DIGITS = 64;
-    /** The end of year 9999: no sum of a time and a window overflows below it. */
-    static final long MAX_TIME_MS = 253_402_300_799_999L;
-
-    /** Why a message is bad. It is no fault of the program, so it has no stack trace. */
+    /** A message that breaks the contract: the kind of its fault, and the reason. It is no fault of the program, so it has no stack trace. */
     static final class Bad extends Exception {
-        Bad(String reason) {
+        final String kind;
+
+        Bad(String kind, String reason) {
             super(reason, null, false, false);
+            this.kind = kind;
         }
     }
 
-    private final JsonFactory factory = new JsonFactory();
+    /** Limits beyond the message's size are ours to judge, so that Python judges alike. */
+    private static final StreamReadConstraints CONSTRAINTS = StreamReadConstraints.builder().maxNestingDepth(Contract.MAX_DEPTH)
+            .maxNameLength(Contract.MAX_BYTES).maxNumberLength(Contract.MAX_BYTES).maxStringLength(Contract.MAX_BYTES).build();
+
+    private final JsonFactory factory = JsonFactory.builder().streamReadConstraints(CONSTRAINTS)
+            .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION).build();
+    /** Thrown where a message turns out to be a heartbeat, which is read anew. */
+    private static final Bad HEARTBEAT = new Bad("heartbeat", "");
+
     private final Settings settings;
     private final Map<String, Integer> places = new HashMap<>();
     private final Map<String, Integer> tasks = new HashMap<>();
@@ -77,31 +84,107 @@ final class Parser {
 
     /** Fills kind, key, tsMs, task and body of `event`, whose origin is known already. */
     void parse(byte[] message, Event event) throws Bad {
-        if (message == null || message.length == 0) {
-            throw new Bad("empty message");
+        if (message != null && message.length > Contract.MAX_BYTES) {
+            throw new Bad("size", "message has " + message.length + " bytes, allowed is up to " + Contract.MAX_BYTES);
         }
-        if (message.length > MAX_BYTES) {
-            throw new Bad("message is " + message.length + " bytes long: allowed are " + MAX_BYTES);
+        if (message == null || message.length == 0 || hasNul(message)) {
+            throw new Bad("json", "message is not JSON: it is empty or holds a NUL");
         }
         if (!Bytes.isText(message)) {
-            throw new Bad("not UTF-8");
+            throw new Bad("encoding", "message is not UTF-8");
         }
         try (JsonParser json = factory.createParser(message)) {
-            if (json.nextToken() != JsonToken.START_OBJECT) {
-                throw new Bad("not a JSON object");
+            if (message[0] == (byte) 0xef || json.nextToken() != JsonToken.START_OBJECT) {
+                wellFormed(message);
+                throw new Bad("json", "message is no JSON object");
             }
-            if (event.fromActions) {
-                action(json, event);
-            } else {
-                impression(json, event);
+            try {
+                if (event.fromActions) {
+                    action(json, event);
+                } else {
+                    impression(json, event);
+                }
+            } catch (Bad bad) {
+                // What is no JSON, or a heartbeat, is that whatever else is wrong with it.
+                if (!wellFormed(message)) {
+                    throw bad;
+                }
+                heartbeat(message, event);
+                return;
             }
             if (json.nextToken() != null) {
-                throw new Bad("not JSON: something follows the object");
+                throw new Bad("json", "message is not JSON: something follows the first value");
             }
         } catch (JsonProcessingException e) {
-            throw new Bad("not JSON: " + shortened(e.getOriginalMessage()));
+            throw new Bad("json", "message is not JSON: " + shortened(e.getOriginalMessage()));
         } catch (IOException e) {
-            throw new Bad("not JSON: " + shortened(e.getMessage()));
+            throw new Bad("json", "message is not JSON: " + shortened(e.getMessage()));
+        }
+    }
+
+    private static boolean hasNul(byte[] message) {
+        for (byte b : message) {
+            if (b == 0) {
+                return true;
+            }
+        }
+        return false;
+    }
+
+    /** Reads a message to its end, Bad if it is not one JSON value; true if it is an object with heartbeat_ms. */
+    private boolean wellFormed(byte[] message) throws IOException, Bad {
+        boolean heartbeat = false;
+        int depth = 0;
+        boolean over = false;
+        try (JsonParser json = factory.createParser(message)) {
+            for (JsonToken token = json.nextToken(); token != null; token = json.nextToken()) {
+                if (over) {
+                    throw new Bad("json", "message is not JSON: something follows the first value");
+                }
+                checkNumber(json, token);
+                heartbeat |= depth == 1 && token == JsonToken.FIELD_NAME && json.currentName().equals("heartbeat_ms");
+                depth += token.isStructStart() ? 1 : token.isStructEnd() ? -1 : 0;
+                over = depth == 0;
+            }
+        }
+        return heartbeat;
+    }
+
+    /** A heartbeat's other fields are ignored. */
+    private void heartbeat(byte[] message, Event event) throws IOException, Bad {
+        try (JsonParser json = factory.createParser(message)) {
+            json.nextToken();
+            while (json.nextToken() != JsonToken.END_OBJECT) {
+                String name = json.currentName();
+                json.nextToken();
+                if (name.equals("heartbeat_ms")) {
+                    event.tsMs = time(json, name);
+                } else {
+                    skip(json);
+                }
+            }
+        }
+        event.kind = Event.HEARTBEAT;
+        event.key = "";
+    }
+
+    /** Passes over a value of a field that is not ours. */
+    private static void skip(JsonParser json) throws IOException, Bad {
+        int depth = 0;
+        JsonToken token = json.currentToken();
+        while (true) {
+            checkNumber(json, token);
+            depth += token.isStructStart() ? 1 : token.isStructEnd() ? -1 : 0;
+            if (depth == 0) {
+                return;
+            }
+            token = json.nextToken();
+        }
+    }
+
+    private static void checkNumber(JsonParser json, JsonToken token) throws IOException, Bad {
+        if (token.isNumeric() && json.getTextLength() > Contract.MAX_NUMBER_CHARACTERS) {
+            throw new Bad("length", "a number of " + json.getTextLength() + " characters, allowed are " + Contract.MAX_NUMBER_CHARACTERS);
         }
     }
 
@@ -109,75 +192,75 @@ final class Parser {
         String id = null;
         String action = null;
         long ts = -1;
+        Set<String> missing = new LinkedHashSet<>(Contract.ACTION_NEEDS);
+        values.clear();
         while (json.nextToken() != JsonToken.END_OBJECT) {
             String name = json.currentName();
             json.nextToken();
+            missing.remove(name);
             switch (name) {
-                case "impression_id" -> id = bounded(json, name, 1);
+                case "impression_id" -> id = bounded(json, name, 1, Contract.MAX_KEY_BYTES);
                 case "action" -> action = text(json, name);
                 case "ts_ms" -> ts = time(json, name);
-                case "value" -> number(json, name, null);
-                case "heartbeat_ms" -> {
-                    heartbeat(json, event);
-                    return;
-                }
-                default -> json.skipChildren();
+                case "value" -> number(json, name, values);
+                case "heartbeat_ms" -> throw HEARTBEAT;
+                default -> skip(json);
             }
         }
-        need(id != null, "impression_id");
-        need(action != null, "action");
-        need(ts >= 0, "ts_ms");
+        need(missing);
         Integer task = tasks.get(action);
         if (task == null) {
-            throw new Bad("action is '" + shortened(action) + "': declared tasks are " + String.join(", ", settings.tasks));
+            throw new Bad("task", "action is '" + shortened(action) + "', allowed are " + String.join(", ", settings.tasks));
         }
         event.kind = Event.ACTION;
         event.key = id;
         event.tsMs = ts;
         event.task = task;
+        event.body = values.size() == 0 ? Contract.ABSENT_VALUE : values.toArray();
     }
 
     private void impression(JsonParser json, Event event) throws IOException, Bad {
         String id = null;
+        String request = "";
         String lineage = "";
         long ts = -1;
-        long user = Long.MIN_VALUE;
-        long item = Long.MIN_VALUE;
+        long user = 0;
+        long item = 0;
         long seq = -1;
+        int position = 0;
+        Set<String> missing = new LinkedHashSet<>(Contract.IMPRESSION_NEEDS);
         values.clear();
         Arrays.fill(to, -1);
         Arrays.fill(scoreTo, -1);
         while (json.nextToken() != JsonToken.END_OBJECT) {
             String name = json.currentName();
             json.nextToken();
+            missing.remove(name);
             switch (name) {
-                case "impression_id" -> id = bounded(json, name, 1);
+                case "impression_id" -> id = bounded(json, name, 1, Contract.MAX_KEY_BYTES);
+                case "request_id" -> request = bounded(json, name, 0, Contract.MAX_TEXT_BYTES);
                 case "user_id" -> user = entity(json, name);
                 case "item_id" -> item = entity(json, name);
                 case "ts_ms" -> ts = time(json, name);
                 case "features" -> features(json);
                 case "scores" -> scores(json);
-                case "lineage" -> lineage = bounded(json, name, 0);
+                case "lineage" -> lineage = bounded(json, name, 0, Contract.MAX_TEXT_BYTES);
                 case "seq" -> seq = integer(json, name);
-                case "position" -> position(json);
-                case "request_id", "arm" -> text(json, name);
-                case "heartbeat_ms" -> {
-                    heartbeat(json, event);
-                    return;
-                }
-                default -> json.skipChildren();
+                case "position" -> position = position(json);
+                case "arm" -> bounded(json, name, 0, Contract.MAX_TEXT_BYTES);
+                case "read_ms" -> time(json, name);
+                case "heartbeat_ms" -> throw HEARTBEAT;
+                default -> skip(json);
             }
         }
-        need(id != null, "impression_id");
-        need(user != Long.MIN_VALUE, "user_id");
-        need(item != Long.MIN_VALUE, "item_id");
-        need(ts >= 0, "ts_ms");
+        need(missing);
         event.kind = Event.IMPRESSION;
         event.key = id;
         event.tsMs = ts;
         body.clear();
-        body.ascii("\"impression_id\":").quoted(id).ascii(",\"user_id\":").number(user).ascii(",\"item_id\":").number(item);
-        body.ascii(",\"ts_ms\":").number(ts).ascii(",\"lineage\":").quoted(lineage).ascii(",\"seq\":").number(seq);
+        body.ascii("\"impression_id\":").quoted(id).ascii(",\"request_id\":").quoted(request);
+        body.ascii(",\"user_id\":").number(user).ascii(",\"item_id\":").number(item).ascii(",\"ts_ms\":").number(ts);
+        body.ascii(",\"position\":").number(position).ascii(",\"lineage\":").quoted(lineage).ascii(",\"seq\":").number(seq);
         body.ascii(",\"features\":");
         for (int i = 0; i < names.length; i++) {
             body.put(names[i]);
@@ -202,27 +285,16 @@ final class Parser {
         event.body = body.toArray();
     }
 
-    /** A heartbeat's other fields are ignored. */
-    private static void heartbeat(JsonParser json, Event event) throws IOException, Bad {
-        event.kind = Event.HEARTBEAT;
-        event.key = "";
-        event.tsMs = time(json, "heartbeat_ms");
-        while (json.nextToken() != JsonToken.END_OBJECT) {
-            json.nextToken();
-            json.skipChildren();
-        }
-    }
-
     private void features(JsonParser json) throws IOException, Bad {
         if (json.currentToken() != JsonToken.START_OBJECT) {
-            throw wrong(json, "features", "an object");
+            throw wrong("type", json, "features", "object");
         }
         while (json.nextToken() != JsonToken.END_OBJECT) {
             String name = json.currentName();
             Integer place = places.get(name);
             json.nextToken();
             if (place == null) {
-                json.skipChildren();
+                skip(json);
                 continue;
             }
             from[place] = values.size();
@@ -238,7 +310,7 @@ final class Parser {
 
     private void ids(JsonParser json, String name) throws IOException, Bad {
         if (json.currentToken() != JsonToken.START_ARRAY) {
-            throw wrong(json, name, "a list of int64");
+            throw wrong("type", json, name, "array");
         }
         values.put('[');
         int count = 0;
@@ -246,37 +318,41 @@ final class Parser {
             if (count++ > 0) {
                 values.put(',');
             }
-            values.number(entity(json, name));
+            if (count <= Contract.MAX_LIST) {
+                values.number(entity(json, name));
+            } else {
+                skip(json);
+            }
         }
-        if (count > MAX_LIST) {
-            throw new Bad(name + " has " + count + " ids: allowed are " + MAX_LIST);
+        if (count > Contract.MAX_LIST) {
+            throw new Bad("length", name + " has " + count + " items, allowed are " + Contract.MAX_LIST);
         }
         values.put(']');
     }
 
     private void scores(JsonParser json) throws IOException, Bad {
         if (json.currentToken() != JsonToken.START_OBJECT) {
-            throw wrong(json, "scores", "an object");
+            throw wrong("type", json, "scores", "object");
         }
         while (json.nextToken() != JsonToken.END_OBJECT) {
             String name = json.currentName();
             Integer task = tasks.get(name);
             json.nextToken();
             if (task == null) {
-                json.skipChildren();
+                skip(json);
                 continue;
             }
             scoreFrom[task] = values.size();
-            number(json, "scores." + name, values);
+            number(json, name, values);
             scoreTo[task] = values.size();
             double score = json.getDoubleValue();
             if (score < 0 || score > 1) {
-                throw wrong(json, "scores." + name, "a probability");
+                throw wrong("range", json, name, "0 to 1");
             }
         }
     }
 
-    private static String bounded(JsonParser json, String name, int least) throws IOException, Bad {
+    private static String bounded(JsonParser json, String name, int least, int most) throws IOException, Bad {
         String text = text(json, name);
         int bytes = 0;
         for (int i = 0; i < text.length(); i++) {
@@ -284,22 +360,22 @@ final class Parser {
             // The two halves of a pair make 4 bytes.
             bytes += c < 0x80 ? 1 : c < 0x800 || Character.isSurrogate(c) ? 2 : 3;
         }
-        if (bytes < least || bytes > MAX_ID_BYTES) {
-            throw new Bad(name + " is " + bytes + " bytes long: allowed are " + least + " to " + MAX_ID_BYTES);
+        if (bytes < least || bytes > most) {
+            throw new Bad("length", name + " has " + bytes + " bytes, allowed are " + least + " to " + most);
         }
         return text;
     }
 
     private static String text(JsonParser json, String name) throws IOException, Bad {
         if (json.currentToken() != JsonToken.VALUE_STRING) {
-            throw wrong(json, name, "a string");
+            throw wrong("type", json, name, "string");
         }
         String text = json.getText();
         for (int i = 0; i < text.length(); i++) {
             if (Character.isSurrogate(text.charAt(i))) {
                 boolean pair = Character.isHighSurrogate(text.charAt(i)) && i + 1 < text.length() && Character.isLowSurrogate(text.charAt(i + 1));
                 if (!pair) {
-                    throw new Bad(name + " holds half a surrogate pair: it has no UTF-8");
+                    throw new Bad("encoding", name + " holds half a surrogate pair, which has no UTF-8");
                 }
                 i++;
             }
@@ -308,8 +384,12 @@ final class Parser {
     }
 
     private static long integer(JsonParser json, String name) throws IOException, Bad {
-        if (json.currentToken() != JsonToken.VALUE_NUMBER_INT || json.getNumberType() == JsonParser.NumberType.BIG_INTEGER) {
-            throw wrong(json, name, "an int64");
+        if (json.currentToken() != JsonToken.VALUE_NUMBER_INT) {
+            throw wrong("type", json, name, "integer");
+        }
+        checkNumber(json, JsonToken.VALUE_NUMBER_INT);
+        if (json.getNumberType() == JsonParser.NumberType.BIG_INTEGER) {
+            throw wrong("range", json, name, Long.MIN_VALUE + " to " + Long.MAX_VALUE);
         }
         return json.getLongValue();
     }
@@ -317,22 +397,23 @@ final class Parser {
     private static long entity(JsonParser json, String name) throws IOException, Bad {
         long id = integer(json, name);
         if (reserved(id)) {
-            throw wrong(json, name, "an int64 but the two lowest, which are reserved");
+            throw new Bad("reserved", name + " is " + id + ", a reserved id");
         }
         return id;
     }
 
-    private static void position(JsonParser json) throws IOException, Bad {
+    private static int position(JsonParser json) throws IOException, Bad {
         long position = integer(json, "position");
         if (position != (int) position) {
-            throw wrong(json, "position", "an int32");
+            throw wrong("range", json, "position", Integer.MIN_VALUE + " to " + Integer.MAX_VALUE);
         }
+        return (int) position;
     }
 
     private static long time(JsonParser json, String name) throws IOException, Bad {
         long time = integer(json, name);
-        if (time < 0 || time > MAX_TIME_MS) {
-            throw wrong(json, name, "0 to " + MAX_TIME_MS);
+        if (time < 0 || time > Contract.MAX_TIME_MS) {
+            throw wrong("range", json, name, "0 to " + Contract.MAX_TIME_MS);
         }
         return time;
     }
@@ -340,42 +421,38 @@ final class Parser {
     /** Checks a number that is finite as a float32 too, and copies its text as it was sent. */
     private static void number(JsonParser json, String name, Bytes target) throws IOException, Bad {
         JsonToken token = json.currentToken();
-        if (token != JsonToken.VALUE_NUMBER_INT && token != JsonToken.VALUE_NUMBER_FLOAT) {
-            throw wrong(json, name, "a number");
+        if (!token.isNumeric()) {
+            throw wrong("type", json, name, "number");
         }
+        checkNumber(json, token);
         char[] chars = json.getTextCharacters();
         int start = json.getTextOffset();
         int length = json.getTextLength();
-        if (length > MAX_DIGITS) {
-            throw new Bad(name + " is a number of " + length + " characters: allowed are " + MAX_DIGITS);
-        }
         // Parsing a double costs more than all the rest; 30 characters without an exponent are below 1e30.
         boolean parse = length > 30;
         for (int i = start; i < start + length && !parse; i++) {
             parse = (chars[i] | 0x20) == 'e';
         }
-        if (parse && !Float.isFinite((float) Double.parseDouble(new String(chars, start, length)))) {
-            throw wrong(json, name, "a number that is finite as a float32");
+        if (parse && !(Math.abs(Double.parseDouble(new String(chars, start, length))) < Contract.NUMBER_BELOW)) {
+            throw wrong("range", json, name, "a number that is finite as a float32");
         }
-        if (target != null) {
-            target.ascii(chars, start, length);
+        target.ascii(chars, start, length);
+    }
+
+    private static void need(Set<String> missing) throws Bad {
+        if (!missing.isEmpty()) {
+            throw new Bad("missing", missing.iterator().next() + " is missing");
         }
     }
 
-    private static void need(boolean there, String name) throws Bad {
-        if (!there) {
-            throw new Bad(name + " is missing");
-        }
-    }
-
-    private static Bad wrong(JsonParser json, String name, String needed) throws IOException {
+    private static Bad wrong(String kind, JsonParser json, String name, String allowed) throws IOException {
         String given = switch (json.currentToken()) {
             case START_OBJECT -> "an object";
-            case START_ARRAY -> "a list";
+            case START_ARRAY -> "an array";
             case VALUE_STRING -> "'" + shortened(json.getText()) + "'";
             default -> shortened(json.getText());
         };
-        return new Bad(name + " is " + given + ": " + needed + " is needed");
+        return new Bad(kind, name + " is " + given + ", allowed is " + allowed);
     }
 
     private static String shortened(String text) {

@@ -12,10 +12,11 @@ final class Records {
     private static final int KEPT_BYTES = 64 * 1024;
 
     private final Settings settings;
-    private final byte[] positiveHead = Bytes.utf8("{\"v\":1,\"kind\":\"positive\",");
-    private final byte[] negativeHead = Bytes.utf8("{\"v\":1,\"kind\":\"negative\",");
+    private final byte[] positiveHead = head("positive");
+    private final byte[] negativeHead = head("negative");
     private final byte[] pi;
     private final byte[][] positiveTails;
+    private final byte[] noValues;
     private final Bytes buffer = new Bytes();
 
     Records(Settings settings) {
@@ -24,19 +25,26 @@ final class Records {
         positiveTails = new byte[settings.tasks.size()][];
         for (int task = 0; task < positiveTails.length; task++) {
             buffer.clear();
-            positiveTails[task] = list(list(buffer, "labels", 1L << task), "weights", 1L << task).put('}').toArray();
+            positiveTails[task] = list(list(buffer, "labels", 1L << task), "weights", 1L << task).toArray();
         }
+        noValues = values(-1, null).toArray();
     }
 
-    ProducerRecord<byte[], byte[]> positive(byte[] id, byte[] state, int bodyFrom, int task, long eventMs, long writtenMs) {
-        byte[] value = head(positiveHead, state, bodyFrom, eventMs, writtenMs).put(positiveTails[task]).toArray();
-        return new ProducerRecord<>(settings.examples, id, value);
+    private static byte[] head(String kind) {
+        return Bytes.utf8("{\"v\":" + Contract.VERSION + ",\"kind\":\"" + kind + "\",");
+    }
+
+    /** `value` is the action's, as it was written. */
+    ProducerRecord<byte[], byte[]> positive(byte[] id, byte[] state, int bodyFrom, int task, byte[] value, long eventMs, long writtenMs) {
+        byte[] values = values(task, value).toArray();
+        byte[] record = head(positiveHead, state, bodyFrom, eventMs, writtenMs).put(positiveTails[task]).put(values).toArray();
+        return new ProducerRecord<>(settings.examples, id, record);
     }
 
     /** `open` has a bit for each task that had no action. */
     ProducerRecord<byte[], byte[]> negative(byte[] id, byte[] state, int bodyFrom, long open, long eventMs, long writtenMs) {
         head(negativeHead, state, bodyFrom, eventMs, writtenMs);
-        list(list(buffer, "labels", 0), "weights", open).put('}');
+        list(list(buffer, "labels", 0), "weights", open).put(noValues);
         return new ProducerRecord<>(settings.examples, id, buffer.toArray());
     }
 
@@ -47,11 +55,11 @@ final class Records {
     }
 
     /** What the dead record of a message says; the record's topic follows from where the message came from. */
-    byte[] explained(String reason, Event event, byte[] message) {
+    byte[] explained(String kind, String reason, Event event, byte[] message) {
         byte[] bytes = message == null ? new byte[0] : message;
         byte[] kept = bytes.length > KEPT_BYTES ? Arrays.copyOf(bytes, KEPT_BYTES) : bytes;
         buffer.clear();
-        buffer.ascii("{\"reason\":").quoted(reason).ascii(",\"topic\":").quoted(origin(event));
+        buffer.ascii("{\"kind\":").quoted(kind).ascii(",\"reason\":").quoted(reason).ascii(",\"topic\":").quoted(origin(event));
         buffer.ascii(",\"partition\":").number(event.partition).ascii(",\"offset\":").number(event.offset);
         buffer.ascii(",\"size\":").number(bytes.length).ascii(",\"sha256\":\"").ascii(sha256(bytes));
         buffer.ascii("\",\"message\":\"").put(Base64.getEncoder().encode(kept)).ascii("\"}");
@@ -63,7 +71,7 @@ final class Records {
     }
 
     ProducerRecord<byte[], byte[]> late(Event event, String reason) {
-        return new ProducerRecord<>(origin(event) + ".late", key(event), explained(reason, event, event.message));
+        return new ProducerRecord<>(origin(event) + ".late", key(event), explained("late", reason, event, event.message));
     }
 
     private String origin(Event event) {
@@ -78,6 +86,23 @@ final class Records {
         buffer.clear();
         buffer.put(kind).put(state, bodyFrom, state.length - bodyFrom);
         return buffer.ascii(",\"event_ms\":").number(eventMs).ascii(",\"written_ms\":").number(writtenMs).put(pi);
+    }
+
+    /** The end of an example: the value of `task`, null for all others. */
+    private Bytes values(int task, byte[] value) {
+        buffer.clear();
+        buffer.ascii(",\"values\":[");
+        for (int k = 0; k < settings.tasks.size(); k++) {
+            if (k > 0) {
+                buffer.put(',');
+            }
+            if (k == task) {
+                buffer.put(value);
+            } else {
+                buffer.ascii("null");
+            }
+        }
+        return buffer.ascii("]}");
     }
 
     private Bytes list(Bytes target, String name, long bits) {

@@ -91,7 +91,7 @@ final class Settings implements Serializable {
         for (JsonNode feature : declaration.path("features")) {
             features.add(feature(feature));
         }
-        fingerprint = Records.sha256(Bytes.utf8(source + tasks + features + windowMs));
+        fingerprint = Records.sha256(Bytes.utf8(Contract.VERSION + source + tasks + features + windowMs));
     }
 
     /** All topics the job writes. */

@@ -23,7 +23,7 @@ final class Harness implements AutoCloseable {
     static final ObjectMapper JSON = new ObjectMapper();
     /** Window 100 ms, disorder 10 ms, tasks click, like, hate; one feature of each kind. */
     static final String DECLARATION = """
-            {"name": "t", "tasks": ["click", "like", "hate"], "judged": "click", "window_ms": 100, "max_disorder_ms": 10, "dim": 4, "features": [
+            {"name": "t", "tasks": ["click", "like", "hate"], "judged": "click", "window_ms": 100, "max_disorder_ms": 10, "features": [
               {"name": "user", "kind": "id", "table": "user", "default": 7},
               {"name": "tags", "kind": "ids", "table": "tag", "default": []},
               {"name": "age", "kind": "number", "table": "", "default": 0.5}]}""";

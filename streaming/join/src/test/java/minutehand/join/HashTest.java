@@ -11,7 +11,7 @@ import org.junit.jupiter.api.Test;
 /** The vectors that Python's tests read too. */
 class HashTest {
     private static JsonNode vectors(String name) throws Exception {
-        JsonNode vectors = new ObjectMapper().readTree(new File(System.getProperty("minutehand.vectors"))).get(name);
+        JsonNode vectors = new ObjectMapper().readTree(new File(System.getProperty("minutehand.vectors"), "hash.json")).get(name);
         assertTrue(vectors.size() > 3, "there are vectors");
         return vectors;
     }

@@ -220,14 +220,15 @@ class JoinTest {
             join.time(105);
             List<ProducerRecord<byte[], byte[]>> records = join.records();
             String shared = """
-                    "impression_id": "ü\\"1", "user_id": -1, "item_id": 9223372036854775807, "ts_ms": 5, "lineage": "000001-ab", "seq": 12,
-                    "features": {"user": 0, "tags": [3, -4], "age": 1.5}, "scores": {"like": 0.25}, "pi": 1.0, "v": 1""";
+                    "impression_id": "ü\\"1", "request_id": "r", "user_id": -1, "item_id": 9223372036854775807, "ts_ms": 5, "position": 2,
+                    "lineage": "000001-ab", "seq": 12,
+                    "features": {"user": 0, "tags": [3, -4], "age": 1.5}, "scores": {"like": 0.25}, "pi": 1.0, "v": 2""";
             JsonNode positive = Harness.JSON.readTree(records.get(0).value());
-            assertEquals(Harness.JSON.readTree("{%s, \"kind\": \"positive\", \"event_ms\": 8, \"written_ms\": %d, \"labels\": [0, 1, 0], \"weights\": [0, 1, 0]}"
+            assertEquals(Harness.JSON.readTree("{%s, \"kind\": \"positive\", \"event_ms\": 8, \"written_ms\": %d, \"labels\": [0, 1, 0], \"weights\": [0, 1, 0], \"values\": [null, 3.5, null]}"
                     .formatted(shared, Harness.WRITTEN_MS)), positive);
             JsonNode negative = Harness.JSON.readTree(records.get(1).value());
             long written = negative.get("written_ms").asLong();
-            assertEquals(Harness.JSON.readTree("{%s, \"kind\": \"negative\", \"event_ms\": 105, \"written_ms\": %d, \"labels\": [0, 0, 0], \"weights\": [1, 0, 1]}"
+            assertEquals(Harness.JSON.readTree("{%s, \"kind\": \"negative\", \"event_ms\": 105, \"written_ms\": %d, \"labels\": [0, 0, 0], \"weights\": [1, 0, 1], \"values\": [null, null, null]}"
                     .formatted(shared, written)), negative);
             assertTrue(written >= before && written <= System.currentTimeMillis());
             assertEquals("examples", records.get(1).topic());

@@ -1,11 +1,11 @@
-"""Impressions, actions and heartbeats at the producer's edge: their schemas, the check, and what happens to a bad one.
+"""The publisher: writes impressions and actions to Kafka, each judged by the contract before it is sent.
 
     with Publisher("127.0.0.1:9092", declaration) as publisher:
         publisher.send("impressions", impression("i1", "r1", 7, 9, ts_ms, 0, features, scores, lineage, 12, ""))
         publisher.send("actions", action("i1", "click", ts_ms + 900))
         publisher.heartbeat(ts_ms + 1000)
 
-What does not fit its schema, and what is too large for the broker, goes to `<topic>.dead` with the reason.
+A message that breaks the contract (docs/example.md) goes to `<topic>.dead` with the kind of the fault and the reason.
 """
 
 from __future__ import annotations
@@ -13,90 +13,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from streaming.declaration import INT64_MAX, INT64_MIN, RESERVED_IDS, Declaration
-from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, MAX_MESSAGE_BYTES
+from streaming.contract.contract import MAX_MESSAGE_BYTES, BadMessage, Contract
+from streaming.declaration import Declaration
+from streaming.topics import ACTIONS, DEAD, IMPRESSIONS
 
 DEAD_BYTES = 64 * 1024
-_INT64 = {"type": "integer", "minimum": INT64_MIN, "maximum": INT64_MAX}
-_ID = _INT64 | {"not": {"enum": list(RESERVED_IDS)}}
-_TIME = {"type": "integer", "minimum": 0, "maximum": INT64_MAX}
-_TEXT = {"type": "string"}
-_KEY = {"type": "string", "minLength": 1, "maxBytes": 128}
-"""`maxBytes` is ours: JSON Schema counts characters, Kafka and Java count bytes of UTF-8."""
-
-
-def schemas(declaration: Declaration) -> dict[str, dict[str, Any]]:
-    """The JSON schema of each topic. Unknown extra fields are allowed, absent features take their default."""
-    kinds: dict[str, Any] = {"id": _ID, "ids": {"type": "array", "items": _ID}, "number": {"type": "number"}}
-    probability = {"type": "number", "minimum": 0, "maximum": 1}
-    shown = {
-        "impression_id": _KEY,
-        "request_id": _TEXT,
-        "user_id": _ID,
-        "item_id": _ID,
-        "ts_ms": _TIME,
-        "position": {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
-        "features": {"type": "object", "properties": {f.name: kinds[f.kind] for f in declaration.features}},
-        "scores": {"type": "object", "properties": dict.fromkeys(declaration.tasks, probability)},
-        "lineage": _TEXT,
-        "seq": _INT64,
-        "arm": _TEXT,
-        "read_ms": _TIME,
-    }
-    done = {
-        "impression_id": _KEY,
-        "action": {"type": "string", "enum": list(declaration.tasks)},
-        "ts_ms": _TIME,
-        "value": {"type": "number"},
-    }
-    needed = ["impression_id", "user_id", "item_id", "ts_ms", "features"]
-    return {
-        IMPRESSIONS: {"type": "object", "required": needed, "properties": shown},
-        ACTIONS: {"type": "object", "required": ["impression_id", "action", "ts_ms"], "properties": done},
-    }
-
-
-def problem(schema: Mapping[str, Any], value: Any, name: str = "message") -> str | None:
-    """What is wrong with a value, in words; None if it fits. The part of JSON Schema that `schemas` uses."""
-    kind = schema["type"]
-    fits = {
-        "object": isinstance(value, Mapping),
-        "array": isinstance(value, list),
-        "string": isinstance(value, str),
-        "integer": isinstance(value, int) and not isinstance(value, bool),
-        "number": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
-    }[kind]
-    if not fits:
-        return f"{name} is {_short(value)}, allowed is {'a finite number' if kind == 'number' else kind}"
-    if "enum" in schema and value not in schema["enum"]:
-        return f"{name} is {_short(value)}, allowed are {', '.join(map(str, schema['enum']))}"
-    if value in schema.get("not", {}).get("enum", ()):
-        return f"{name} is {value}, a reserved id"
-    if "minimum" in schema and not schema["minimum"] <= value <= schema["maximum"]:
-        return f"{name} is {_short(value)}, allowed is {schema['minimum']} to {schema['maximum']}"
-    if kind == "string":
-        try:
-            size = len(value.encode())
-        except UnicodeEncodeError:
-            return f"{name} is {_short(value)}, which is not UTF-8"
-        if not schema.get("minLength", 0) <= size <= schema.get("maxBytes", math.inf):
-            return f"{name} has {size} bytes, allowed is {schema.get('minLength', 0)} to {schema['maxBytes']}"
-    if kind == "array":
-        return next(filter(None, (problem(schema["items"], v, f"{name}[{k}]") for k, v in enumerate(value))), None)
-    if kind == "object":
-        for key in schema.get("required", ()):
-            if key not in value:
-                return f"{name}: {key} is missing"
-        for key, inner in schema["properties"].items():
-            if key in value and (wrong := problem(inner, value[key], key)):
-                return wrong
-    return None
+"""So much of a bad message is in its dead-letter record."""
 
 
 def impression(
@@ -138,9 +65,10 @@ def action(impression_id: str, action: str, ts_ms: int, value: float = 1.0) -> d
     return {"impression_id": impression_id, "action": action, "ts_ms": ts_ms, "value": value}
 
 
-def dead(topic: str, message: bytes, reason: str, partition: int = -1, offset: int = -1) -> bytes:
+def dead(topic: str, message: bytes, kind: str, reason: str, partition: int = -1, offset: int = -1) -> bytes:
     """The dead-letter record of a message; partition and offset are -1 where it never reached the broker."""
     record = {
+        "kind": kind,
         "reason": reason,
         "topic": topic,
         "partition": partition,
@@ -165,7 +93,7 @@ class Publisher:
     def __init__(self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher") -> None:
         from kafka import KafkaProducer
 
-        self._schemas = schemas(declaration)
+        self._contract = Contract(declaration)
         self._producer = KafkaProducer(
             bootstrap_servers=bootstrap,
             client_id=client_id,
@@ -185,13 +113,12 @@ class Publisher:
 
     def send(self, topic: str, event: Mapping[str, Any]) -> bool:
         """Sends one event, or its dead-letter record: False if it was refused."""
-        reason = problem(self._schemas[topic], event)
         # ASCII output writes what is not UTF-8 as an escape, so that a refused event can be shown as it was.
-        message = json.dumps(event, separators=(",", ":")).encode()
-        if reason is None and len(message) > MAX_MESSAGE_BYTES:
-            reason = f"message has {len(message)} bytes, allowed is up to {MAX_MESSAGE_BYTES}"
-        if reason is not None:
-            self._pending.append(self._producer.send(DEAD[topic], value=dead(topic, message, reason)))
+        message = json.dumps(event, separators=(",", ":"), default=_plain).encode()
+        try:
+            self._contract.read(topic, message)
+        except BadMessage as e:
+            self._pending.append(self._producer.send(DEAD[topic], value=dead(topic, message, e.kind, str(e))))
             self.refused += 1
             return False
         self._pending.append(self._producer.send(topic, key=event["impression_id"].encode(), value=message))
@@ -245,6 +172,8 @@ class Publisher:
         self.close()
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python has it; TypeError for what JSON cannot hold."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"an event holds {value!r}: a {type(value).__name__} cannot be written as JSON")

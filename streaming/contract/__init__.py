@@ -1,0 +1,1 @@
+"""The contract of the Kafka topics: one JSON schema, and what judges a message by it (docs/example.md)."""

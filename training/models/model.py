@@ -1,0 +1,148 @@
+"""The seam between a model and all that trains, keeps and serves it.
+
+A model is one module of this folder. It defines a subclass of `Model` and names it `build`:
+
+    model = load("deepfm?dim=8", declaration, seed=0)
+    outputs = model.outputs(rows, numbers, Context(size))      # task -> logits float32[n]
+    value = model.loss(outputs, labels, weights, pi, batch)
+
+Learner, state, delta log, export, served graph, warm start, gate and MLflow know a model by this class alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from common.query import defaults, parameters
+from delta_log.manifest import ModelInfo
+from streaming.declaration import Declaration
+from training.cuckoo import SGD, Adagrad, Segment
+from training.cuckoo.optimizers import Optimizer
+from training.cuckoo.segments import Initializer
+from training.models import names
+
+Tensors = Mapping[str, Any]
+DEFAULT = "deepfm"
+
+
+class RowSegment(NamedTuple):
+    """`dim` float32 numbers of each row of a table. Without an optimizer they are data that travels, never learned."""
+
+    name: str
+    dim: int
+    optimizer: Optimizer | None
+    initializer: Initializer
+
+    def of_table(self) -> Segment:
+        """The segment as the table takes it. Data that travels has a gradient of zero, so plain SGD leaves it alone."""
+        return Segment(self.dim, self.optimizer or SGD(), self.initializer)
+
+
+class DenseWeight(NamedTuple):
+    """A weight that is no row: its variable, and how it learns."""
+
+    variable: tf.Variable
+    optimizer: Adagrad | SGD
+
+
+class Context(NamedTuple):
+    """What else `outputs` may need: the number of examples, an int32 scalar."""
+
+    size: Any
+
+
+class Signature(NamedTuple):
+    """A call of the served model beside `serving_default`: its inputs, and its outputs from them.
+
+    `call(inputs, rows)` is traced into the served graph; `rows(table, ids int64[n])` gives float32[n, dim], zeros for
+    an unknown id.
+    """
+
+    inputs: dict[str, tf.TensorSpec]
+    call: Callable[[Tensors, Callable[[str, Any], Any]], dict[str, Any]]
+
+
+class Model(ABC):
+    """A model of a declaration's features and tasks.
+
+    `tables`: table -> the segments of its rows, in their order. `dense`: name -> weight, in the order of the delta log.
+    A subclass fills both in its constructor, whose keyword parameters are the model's settings (beside `seed`).
+    """
+
+    info: ModelInfo
+    tables: Mapping[str, tuple[RowSegment, ...]]
+    dense: Mapping[str, DenseWeight]
+
+    def __init__(self, declaration: Declaration) -> None:
+        self.declaration = declaration
+        self.row_features = tuple(f.name for f in declaration.features if f.table)
+        self.number_features = tuple(f.name for f in declaration.features if not f.table)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Table -> numbers of its rows."""
+        return {name: sum(segment.dim for segment in segments) for name, segments in self.tables.items()}
+
+    @abstractmethod
+    def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
+        """Task -> logits float32[n]; pure: training and the served graph trace this one function.
+
+        `rows`: feature -> float32[n, dim of its table], pooled (training/models/pooling.py); `numbers`: float32[n, k]
+        in declared order.
+        """
+
+    def loss(self, outputs: Tensors, labels: Any, weights: Any, pi: Any, batch: int) -> Any:
+        """sum(weight * logloss(sigmoid(f - log pi))) / batch, a scalar; labels and weights are float32[n, tasks].
+
+        Keeping negatives with probability pi float32[n] multiplies the odds by 1 / pi, so f - log pi is the logit of
+        what was kept and f that of what was shown (Wang et al., NeurIPS 2021, arXiv 2110.13048, section 4). `batch` is
+        constant, so that it does not matter in which steps the records of an impression come.
+        """
+        shifted = self.logits(outputs) - tf.math.log(pi)[:, None]
+        return tf.reduce_sum(weights * tf.nn.sigmoid_cross_entropy_with_logits(labels, shifted)) / batch
+
+    def logits(self, outputs: Tensors) -> Any:
+        """The outputs as one matrix float32[n, tasks]."""
+        return tf.stack([outputs[task] for task in self.declaration.tasks], axis=1)
+
+    def scores(self, outputs: Tensors) -> dict[str, Any]:
+        """Task -> what `serving_default` answers: the probability float32[n]."""
+        return {task: tf.sigmoid(outputs[task]) for task in self.declaration.tasks}
+
+    def signatures(self) -> dict[str, Signature]:
+        """Calls of the served model beside `serving_default`; none by default."""
+        return {}
+
+
+def load(spec: str, declaration: Declaration, seed: int = 0) -> Model:
+    """The model that `spec` names, `deepfm` or `deepfm?dim=8&hidden=64x32`, with new dense weights.
+
+    Raises ValueError for a name that is no model, for an unknown setting, and where the model cannot be built for the
+    declaration.
+    """
+    name, _, query = spec.partition("?")
+    return make(ModelInfo(name, parameters(f"model {name!r}", _build(name), query)), declaration, seed)
+
+
+def make(info: ModelInfo, declaration: Declaration, seed: int = 0) -> Model:
+    """The model that a manifest names, with new dense weights; settings that it does not name take their defaults."""
+    build = _build(info.name)
+    settings = {name: default for name, default in defaults(build).items() if name != "seed"}
+    if unknown := sorted(set(info.settings) - set(settings)):
+        raise ValueError(f"model {info.name!r}: {unknown[0]!r} is no setting, allowed are {', '.join(settings)}")
+    settings |= info.settings
+    model = build(declaration, seed=seed, **settings)
+    model.info = ModelInfo(info.name, settings)
+    return model
+
+
+def _build(name: str) -> Callable[..., Model]:
+    if name not in names():
+        raise ValueError(f"model is {name!r}, allowed are {', '.join(names())}")
+    build: Callable[..., Model] = importlib.import_module(f"training.models.{name}").build
+    return build
