@@ -11,7 +11,7 @@ BUCKETS = [10 * 1.8**i for i in range(33)]
 
 class ServerMetrics:
     def __init__(self) -> None:
-        disable_created_metrics()  # TensorFlow Serving has no such series
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # TensorFlow Serving has no such series
         self._registry = r = CollectorRegistry()
         self._requests = Counter(REQUESTS, "Predict calls", ["model_name", "status"], registry=r)
         self._latency = Histogram(

@@ -155,6 +155,14 @@ class Writer:
         except BlockingIOError:
             self._lock.close()
             raise ArchiveError(f"{path / 'LOCK'}: held by another process: an archive has one writer") from None
+        try:
+            self._continue(path, source, declaration)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _continue(self, path: Path, source: str, declaration: str) -> None:
+        """Reads what the writer before committed, and removes what it did not."""
         found = read(path)
         self.newest: Commit | None = found[0] if found else None
         self.files: dict[str, File] = found[1] if found else {}
