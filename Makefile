@@ -3,6 +3,16 @@ VENV ?= .venv
 PYTHON_IN := $(VENV)/bin/python
 CXX_FILES = $(wildcard training/cuckoo/*/*.h training/cuckoo/*/*.cc tests/training/cuckoo/*.h tests/training/cuckoo/*.cc)
 
+# The minute loop's unit tests, for an environment without extras. The slow ones, which kill, start a broker or
+# compile, run in .venv alone.
+CORE_VENV := build/core-venv
+CORE_TESTS = tests/common tests/delta_log tests/features/test_counters.py \
+    $(wildcard tests/streaming/test_*.py) tests/streaming/contract tests/streaming/sources \
+    tests/streaming/archive/test_archive.py tests/training/cuckoo/test_cuckoo.py tests/training/cuckoo/test_optimizers.py \
+    tests/training/models $(patsubst %,tests/training/learn/test_%.py,batch_pass expiry policies state) \
+    tests/serving/test_journal.py tests/infra/test_settings.py tests/infra/supervise/test_checks.py
+CORE_SLOW := killed or broker or core_without_tensorflow
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench
 
@@ -17,6 +27,9 @@ demo: setup ## replay real traffic through the whole platform, then a report (SO
 
 test: setup ## run all tests: the join's cases, the fast ones, then those that start the real processes
 	@infra/setup.sh test
+	@echo 'the core without Airflow, Feast, MLflow and Great Expectations'
+	@UV_PROJECT_ENVIRONMENT=$(CORE_VENV) build/tools/bin/uv sync -q --frozen --python $(PYTHON_IN)
+	@$(CORE_VENV)/bin/python -m pytest $(CORE_TESTS) -k 'not ($(CORE_SLOW))' -n 2 --dist loadfile
 	@echo 'the cases of the join (Maven)'
 	@mvn -q -B -ntp -f streaming/join/pom.xml test
 	@# two at a time, a file to one worker: most of them wait for a process

@@ -210,7 +210,7 @@ def _read(
             parts[name].append((batch.column(1).to_numpy(), lists.flatten().to_numpy().reshape(n, dims[name])))
     columns = {}
     for name, info in manifest.tables.items():
-        first = np.empty(0, schema.field(1).type.to_pandas_dtype())
+        first = pa.array([], schema.field(1).type).to_numpy()  # its to_pandas_dtype needs pandas
         keys = np.concatenate([first, *(k for k, _ in parts[name])])
         columns[name] = keys, np.concatenate([np.empty((0, dims[name]), np.float32), *(v for _, v in parts[name])])
         _count(manifest, f"{prefix}*.arrow", name, len(keys), info.rows)

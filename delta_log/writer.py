@@ -101,11 +101,15 @@ class Writer:
     def __init__(self, log: Log, lineage: str) -> None:
         self.log, self.lineage = log, lineage
         self._lock = hold(log, lineage)
-        self._remove_unfinished()
         self.head: Manifest | None = None
-        if log.seqs(lineage, "base"):
-            base, deltas = log.chain(lineage)
-            self.head = deltas[-1] if deltas else base
+        try:
+            self._remove_unfinished()
+            if log.seqs(lineage, "base"):
+                base, deltas = log.chain(lineage)
+                self.head = deltas[-1] if deltas else base
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Writer:
         return self

@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from common.extras import require
 from features.plan import EVENT_MS, GIVEN, SERVICE, TS, Plan, plan_of
 from streaming.declaration import Feature
 from streaming.views import DAY_MS
@@ -70,6 +71,7 @@ class Features:
 
     def _open(self, yaml: Path | None) -> Any:
         """Feast's store, with the definitions of this source applied."""
+        require("feast", "the feature store is Feast's")
         os.environ.setdefault("FEAST_USAGE", "False")
         from feast import FeatureStore
         from feast.repo_config import load_repo_config
@@ -289,25 +291,34 @@ class Features:
         return (self.folder / "offline" / view).glob("*.parquet")
 
     def _protos(self, view: str, table: pa.Table) -> list[Any]:
-        """Feast's rows of a table. One chunk: of several it would take the first and say nothing."""
-        from feast.utils import _convert_arrow_to_proto
+        """Feast's entity key, value protos and event time of each row, to be written by its provider.
 
-        feature_view = self._views[view]
-        keys = {column.name: column.dtype.to_value_type() for column in feature_view.entity_columns}
-        rows: list[Any] = _convert_arrow_to_proto(table.combine_chunks(), feature_view, keys)
-        return rows
+        FeatureStore.write_to_online_store takes a pandas frame instead. That would turn a null integer into a float,
+        drop a table of nulls with a warning, and convert the rows while readers wait for the lock.
+        """
+        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+        from feast.type_map import python_values_to_proto_values
+
+        def protos(field: Any) -> list[Any]:
+            values = table[field.name].to_numpy()
+            return python_values_to_proto_values(values, field.dtype.to_value_type())
+
+        (key,) = self._views[view].entity_columns
+        entities = [EntityKey(join_keys=[key.name], entity_values=[value]) for value in protos(key)]
+        names = [field.name for field in self._views[view].features]
+        columns = [protos(field) for field in self._views[view].features]
+        values = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return list(zip(entities, values, table["event_timestamp"].to_pylist(), strict=True))
 
     def _online(self, view: str, protos: list[Any], arrived_ms: int) -> None:
         arrived = datetime.fromtimestamp(arrived_ms / 1000, UTC)
-        rows = [(entity, values, at, arrived) for entity, values, at, _ in protos]
-        provider = self.feast._get_provider()  # noqa: SLF001
-        provider.online_write_batch(self.feast.config, self._views[view], rows, None)
+        rows = [(*row, arrived) for row in protos]
+        self.feast.provider.online_write_batch(self.feast.config, self._views[view], rows, None)
 
     def _stands(self, view: str, protos: list[Any]) -> list[bool]:
         """Whether each row, or one of a newer event, is what is read of its key."""
-        provider = self.feast._get_provider()  # noqa: SLF001
         column = EVENT_MS[view]
-        found = provider.online_read(
+        found = self.feast.provider.online_read(
             self.feast.config, self._views[view], [entity for entity, *_ in protos], list(protos[0][1])
         )
         return [

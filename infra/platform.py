@@ -54,6 +54,7 @@ class Platform:
 
     def run(self, only: Sequence[str] = (), when_ready: Callable[[], None] = lambda: None) -> int:
         """Runs it in this process until told to stop; returns the exit code. Main thread, before other threads."""
+        services.require_extras(self.settings)
 
         def prepare() -> Callable[[], int]:
             resolved = ports.resolve(self.settings)
@@ -87,6 +88,7 @@ class Platform:
         has a process group of its own: Ctrl-C in the terminal reaches only the caller, who calls `stop`.
         Raises PlatformError with the end of its log.
         """
+        services.require_extras(self.settings)
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         file = self.folder / "settings.toml"

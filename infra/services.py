@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.extras import MissingExtra, require
 from delta_log.log import SERVING
 from infra import kafka_server
 from infra.airflow import services as airflow
@@ -27,6 +28,19 @@ from serving.signatures import FROZEN
 JOIN_MAIN = "minutehand.join.JoinJob"
 # What is prepared but not committed when the join dies must outlive its longest absence; Kafka's own limit is 15 min.
 TRANSACTION_TIMEOUT_MS = 600_000
+
+
+def require_extras(settings: Settings) -> None:
+    """Raises MissingExtra, in one line, if a setting turns on what is not installed."""
+    missing = []
+    for name, extra in (("airflow", "airflow"), ("feast", "feast"), ("mlflow", "tracking")):
+        try:
+            if getattr(settings, name):
+                require(extra, f"{name} is true", f"set {name} = false")
+        except MissingExtra as e:
+            missing.append(str(e))
+    if missing:
+        raise MissingExtra("; ".join(missing))
 
 
 def model_server_binary(settings: Settings) -> str | None:

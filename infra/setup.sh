@@ -131,7 +131,7 @@ environment() {
     case $(cat "$LOGS/environment" 2>/dev/null) in '' | "$PWD "*) ;; *) rm -rf .venv ;; esac
     [ -e .venv ] || compile=(--compile-bytecode) # it scans 18 000 files: worth it once
     step environment "installing the Python packages of uv.lock into .venv (640 MB to download the first time)" \
-        build/tools/bin/uv sync --frozen --python "$python" ${compile[@]+"${compile[@]}"}
+        build/tools/bin/uv sync --frozen --all-extras --python "$python" ${compile[@]+"${compile[@]}"}
     echo "$made" >"$LOGS/environment"
 }
 

@@ -99,6 +99,7 @@ def demo_settings(args: argparse.Namespace) -> Settings:
     settings = load(args.settings, [f"name={args.name or 'demo'}", "digest=true", *args.set])
     if settings.features_from == "feast" and not settings.feast:
         raise SettingError("features_from is 'feast' and feast is false; allowed is source, or feast = true")
+    services.require_extras(settings)
     return settings
 
 

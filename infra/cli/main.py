@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.extras import MissingExtra
 from infra.airflow import services as airflow
 from infra.cli.flags import settings_flags, settings_of
 from infra.platform import Platform, PlatformError
@@ -195,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
         return code
-    except (SettingError, PlatformError, AlreadyRunning) as e:
+    except (SettingError, PlatformError, AlreadyRunning, MissingExtra) as e:
         print(f"minutehand: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from common.extras import require
 from delta_log.log import Log
 from infra.airflow import services as airflow
 from infra.airflow.rest import Airflow, AirflowError, Task
@@ -61,6 +62,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    require("airflow", "the slow half runs in Airflow")
     conf = {name: getattr(args, name) for name in ("day", "begin", "end") if getattr(args, name)}
     try:
         platform = Platform(settings_of(args))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from common.disk import flush_folder, flushed, publish
 from streaming.archive.columns import TIME
 
-FORMAT = 1
+FORMAT = 2
 HOUR_MS = 3_600_000
 WHOLE_EVERY = 100
 """A manifest that names all files comes so often: a reader opens no more than this many."""
@@ -71,8 +71,8 @@ class Commit:
         """FileNotFoundError if it is not there, ArchiveError if it is no manifest."""
         try:
             fields = json.loads(path.read_bytes())
-            if fields.pop("format") != FORMAT:
-                raise ValueError(f"another format than {FORMAT}")
+            if (version := fields.pop("format")) != FORMAT:
+                raise ValueError(f"format is {version}, allowed is {FORMAT}: begin a new folder")
             files = {name: File(**f) for name, f in fields.pop("files").items()}
             found = cls(files=files, **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as e:
@@ -155,6 +155,14 @@ class Writer:
         except BlockingIOError:
             self._lock.close()
             raise ArchiveError(f"{path / 'LOCK'}: held by another process: an archive has one writer") from None
+        try:
+            self._continue(path, source, declaration)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _continue(self, path: Path, source: str, declaration: str) -> None:
+        """Reads what the writer before committed, and removes what it did not."""
         found = read(path)
         self.newest: Commit | None = found[0] if found else None
         self.files: dict[str, File] = found[1] if found else {}

@@ -322,6 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     for mine in (log, history.log):
         mine.setLevel(logging.INFO)
     try:
+        registry.require_mlflow(args.mlflow)  # before hours of training
         # A person who goes back by force does not wait for what is being learned.
         alone = nullcontext() if getattr(args, "force", False) else candidates.one_at_a_time(Log(args.log))
         with alone:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.extras import require
 from delta_log.manifest import Manifest
 
 TRAINED, CANDIDATE, CHAMPION = "trained", "candidate", "champion"
@@ -25,6 +26,12 @@ def experiment_of(source: str) -> str:
     return f"minutehand-{re.sub(r'[^0-9A-Za-z_]+', '-', source.partition('?')[0]).strip('-')}"
 
 
+def require_mlflow(url: str) -> None:
+    """Raises MissingExtra if a record at `url` is wanted and MLflow is not installed."""
+    if url != "none":
+        require("tracking", f"--mlflow is {url}", "--mlflow none")
+
+
 def registered_model_of(source: str, model: str) -> str:
     """The name of the registered model; `model` is a module of training/models."""
     return f"{experiment_of(source)}-{model}"
@@ -32,6 +39,7 @@ def registered_model_of(source: str, model: str) -> str:
 
 def client_of(url: str) -> Any:
     """An MlflowClient that gives up soon: a server that is away must not hold the end of a process."""
+    require_mlflow(url)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -30,6 +30,7 @@ class Tracking:
     """Sends what it is told from a thread of its own; `with` ends it with a last attempt. `url` "none" does nothing."""
 
     def __init__(self, url: str, delta_log: Log, lineage: str, source: str) -> None:
+        registry.require_mlflow(url)  # here: the thread could only log it
         self._url, self._log, self._lineage = url, delta_log, lineage
         self._source = source
         self._told: queue.SimpleQueue[Manifest] = queue.SimpleQueue()

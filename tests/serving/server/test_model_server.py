@@ -335,7 +335,7 @@ def test_rest_paths(server: Server) -> None:
     # The metrics carry TensorFlow Serving's names.
     text = server.rest("/monitoring/prometheus/metrics")[1]
     assert ':tensorflow:serving:request_count{model_name="ranker",status="OK"}' in text
-    assert ':tensorflow:serving:request_latency_count{model_name="ranker",API="Predict",entrypoint="REST"}' in text
+    assert ':tensorflow:serving:request_latency_count{API="Predict",entrypoint="REST",model_name="ranker"}' in text
 
 
 def test_eight_threads(server: Server) -> None:
