@@ -30,11 +30,13 @@ test: setup ## run all tests: the join's cases, the fast ones, then those that s
 	@echo 'the core without Airflow, Feast, MLflow and Great Expectations'
 	@UV_PROJECT_ENVIRONMENT=$(CORE_VENV) build/tools/bin/uv sync -q --frozen --python $(PYTHON_IN)
 	@$(CORE_VENV)/bin/python -m pytest $(CORE_TESTS) -k 'not ($(CORE_SLOW))' -n 2 --dist loadfile
+	@echo 'the tests of the table core (C++), compiled on all cores'
+	@$(MAKE) -s -j$$(nproc) cuckoo-tests
 	@echo 'the cases of the join (Maven)'
 	@mvn -q -B -ntp -f streaming/join/pom.xml test
 	@# two at a time, a file to one worker: most of them wait for a process
-	@$(PYTHON_IN) -m pytest tests -m 'not e2e' -n 2 --dist loadfile
-	@$(PYTHON_IN) -m pytest tests -m e2e
+	@$(PYTHON_IN) -m pytest tests -m 'not e2e' -n 2 --dist loadfile --durations=25
+	@$(PYTHON_IN) -m pytest tests -m e2e --durations=25
 
 check: setup ## lint: ruff, mypy, clang-format, docker-compose.yml, and the lock
 	@infra/setup.sh lint

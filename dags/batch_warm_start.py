@@ -20,19 +20,11 @@ CHOICE = INTERVAL | {
     "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest, and those before."),
     "judge_end": Param(None, type=["null", "string"], format="date-time", description="Judge on what follows, up to."),
 }
-FORM = (
-    CHOICE
-    | MODEL
-    | {
-        "begin_from": Param(
-            "serving", enum=["serving", "none"], description="The serving lineage's base before, or none."
-        ),
-        "promote": Param(
-            True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."
-        ),
-        **GATE,
-    }
-)
+FORM = CHOICE | MODEL | GATE
+FORM |= {
+    "begin_from": Param("serving", enum=["serving", "none"], description="The serving lineage's base, or none."),
+    "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."),
+}
 
 
 @dag(**arguments(__doc__, FORM, schedule=[EXAMPLES]))
@@ -42,9 +34,8 @@ def batch_warm_start() -> None:
 
     @task
     def choose(params: Any = None) -> dict[str, Any]:
-        return run(
-            "training.pipeline.selection", *flags(**platform("samples", "archive"), **{n: params[n] for n in CHOICE})
-        )
+        chosen = {name: params[name] for name in CHOICE}
+        return run("training.pipeline.selection", *flags(**platform("samples", "archive"), **chosen))
 
     @task
     def train(chosen: dict[str, Any], params: Any = None) -> dict[str, Any]:

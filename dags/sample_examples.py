@@ -40,9 +40,8 @@ def sample_examples() -> None:
 
     @task
     def features(when: dict[str, int]) -> dict[str, Any]:
-        return run(
-            "training.pipeline.feature_check", *flags(**platform("source", "archive", "features"), **docs(), **when)
-        )
+        folders = platform("source", "archive", "features")
+        return run("training.pipeline.feature_check", *flags(**folders, **docs(), **when))
 
     @task(outlets=[EXAMPLES])
     def sample(when: dict[str, int], params: Any = None, outlet_events: Any = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ CUCKOO_TF_INFO = $(firstword $(foreach name,tensorflow tensorflow_cpu,$(wildcard
 CUCKOO_TF_VERSION = $(lastword $(subst -, ,$(basename $(notdir $(CUCKOO_TF_INFO)))))
 CUCKOO_FLAGS := -std=c++20 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -I. -MMD -MP
 
-.PHONY: cuckoo cuckoo-test cuckoo-sanitize cuckoo-fuzz FORCE
+.PHONY: cuckoo cuckoo-tests cuckoo-test cuckoo-sanitize cuckoo-fuzz FORCE
 FORCE:
 cuckoo: $(CUCKOO_SO)
 
@@ -41,6 +41,8 @@ CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
 # core_test lets chosen allocations fail
 $(filter %/core_test,$(CUCKOO_PLAIN)) $(filter $(CUCKOO_BUILD)/core_test_%,$(CUCKOO_SANITIZED)): \
     CUCKOO_TEST_FLAGS += -Wl,--wrap=aligned_alloc,--wrap=mprotect
+
+cuckoo-tests: $(CUCKOO_PLAIN) $(CUCKOO_SANITIZED)
 
 cuckoo-test: $(CUCKOO_PLAIN)
 	@for test in $^; do $$test || exit 1; done
