@@ -42,7 +42,7 @@ def left_over(var: Path) -> list[str]:
 
 def test_interrupted_anywhere_then_run_to_its_report(tmp_path: Path) -> None:
     moments: dict[str, Callable[[], bool]] = {
-        "the batch pass": lambda: (tmp_path / "demo/log/LOCK").exists(),
+        "the batch pass": lambda: (tmp_path / "demo/log/ranker/LOCK").exists(),
         "the platform starts": lambda: (tmp_path / "demo/state.json").exists(),
         "the replay": lambda: (tmp_path / "demo/sent/progress.json").exists(),
     }
