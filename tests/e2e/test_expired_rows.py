@@ -39,7 +39,7 @@ class Loop:
             self.start("serving.sync.sync", "--source", SOURCE, "--log", f"ranker={self.log.path}", "--models",
                        str(folder / "models"), "--serving", f"127.0.0.1:{self.serving}"),
             self.start("serving.server.model_server", f"--port={self.serving}", "--model_name=ranker",
-                       f"--model_base_path={folder / 'models' / 'served'}", "--file_system_poll_wait_seconds=0.2"),
+                       f"--model_base_path={folder / 'models' / 'ranker' / 'served'}", "--file_system_poll_wait_seconds=0.2"),
         ]  # fmt: skip
         self.scorer = Scorer([f"127.0.0.1:{self.serving}"], "ranker", load(SOURCE).declaration)
 
