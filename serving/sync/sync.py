@@ -65,7 +65,7 @@ class Sync:
         self.metrics, self.confirmations = metrics, Confirmations(models / "sync.jsonl", metrics, model)
         self.faults = Faults(log, metrics.errors, model)
         for counter in (metrics.mismatches, metrics.journals):  # 0 is shown before the first one
-            counter.labels(replica.model)
+            counter.labels(model)
         self.versions: dict[int, VersionFolder] = {}
         self.loaded: dict[int, int] = {}  # version -> the newest seq that it confirmed
         self.lineage: str | None = None
