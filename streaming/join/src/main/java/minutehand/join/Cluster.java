@@ -72,7 +72,7 @@ final class Cluster {
         return c;
     }
 
-    /** Both topics as one stream of events. Heartbeats give the event time of each partition. */
+    /** Both topics as one stream of events. Each partition has its event time. */
     static SingleOutputStreamOperator<Event> events(StreamExecutionEnvironment env, Settings settings) {
         KafkaSource<Event> source = KafkaSource.<Event>builder()
                 .setBootstrapServers(settings.bootstrap)
@@ -84,8 +84,7 @@ final class Cluster {
                 // The checkpoint has the positions; the broker needs none.
                 .setProperty("commit.offsets.on.checkpoint", "false")
                 .build();
-        long disorder = settings.maxDisorderMs;
-        return env.fromSource(source, WatermarkStrategy.forGenerator(context -> new Heartbeats(disorder)), "events").uid("events");
+        return env.fromSource(source, WatermarkStrategy.forGenerator(context -> new PartitionTime(settings)), "events").uid("events");
     }
 
     /** Writes examples, dead and late records in one transaction per checkpoint: each exactly once. */

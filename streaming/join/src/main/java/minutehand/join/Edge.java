@@ -39,17 +39,27 @@ final class Edge extends ProcessFunction<Event, Event> implements CheckpointedFu
     @Override
     public void processElement(Event event, Context context, Collector<Event> out) {
         if (event.kind == Event.HEARTBEAT) {
-            newest.merge(origin(event), event.tsMs, Math::max);
+            if (!settings.live()) {
+                newest.merge(origin(event), event.tsMs, Math::max);
+            }
             return;
         }
         if (event.kind != Event.BAD) {
-            Long heartbeat = newest.get(origin(event));
-            if (heartbeat != null && event.tsMs > heartbeat + FUTURE_MS) {
-                String reason = "ts_ms is " + event.tsMs + ", far in the future: the newest heartbeat before it is " + heartbeat;
-                event.bad(records.explained("future", reason, event, event.message));
+            String reason = settings.live() ? aheadOfTheBroker(event) : aheadOfTheReplay(event);
+            if (reason != null) {
+                event.bad(records.explained("future", "ts_ms is " + event.tsMs + ", in the future: " + reason, event, event.message));
             }
         }
         out.collect(event);
+    }
+
+    private String aheadOfTheBroker(Event event) {
+        return event.tsMs > event.writtenMs + settings.maxDisorderMs ? "the broker's clock was at " + event.writtenMs : null;
+    }
+
+    private String aheadOfTheReplay(Event event) {
+        Long heartbeat = newest.get(origin(event));
+        return heartbeat != null && event.tsMs > heartbeat + FUTURE_MS ? "the newest heartbeat before it is " + heartbeat : null;
     }
 
     private static String origin(Event event) {

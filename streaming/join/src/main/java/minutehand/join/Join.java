@@ -86,14 +86,26 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
             if (answer(event, now, out)) {
                 state.update(now);
             }
-        } else if (event.tsMs <= floor) {
+        } else if (due(event) <= floor) {
             late(event, "no impression waiting", out);
         } else if (State.heldCount(now) >= MAX_HELD) {
             dead(event, records.explained("held", MAX_HELD + " actions are held for this impression already", event, event.message), out);
         } else {
             state.update(State.hold(now, event));
-            context.timerService().registerEventTimeTimer(event.tsMs);
+            context.timerService().registerEventTimeTimer(due(event));
         }
+    }
+
+    /**
+     * The time at which an action is given up: its own, or live the broker's stamp less the disorder if that is later.
+     * W is below it when the action is read, so the outcome does not depend on which partition is read first.
+     */
+    private long due(Event action) {
+        return settings.live() ? Math.max(action.tsMs, action.writtenMs - settings.maxDisorderMs) : action.tsMs;
+    }
+
+    private boolean isLate(Event impression) {
+        return impression.tsMs <= floor || due(impression) > impression.tsMs;
     }
 
     private void impression(Event event, byte[] now, Context context, Collector<ProducerRecord<byte[], byte[]>> out) throws IOException {
@@ -101,7 +113,7 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
             duplicates.inc();
             return;
         }
-        if (event.tsMs <= floor) {
+        if (isLate(event)) {
             late(event, "behind event time", out);
             return;
         }
@@ -121,8 +133,8 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
             dead(action, records.explained("order", reason, action, action.message), out);
             return false;
         }
-        if (action.tsMs > shown + settings.windowMs) {
-            late(action, "past the window: ts_ms is " + action.tsMs + ", it closes at " + (shown + settings.windowMs), out);
+        if (due(action) > shown + settings.windowMs) {
+            late(action, "past the window: its time is " + due(action) + ", it closes at " + (shown + settings.windowMs), out);
             return false;
         }
         long closed = State.closedTasks(waiting);
@@ -153,7 +165,7 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
         }
         List<Event> younger = new ArrayList<>();
         for (Event action : State.held(now)) {
-            if (action.tsMs <= time) {
+            if (due(action) <= time) {
                 late(action, "no impression waiting", out);
             } else {
                 younger.add(action);

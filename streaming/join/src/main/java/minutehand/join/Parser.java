@@ -96,8 +96,9 @@ final class Parser {
         return heartbeat;
     }
 
-    /** A heartbeat's other fields are ignored. */
+    /** Fields other than heartbeat_ms and lease are ignored. Live, only the broker's stamp of a heartbeat counts. */
     private void heartbeat(byte[] message, Event event) throws IOException, Bad {
+        String lease = "";
         try (JsonParser json = factory.createParser(message)) {
             json.nextToken();
             while (json.nextToken() != JsonToken.END_OBJECT) {
@@ -105,10 +106,15 @@ final class Parser {
                 json.nextToken();
                 if (name.equals("heartbeat_ms")) {
                     event.tsMs = Values.time(json, name);
+                } else if (name.equals("lease")) {
+                    lease = Values.bounded(json, name, 0, Contract.MAX_TEXT_BYTES);
                 } else {
                     Values.skip(json);
                 }
             }
+        }
+        if (!settings.live() && !lease.equals(settings.lease)) {
+            throw new Bad("lease", "lease is '" + Values.shortened(lease) + "': only the replay that owns the clock sends heartbeats");
         }
         event.kind = Event.HEARTBEAT;
         event.key = "";

@@ -15,7 +15,7 @@ import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMap
 /** The job's settings, read from one JSON file. An error names the setting, its value and what is allowed. */
 final class Settings implements Serializable {
     private static final Set<String> NAMES = Set.of("bootstrap", "source", "declaration", "pi", "salt", "checkpoint_ms", "state_dir",
-            "rest_port", "rest_address", "parallelism", "topics", "transaction_timeout_ms");
+            "rest_port", "rest_address", "parallelism", "topics", "transaction_timeout_ms", "max_disorder_ms", "lease");
 
     /** One input of the model; `fallback` is the JSON of its default. */
     record Feature(String name, Kind kind, String fallback) implements Serializable {}
@@ -28,6 +28,8 @@ final class Settings implements Serializable {
     final List<String> tasks;
     final long windowMs;
     final long maxDisorderMs;
+    /** The lease of the replay that owns the clock. Empty: live, the broker's stamps are the clock. */
+    final String lease;
     final double pi;
     final String salt;
     final long checkpointMs;
@@ -70,6 +72,9 @@ final class Settings implements Serializable {
         parallelism = (int) integer(root, "parallelism", 1L, 1, JoinJob.MAX_PARALLELISM);
         // A prepared transaction that times out while the job is down is lost. The broker allows 15 minutes by default.
         transactionTimeoutMs = integer(root, "transaction_timeout_ms", 900_000L, 10 * checkpointMs, 86_400_000);
+        maxDisorderMs = integer(root, "max_disorder_ms", 60_000L, 0, 7 * 86_400_000L);
+        check(!root.has("lease") || root.get("lease").isTextual(), "lease", root.get("lease"), "a text");
+        lease = root.path("lease").asText();
         JsonNode topics = root.path("topics");
         impressions = text(topics, "topics.impressions", "impressions");
         actions = text(topics, "topics.actions", "actions");
@@ -79,7 +84,6 @@ final class Settings implements Serializable {
         JsonNode declaration = root.path("declaration");
         check(declaration.isObject(), "declaration", root.get("declaration"), "an object as of Declaration.to_json()");
         windowMs = integer(declaration, "declaration.window_ms", null, 1, 366L * 86_400_000);
-        maxDisorderMs = integer(declaration, "declaration.max_disorder_ms", 1000L, 0, 86_400_000);
         tasks = new ArrayList<>();
         for (JsonNode task : declaration.path("tasks")) {
             check(task.isTextual() && !task.asText().isEmpty(), "declaration.tasks", task, "names of actions");
@@ -91,7 +95,12 @@ final class Settings implements Serializable {
         for (JsonNode feature : declaration.path("features")) {
             features.add(feature(feature));
         }
-        fingerprint = Records.sha256(Bytes.utf8(Contract.VERSION + source + tasks + features + windowMs));
+        fingerprint = Records.sha256(Bytes.utf8(Contract.VERSION + source + tasks + features + windowMs + live()));
+    }
+
+    /** Whether event time follows the broker's stamps. If not, a replay owns it. */
+    boolean live() {
+        return lease.isEmpty();
     }
 
     /** All topics that the job writes. */

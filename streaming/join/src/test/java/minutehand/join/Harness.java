@@ -23,7 +23,7 @@ final class Harness implements AutoCloseable {
     static final ObjectMapper JSON = new ObjectMapper();
     /** Window 100 ms, disorder 10 ms, tasks click, like, hate; one feature of each kind. */
     static final String DECLARATION = """
-            {"name": "t", "tasks": ["click", "like", "hate"], "judged": "click", "window_ms": 100, "max_disorder_ms": 10, "features": [
+            {"name": "t", "tasks": ["click", "like", "hate"], "judged": "click", "window_ms": 100, "features": [
               {"name": "user", "kind": "id", "table": "user", "default": 7},
               {"name": "tags", "kind": "ids", "table": "tag", "default": []},
               {"name": "age", "kind": "number", "table": "", "default": 0.5}]}""";
@@ -34,13 +34,23 @@ final class Harness implements AutoCloseable {
     private long offset;
     private int told;
 
+    /** Of a replay under the lease "clock". */
     static Settings settings(double pi) throws Exception {
-        return new Settings(JSON.readTree("{\"bootstrap\": \"h:1\", \"source\": \"t\", \"state_dir\": \"state\", \"pi\": " + pi + ", \"declaration\": "
+        return settings(pi, "clock");
+    }
+
+    /** Disorder 10 ms; live with an empty lease. */
+    static Settings settings(double pi, String lease) throws Exception {
+        return new Settings(JSON.readTree("{\"bootstrap\": \"h:1\", \"source\": \"t\", \"state_dir\": \"state\", \"max_disorder_ms\": 10, \"lease\": \"" + lease
+                + "\", \"pi\": " + pi + ", \"declaration\": "
                 + DECLARATION + "}"));
     }
 
     Harness(double pi, OperatorSubtaskState restored) throws Exception {
-        Settings settings = settings(pi);
+        this(settings(pi), restored);
+    }
+
+    Harness(Settings settings, OperatorSubtaskState restored) throws Exception {
         deserializer = new Deserializer(settings);
         deserializer.open(null);
         flink = new KeyedOneInputStreamOperatorTestHarness<>(new JoinOperator(settings, new Join(settings), 2), Event::key, Types.STRING);
@@ -57,9 +67,14 @@ final class Harness implements AutoCloseable {
     }
 
     void send(String topic, String message) throws Exception {
-        ConsumerRecord<byte[], byte[]> record = new ConsumerRecord<>(topic, 1, offset++, WRITTEN_MS, null, 0, 0, null,
+        send(topic, WRITTEN_MS, message);
+    }
+
+    /** A message that the broker stamped `writtenMs`. */
+    void send(String topic, long writtenMs, String message) throws Exception {
+        ConsumerRecord<byte[], byte[]> record = new ConsumerRecord<>(topic, 1, offset++, writtenMs, null, 0, 0, null,
                 message.getBytes(StandardCharsets.UTF_8), new org.apache.kafka.common.header.internals.RecordHeaders(), java.util.Optional.empty());
-        flink.processElement(deserializer.event(record), WRITTEN_MS);
+        flink.processElement(deserializer.event(record), writtenMs);
     }
 
     void shown(String id, long ts) throws Exception {

@@ -93,7 +93,7 @@ class ParserTest {
 
     @Test
     void heartbeatsAreNoEvents() throws Exception {
-        Event event = read("impressions", Bytes.utf8("{\"heartbeat_ms\": 12, \"by\": {\"x\": [1]}}"));
+        Event event = read("impressions", Bytes.utf8("{\"heartbeat_ms\": 12, \"lease\": \"clock\", \"by\": {\"x\": [1]}}"));
         assertEquals(Event.HEARTBEAT, event.kind);
         assertEquals(12, event.tsMs);
     }

@@ -32,6 +32,8 @@ class SettingsTest {
         "topics | {\"actions\": \"impressions\"} | three different names",
         "declaration | [] | setting declaration is []: allowed is an object as of Declaration.to_json()",
         "paralellism | 1 | setting paralellism is 1: allowed is no such setting; there are bootstrap, checkpoint_ms",
+        "max_disorder_ms | -1 | setting max_disorder_ms is -1: allowed is a whole number, 0 to 604800000",
+        "lease | 7 | setting lease is 7: allowed is a text",
         "transaction_timeout_ms | 1 | setting transaction_timeout_ms is 1: allowed is a whole number, 10000 to 86400000",
     })
     void aWrongOneIsNamed(String name, String value, String message) throws Exception {
