@@ -39,11 +39,16 @@ final class Cluster {
                 Map.entry("rest.bind-address", settings.restAddress),
                 Map.entry("rest.port", "" + settings.restPort),
                 Map.entry("rest.bind-port", "" + settings.restPort),
+                // Flink's own servers listen on all addresses if nobody says otherwise, and any web page may ask its REST.
+                Map.entry("jobmanager.bind-host", settings.restAddress),
+                Map.entry("taskmanager.bind-host", settings.restAddress),
+                Map.entry("web.access-control-allow-origin", "http://" + settings.restAddress + ":" + settings.restPort),
+                Map.entry("web.cancel.enable", "false"),
                 // Visitors of the page may look; they may not submit code.
                 Map.entry("web.submit.enable", "false"),
                 Map.entry("execution.checkpointing.interval", settings.checkpointMs + " ms"),
                 Map.entry("execution.checkpointing.mode", "EXACTLY_ONCE"),
-                Map.entry("execution.checkpointing.dir", folder.checkpoints().toUri().toString()),
+                Map.entry("execution.checkpointing.dir", folder.checkpoints().toString()),
                 Map.entry("execution.checkpointing.incremental", "true"),
                 Map.entry("execution.checkpointing.num-retained", "3"),
                 Map.entry("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION"),
@@ -68,7 +73,7 @@ final class Cluster {
                 // The longest time that a record waits in a network buffer. It adds to the age of the served model.
                 Map.entry("execution.buffer-timeout.interval", "10 ms")
         ).forEach(c::setString);
-        resume.ifPresent(path -> c.setString("execution.state-recovery.path", path.toUri().toString()));
+        resume.ifPresent(path -> c.setString("execution.state-recovery.path", path.toString()));
         return c;
     }
 

@@ -20,6 +20,7 @@ import java.util.stream.Stream;
  * LOCK                                     held while a job lives
  * job.json                                 whose state this is: Kafka's cluster and topic ids, the declaration
  * checkpoints/(job id)/chk-(n)/_metadata   exists once the checkpoint is complete; a resume continues n
+ * CHECKPOINTED                             there once a checkpoint was complete
  * tmp/                                     RocksDB's working files; emptied at each start
  * </pre>
  */
@@ -77,6 +78,21 @@ final class Folder {
                     delete(job);
                 }
             }
+        }
+    }
+
+    /** A checkpoint is complete, so its examples are committed: from now on a start without a checkpoint is refused. */
+    void checkpointed() throws IOException {
+        if (Files.isDirectory(root)) {
+            Files.write(root.resolve("CHECKPOINTED"), new byte[0]);
+        }
+    }
+
+    /** A job that had checkpoints and has none would write all its examples a second time. */
+    void refuseIfEmptied(boolean resuming) {
+        if (!resuming && Files.exists(root.resolve("CHECKPOINTED"))) {
+            throw new IllegalArgumentException("setting state_dir is " + root + ": its checkpoints are gone, and without one all examples would be"
+                    + " written again; allowed is the folder with its checkpoints, or new topics and an empty folder");
         }
     }
 

@@ -33,6 +33,8 @@ public final class JoinJob {
               checkpoint_ms (1000)     readers see records after the checkpoint they belong to
               state_dir                the job's folder
               rest_port (0: any)       Flink's page, on rest_address (127.0.0.1)
+              max_disorder_ms (60000)  how far clocks may be apart, and how late a record may come
+              lease ("": live, the broker's stamps are the clock)   of the replay that owns the clock
               parallelism (1)          at most the partitions of an input topic
               topics                   {"impressions", "actions", "examples"}: other names than these
               transaction_timeout_ms (900000)   longer than the job is ever down, at most the broker's transaction.max.timeout.ms
@@ -72,13 +74,16 @@ public final class JoinJob {
         }
         AtomicBoolean ending = new AtomicBoolean();
         Runtime.getRuntime().addShutdownHook(new Thread(() -> end(client, ending), "end"));
+        Exception failure = null;
         try {
             client.getJobExecutionResult().get();
         } catch (Exception e) {
-            if (ending.compareAndSet(false, true)) {
-                LOG.error("the job failed for good", e);
-                System.exit(1);
-            }
+            failure = e;
+        }
+        if (ending.compareAndSet(false, true)) {
+            // A join has no end of its own: somebody stopped it, or it failed.
+            LOG.error(failure == null ? "the job was stopped from outside" : "the job failed for good", failure);
+            System.exit(1);
         }
         // A cancelled job returns here while the hook still runs; the hook ends the process.
         Thread.currentThread().join();
@@ -89,6 +94,7 @@ public final class JoinJob {
         folder.open();
         Topics topics = Topics.ask(settings);
         Optional<Path> resume = folder.newestCheckpoint();
+        folder.refuseIfEmptied(resume.isPresent());
         folder.claim(topics.clusterId() + " " + topics.ids() + " " + settings.fingerprint, resume.isPresent());
         if (resume.isPresent()) {
             folder.keepOnly(resume.get());

@@ -15,6 +15,7 @@ final class JoinOperator extends KeyedProcessOperator<String, Event, ProducerRec
     private final Join join;
     private final int partitions;
     private transient Records records;
+    private transient boolean checkpointed;
 
     JoinOperator(Settings settings, Join join, int partitions) {
         super(join);
@@ -27,6 +28,15 @@ final class JoinOperator extends KeyedProcessOperator<String, Event, ProducerRec
     public void open() throws Exception {
         super.open();
         records = new Records(settings);
+    }
+
+    @Override
+    public void notifyCheckpointComplete(long id) throws Exception {
+        super.notifyCheckpointComplete(id);
+        if (!checkpointed) {
+            new Folder(settings.stateDir).checkpointed();
+            checkpointed = true;
+        }
     }
 
     @Override

@@ -11,6 +11,8 @@ import org.apache.kafka.clients.admin.Admin;
 import org.apache.kafka.clients.admin.AdminClientConfig;
 import org.apache.kafka.clients.admin.TopicDescription;
 import org.apache.kafka.common.KafkaFuture;
+import org.apache.kafka.common.config.ConfigResource;
+import org.apache.kafka.common.config.TopicConfig;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 
 /** The identity and partitions of the job's topics. The broker is asked once, at the start. */
@@ -39,6 +41,9 @@ record Topics(String clusterId, Map<String, String> ids, Map<String, Integer> pa
                     throw e;
                 }
             }
+            if (settings.live()) {
+                checkStamps(admin, settings);
+            }
             int least = Math.min(partitions.get(settings.impressions), partitions.get(settings.actions));
             // Event time would never advance in a subtask that reads no partition.
             if (settings.parallelism > least) {
@@ -49,6 +54,19 @@ record Topics(String clusterId, Map<String, String> ids, Map<String, Integer> pa
         } catch (org.apache.kafka.common.KafkaException e) {
             throw new IllegalArgumentException("setting bootstrap is " + settings.bootstrap + ": " + e.getMessage()
                     + (e.getCause() == null ? "" : ", " + e.getCause().getMessage()));
+        }
+    }
+
+    /** Live, the broker's clock is the join's: a stamp that the producer wrote would be the producer's. */
+    private static void checkStamps(Admin admin, Settings settings) throws Exception {
+        for (String topic : List.of(settings.impressions, settings.actions)) {
+            ConfigResource resource = new ConfigResource(ConfigResource.Type.TOPIC, topic);
+            String stamps = answer(admin.describeConfigs(List.of(resource)).all(), settings).get(resource)
+                    .get(TopicConfig.MESSAGE_TIMESTAMP_TYPE_CONFIG).value();
+            if (!stamps.equals("LogAppendTime")) {
+                throw new IllegalArgumentException("topic " + topic + " has " + TopicConfig.MESSAGE_TIMESTAMP_TYPE_CONFIG + "=" + stamps
+                        + ": allowed is LogAppendTime, or a replay's lease (python -m streaming.topics sets it)");
+            }
         }
     }
 

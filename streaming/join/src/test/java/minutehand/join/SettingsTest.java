@@ -59,6 +59,30 @@ class SettingsTest {
     }
 
     @Test
+    void aFolderWhoseCheckpointsAreGoneIsRefused(@TempDir Path root) throws Exception {
+        Folder folder = new Folder(root.toString());
+        folder.refuseIfEmptied(false);  // a first start, and one that was killed before its first checkpoint
+        folder.checkpointed();
+        folder.refuseIfEmptied(true);
+        String refusal = assertThrows(IllegalArgumentException.class, () -> folder.refuseIfEmptied(false)).getMessage();
+        assertTrue(refusal.contains("its checkpoints are gone"), refusal);
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', value = {
+        "GET | 127.0.0.1:8081 | 127.0.0.1 | true",
+        "HEAD | localhost | 127.0.0.1 | true",
+        "GET | [::1]:8081 | 127.0.0.1 | true",
+        "POST | 127.0.0.1:8081 | 127.0.0.1 | false",
+        "PATCH | 127.0.0.1:8081 | 127.0.0.1 | false",
+        "GET | evil.example:8081 | 127.0.0.1 | false",
+        "GET | jobmanager:8081 | 0.0.0.0 | true",
+    })
+    void thePageIsToLookAtFromThisMachine(String method, String host, String address, boolean allowed) {
+        assertEquals(allowed, ReadOnlyPage.refusal(method, host, address) == null);
+    }
+
+    @Test
     void theNewestCompletedCheckpointIsFoundAndTheRestRemoved(@TempDir Path root) throws Exception {
         Folder folder = new Folder(root.toString());
         folder.open();
