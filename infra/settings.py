@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from common.errors import InputError
 from infra.models import ServedModel, models_of
 from streaming import topics
 from training.models import names
@@ -26,8 +27,8 @@ BYTES = {"k": 2**10, "m": 2**20, "g": 2**30}
 PREFIX = "MINUTEHAND_"
 
 
-class SettingError(ValueError):
-    """A wrong setting: names it, its value and what is allowed."""
+class SettingError(InputError):
+    """A setting has a wrong value; the message names the setting, its value, and what is allowed."""
 
 
 class Kind(NamedTuple):

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from infra.metrics import metrics
+from infra.http_client import metrics
 from infra.replay.live import read_lines
 from infra.replay.report import freshness, weighted_percentiles
 from infra.supervise import checks

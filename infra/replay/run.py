@@ -15,8 +15,8 @@ from rich.console import Console
 
 from delta_log.log import Log
 from delta_log.manifest import Manifest
+from infra.http_client import metrics
 from infra.layout import model_server, sync, trainer
-from infra.metrics import metrics
 from infra.platform import Platform, PlatformError
 from infra.replay.live import Screen
 from infra.supervise.processes import die_with_parent

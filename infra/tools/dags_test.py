@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.airflow import services as airflow
-from infra.cli.flags import settings_flags, settings_of
+from infra.cli.command import settings_flags, settings_of
 from infra.platform import Platform, PlatformError
 from infra.settings import SettingError, Settings
 

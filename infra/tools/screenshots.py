@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.airflow.rest import Airflow
-from infra.cli.flags import settings_flags, settings_of
+from infra.cli.command import settings_flags, settings_of
 from infra.cli.pipeline import session
 from infra.platform import Platform, PlatformError
 from infra.settings import PROJECT, SettingError
