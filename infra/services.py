@@ -93,8 +93,8 @@ def declare(
     return services
 
 
-def _python(module: str, *words: str, **flags: object) -> list[str]:
-    """`python -m module word ... --flag value ...`, flags as they are written."""
+def python(module: str, *words: str, **flags: object) -> list[str]:
+    """The command `python -m module word ... --flag value ...`."""
     pairs = (str(part) for flag, value in flags.items() for part in (f"--{flag}", value))
     return [sys.executable, "-m", module, *words, *pairs]
 
@@ -130,7 +130,7 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
             ready=checks.kafka(url_host(settings.host), ports["kafka_port"]),
             address=where["kafka"],
         ),
-        Service("topics", _python("streaming.topics", **limits), after=("kafka",), once=True),
+        Service("topics", python("streaming.topics", **limits), after=("kafka",), once=True),
     ]
 
 
@@ -187,7 +187,7 @@ def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Map
     }
     return Service(
         "mlflow",
-        _python("mlflow", "server", **flags),
+        python("mlflow", "server", **flags),
         # Its job runner is seven more processes and a gigabyte, and outlives a SIGTERM.
         env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         ready=checks.http_ok(f"{where['mlflow']}/health"),
@@ -198,7 +198,7 @@ def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Map
 def _base(settings: Settings, at: Layout, model: ServedModel) -> Service:
     """An empty log gets an untrained base from the declaration; a demo has written its own before."""
     log = at.log(model.name)
-    command = _python("training.learn.batch_pass", source=settings.source, log=log, model=model.spec)
+    command = python("training.learn.batch_pass", source=settings.source, log=log, model=model.spec)
     return Service(base(model.name), [*command, "--untrained"], once=True, unless=(log / SERVING).is_file)
 
 
@@ -219,7 +219,7 @@ def _trainer(
     }
     return Service(
         name,
-        [*_python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])],
+        [*python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])],
         after=("topics", base(model.name)),  # not mlflow: its absence must not delay a delta
         ready=checks.http_ok(f"{where[name]}/healthz"),
         address=where[name],
@@ -232,7 +232,7 @@ def _consumer(settings: Settings, ports: Mapping[str, int], at: Layout, where: M
     flags = {"source": settings.source, "kafka": where["kafka"], "to": to, "port": ports[f"{name}_port"]}
     return Service(
         name,
-        _python({"archive": "streaming.archive.archiver", "features": "features.push"}[name], **flags),
+        python({"archive": "streaming.archive.archiver", "features": "features.push"}[name], **flags),
         after=("topics",),
         env={"MINUTEHAND_FEATURES": str(at.features)} if name == "features" else {},
         ready=checks.http_ok(f"{where[name]}/healthz"),
@@ -246,7 +246,7 @@ def _data_docs(settings: Settings, ports: Mapping[str, int], at: Layout, where: 
     flags = {"bind": settings.host, "directory": at.data_docs}
     return Service(
         "data-docs",
-        _python("http.server", str(ports["docs_port"]), **flags),
+        python("http.server", str(ports["docs_port"]), **flags),
         ready=checks.http_ok(where["data-docs"]),
         address=where["data-docs"],
         nice=airflow.NICE,
@@ -270,7 +270,7 @@ def _sync(
     }
     return Service(
         sync(i),
-        _python("serving.sync.sync", *logs, **flags),
+        python("serving.sync.sync", *logs, **flags),
         after=tuple(base(model.name) for model in settings.models),
         env={"MINUTEHAND_WRITE_TOKEN": hidden["MINUTEHAND_WRITE_TOKEN"]},
         ready=checks.http_ok(f"{where[sync(i)]}/healthz"),
@@ -305,7 +305,7 @@ def _model_server(
         model_server(i),
         [binary, *(f"--{k}={v}" for k, v in flags.items())]
         if binary
-        else _python("serving.server.model_server", **flags),
+        else python("serving.server.model_server", **flags),
         after=tuple(base(name) for name in names),
         when=waits_for,
         prepare=prepare,
