@@ -67,8 +67,8 @@ class Platform:
             resolved = ports.resolve(self.settings)
             self.layout.make(self.settings)
             addresses, secrets = layout.addresses(self.settings, resolved), services.secrets_of(self.settings)
-            declaration = declaration_of(self.settings.source)
-            declared = services.declare(self.settings, resolved, addresses, secrets, declaration)
+            site = services.Site(self.settings, resolved, addresses, secrets)
+            declared = services.declare(site, declaration_of(self.settings.source))
             names = [s.name for s in declared]
             chosen = services.select(declared, tuple(only))
             write_json(self.layout.facts, layout.facts(self.settings, resolved, addresses, names))
