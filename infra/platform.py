@@ -20,12 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from common.disk import Busy
+from common.disk import Busy, replace
 from common.errors import InputError
 from infra import layout, ports, services
 from infra.settings import FIELDS, SettingError, Settings
 from infra.supervise.manager import STATE, Manager, report, tail
-from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json, write_private
+from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json
 from infra.supervise.sentinel import lock, supervise, sweep
 
 DECLARE = "import sys; from streaming.source import load; print(load(sys.argv[1]).declaration.to_json())"
@@ -100,7 +100,8 @@ class Platform:
         logs.mkdir(parents=True, exist_ok=True)
         file = self.folder / "settings.toml"
         values = self.settings.as_dict()
-        write_private(file, "".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"]))
+        lines = "".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"])
+        replace(file, lines.encode(), 0o600)
         # The settings hold the values of the environment already.
         environ = {k: v for k, v in os.environ.items() if k.removeprefix("MINUTEHAND_").lower() not in FIELDS}
         only_flag = ["--only", ",".join(only)] if only else []

@@ -22,7 +22,7 @@ from infra.airflow import services as airflow
 from infra.platform import declaration_of
 from infra.settings import FIELDS, PORTS, Settings, load
 from infra.supervise.manager import Service
-from infra.supervise.processes import write_json, write_private
+from infra.supervise.processes import write_json
 
 HOME = Path("/var/lib/minutehand")  # the volume that all our containers share
 HOSTS = {"join": "jobmanager", "model-server-0-rest": "model-server-0", "airflow": "airflow-api"}
@@ -68,7 +68,7 @@ def prepare(own: Callable[[Path, int], None]) -> None:
     (files.join / "join.json").write_text(json.dumps(job, indent=1))
     (files.replica(0) / "models.config").write_text(services.model_config(settings, 0))
     files.airflow.mkdir(0o700, exist_ok=True)
-    write_private(files.airflow / "passwords.json", json.dumps({airflow.USER: os.environ[ADMIN]}))
+    write_json(files.airflow / "passwords.json", {airflow.USER: os.environ[ADMIN]})
     for path in (files.folder, *files.folder.rglob("*")):
         own(path, FLINK_UID if path == files.join or files.join in path.parents else UID)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from common import process
 from common.errors import InputError
@@ -93,25 +93,10 @@ def logs(args: argparse.Namespace) -> int:
     if not path.is_file():
         logged = sorted(p.stem for p in path.parent.glob("*.log"))
         raise PlatformError(f"there is no log of {args.service!r}; allowed are {', '.join(logged) or 'none yet'}")
-    print(tail(path, args.lines), flush=True)
-    if args.follow:
-        _follow(path)
+    if args.follow:  # continues when the manager cuts the log
+        os.execvp("tail", ["tail", "-n", str(args.lines), "-F", str(path)])
+    print(tail(path, args.lines))
     return process.DONE
-
-
-def _follow(path: Path) -> None:
-    at = path.stat().st_size
-    while True:
-        size = path.stat().st_size
-        at = 0 if size < at else at  # the manager has cut the log
-        if size > at:
-            with path.open("rb") as f:
-                f.seek(at)
-                new = f.read(size - at)
-            at += len(new)
-            sys.stdout.write(new.decode(errors="replace"))
-            sys.stdout.flush()
-        time.sleep(0.2)
 
 
 def parser(others: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import signal
-import subprocess
 import time
-from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
@@ -19,26 +15,12 @@ from infra.layout import model_server, sync, trainer
 from infra.platform import Platform, PlatformError
 from infra.replay.live import Screen
 from infra.services import python
-from infra.supervise.processes import die_with_parent
+from infra.supervise.processes import child
 from serving.signatures import FROZEN
 from streaming.source import load as load_source
 
 LEARNED_WITHIN_S = 180.0
 """After the replay's end the loop has this long to learn and serve the rest, beside two more syncs."""
-
-
-@contextlib.contextmanager
-def child(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that ends with the block, and with this process."""
-    process = subprocess.Popen(command, preexec_fn=die_with_parent(signal.SIGKILL))
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        process.kill()
-        process.wait()
 
 
 def step(module: str, *words: str, **flags: object) -> None:

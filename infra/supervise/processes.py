@@ -7,9 +7,10 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ def die_with_parent(signum: int) -> Callable[[], None]:
             os._exit(1)
 
     return preexec
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process that ends with the block, and with this process."""
+    process = subprocess.Popen(command, preexec_fn=die_with_parent(signal.SIGKILL), **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait()
 
 
 def identity(pid: int) -> Identity | None:
@@ -122,13 +137,9 @@ def end(processes: Iterable[Identity], grace_s: float) -> int:
     return count
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replaces a file that may hold a secret: only its owner can read it."""
-    replace(path, text.encode(), 0o600)
-
-
 def write_json(path: Path, value: Any) -> None:
-    write_private(path, json.dumps(value, indent=1))
+    """Replaces a file that only its owner can read."""
+    replace(path, json.dumps(value, indent=1).encode(), 0o600)
 
 
 def read_json(path: Path) -> dict[str, Any]:

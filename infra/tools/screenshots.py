@@ -11,7 +11,6 @@ import contextlib
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from infra.cli.pipeline import session
 from infra.http_client import fetch
 from infra.platform import Platform, PlatformError
 from infra.settings import PROJECT, SettingError
-from infra.supervise.processes import die_with_parent
+from infra.supervise.processes import child
 
 SIZE = (1400, 900)
 TALL = (1400, 1300)
@@ -97,24 +96,16 @@ def chromium() -> Iterator[Browser]:
     with tempfile.TemporaryDirectory() as profile:
         words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         words += [f"--window-size={SIZE[0]},{SIZE[1]}", "--hide-scrollbars", "--remote-debugging-port=0"]
-        child = subprocess.Popen(
-            [binary, *words, f"--user-data-dir={profile}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=die_with_parent(signal.SIGKILL),
-        )
-        try:
+        command = [binary, *words, f"--user-data-dir={profile}", "about:blank"]
+        with child(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             port_file, deadline = Path(profile) / "DevToolsActivePort", time.monotonic() + 60
             while not port_file.is_file() or not port_file.read_text().strip():
-                if child.poll() is not None or time.monotonic() > deadline:
+                if process.poll() is not None or time.monotonic() > deadline:
                     raise PlatformError("chromium did not start")
                 time.sleep(0.1)
             browser = Browser(int(port_file.read_text().splitlines()[0]))
             browser.size(*SIZE)
             yield browser
-        finally:
-            child.terminate()
-            child.wait(20)
 
 
 def airflow_pages(browser: Browser, client: Airflow, to: Path) -> None:
