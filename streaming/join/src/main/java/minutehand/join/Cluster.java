@@ -104,7 +104,7 @@ final class Cluster {
                 .setKafkaProducerConfig(producer)
                 .setRecordSerializer(new AsItIs(settings))
                 .setDeliveryGuarantee(DeliveryGuarantee.EXACTLY_ONCE)
-                // Reuses transactional ids. The other strategy makes one each checkpoint, and the broker keeps it a week.
+                // Reuses transactional ids. The other strategy makes one each checkpoint, kept for a week.
                 .setTransactionNamingStrategy(TransactionNamingStrategy.POOLING)
                 .setTransactionalIdPrefix("minutehand-" + settings.examples)
                 .build();
