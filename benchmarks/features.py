@@ -30,6 +30,7 @@ import numpy as np
 from features.counters import Counters
 from features.push import begin
 from features.store import Features
+from streaming.event_time import MAX_DISORDER_MS
 
 ITEMS = 100
 SOURCE = "simulator?seed=1&minutes=1&history_minutes=10&viewers=2000&clips=2000"
@@ -71,7 +72,7 @@ def filled(folder: Path, yaml: Path | None) -> Features:
 
     source = load(SOURCE)
     declaration = source.declaration
-    begin(store, source, Counters(declaration.judged, declaration.window_ms, declaration.max_disorder_ms))
+    begin(store, source, Counters(declaration.judged, declaration.window_ms, MAX_DISORDER_MS))
     return store
 
 

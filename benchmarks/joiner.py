@@ -34,6 +34,7 @@ from streaming import topics  # noqa: E402
 from streaming.declaration import Declaration, Feature  # noqa: E402
 from tests.support.broker import Broker  # noqa: E402
 from tests.support.join_process import JoinProcess  # noqa: E402
+from tests.support.replay import DISORDER_MS, LEASE  # noqa: E402
 
 GOAL = 0.35
 IDS = tuple(Feature(f"id_{n}", "id") for n in range(14))
@@ -96,7 +97,7 @@ def backlog(bootstrap: str, impressions: int, seed: int = 7) -> tuple[int, int]:
 def heartbeat(producer: KafkaProducer, t: int) -> None:
     for topic in (topics.IMPRESSIONS, topics.ACTIONS):
         for partition in range(topics.PARTITIONS):
-            producer.send(topic, json.dumps({"heartbeat_ms": t}).encode(), partition=partition)
+            producer.send(topic, json.dumps({"heartbeat_ms": t, "lease": LEASE}).encode(), partition=partition)
 
 
 class Run(NamedTuple):
@@ -168,7 +169,7 @@ def main() -> None:
     with Broker() as broker:
         topics.create(broker.bootstrap)
         events, size = backlog(broker.bootstrap, args.impressions)
-        last_w = json.loads(newest(broker.bootstrap))["heartbeat_ms"] - DECLARATION.max_disorder_ms - 1
+        last_w = json.loads(newest(broker.bootstrap))["heartbeat_ms"] - DISORDER_MS - 1
         print(f"{events} events, {size / events:.0f} bytes each, {args.impressions} impressions", flush=True)
         for number in range(args.rounds):
             for job in rates:

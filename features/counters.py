@@ -27,7 +27,8 @@ Table = dict[str, list[Any]]
 class Counters:
     """Counters of users and items. Events may arrive in any order; `now_ms` is the newest event time.
 
-    `shown`, `action` and `heartbeat` take events. `take` returns the rows that changed, at `now_ms`.
+    `shown` and `action` take events, `clock` the event time of a partition. `take` returns the rows that changed, at
+    `now_ms`.
     """
 
     def __init__(self, judged: str, window_ms: int, max_disorder_ms: int) -> None:
@@ -76,7 +77,7 @@ class Counters:
         shown[4] = True
         self._count(user, item, ts_ms, by, 1)
 
-    def heartbeat(self, topic: str, partition: int, ms: int, partitions: int) -> None:
+    def clock(self, topic: str, partition: int, ms: int, partitions: int) -> None:
         """Moves the event time of one of `partitions` partitions. Before that of the slowest one, less the disorder, no
         event arrives any more; the join counts it in the same way."""
         key = topic, partition
@@ -90,6 +91,10 @@ class Counters:
             self._open.pop(self._closing.popleft()[1], None)
         for impression_id in [k for k, held in self._held.items() if max(held) <= self.closed_ms]:
             self.ignored += len(self._held.pop(impression_id))
+
+    def time_of(self, topic: str, partition: int) -> int | None:
+        """The event time of a partition; None before the first call of `clock` for it."""
+        return self._beats.get((topic, partition))
 
     def seed(self, exposures: Iterable[Exposure], by: str) -> None:
         """Counts the source's history. Actions after the last exposure do not move the clock."""

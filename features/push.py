@@ -26,6 +26,7 @@ from common.disk import hold, replace
 from features.counters import Counters, Table
 from features.store import Features, now_ms
 from streaming.contract.contract import BadMessage, Contract
+from streaming.event_time import EventTime
 from streaming.reader import Reader
 from streaming.source import Source, load
 from streaming.topics import ACTIONS, IMPRESSIONS
@@ -77,11 +78,12 @@ class Push:
     """Reads and counts events, pushes every `push_ms`, commits every `commit_ms`."""
 
     def __init__(
-        self, store: Features, state: State, reader: Reader, counters: Counters, push_ms: int, commit_ms: int,
-        gauges: Gauges,
+        self, store: Features, state: State, reader: Reader, counters: Counters, event_time: EventTime, push_ms: int,
+        commit_ms: int, gauges: Gauges,
     ) -> None:  # fmt: skip
         self._store, self._state, self._reader, self._counters = store, state, reader, counters
         self._push_s, self._commit_s, self._gauges = push_ms / 1000, commit_ms / 1000, gauges
+        self._event_time = event_time
         self._by, self._contract = store.plan.views.by, Contract(store.plan.declaration)
         self._partitions = sum(len(reader.partitions(topic)) for topic in TOPICS)
         self._next_push = self._next_commit = time.monotonic()
@@ -98,7 +100,7 @@ class Push:
         for (topic, partition), records in self._reader.poll(round(1000 * min(wait, 0.2)), READ_AT_ONCE).items():
             self._read = True
             for record in records:
-                self.take(topic, partition, record.value)
+                self.take(topic, partition, record.timestamp, record.value)
         now = time.monotonic()
         if now >= self._next_push:
             self._next_push = now + self._push_s
@@ -125,15 +127,20 @@ class Push:
         self._store.compact()
         self._read = False
 
-    def take(self, topic: str, partition: int, message: bytes | None) -> None:
-        """Counts one record, unless it breaks the contract. (The join sends its dead letter.)"""
+    def take(self, topic: str, partition: int, stamp_ms: int, message: bytes | None) -> None:
+        """Counts one record, unless the join refuses it. (The join sends its dead letter.)"""
         try:
             event = self._contract.read(topic, message)
         except BadMessage:
-            self._counters.ignored += 1
-            return
+            event = {}
+        time_ms = self._event_time.of(stamp_ms, event)
+        if time_ms is not None:
+            self._counters.clock(topic, partition, time_ms, self._partitions)
         if "heartbeat_ms" in event:
-            self._counters.heartbeat(topic, partition, event["heartbeat_ms"], self._partitions)
+            return
+        newest_ms = stamp_ms if time_ms is not None else self._counters.time_of(topic, partition)
+        if not event or newest_ms is not None and self._event_time.is_future(event["ts_ms"], newest_ms):
+            self._counters.ignored += 1
         elif topic == IMPRESSIONS:
             by = event.get("features", {}).get(self._by) if self._by else None
             self._counters.shown(event["impression_id"], event["user_id"], event["item_id"], event["ts_ms"], by)
@@ -181,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--to", required=True, type=Path, metavar="DIR", help="the feature folder; made if need be")
     add("--push-ms", type=duration, default=1000, help="the time between two pushes (default: %(default)s)")
     add("--commit-ms", type=duration, default=10_000, help="the time between two commits (default: %(default)s)")
+    EventTime.arguments(parser)
     parser.shared("port")
     args = parser.parse_args(argv)
     return process.run(lambda: _run(args))
@@ -191,7 +199,8 @@ def _run(args: argparse.Namespace) -> None:
     with State(args.to) as state:
         source, store = load(args.source), Features(args.to, args.source)
         declaration = source.declaration
-        counters = Counters(declaration.judged, declaration.window_ms, declaration.max_disorder_ms)
+        event_time = EventTime.of_arguments(args)
+        counters = Counters(declaration.judged, declaration.window_ms, event_time.max_disorder_ms)
         if last := state.load():
             store.repair(last.get("committed_ms", 0))
         else:
@@ -204,7 +213,8 @@ def _run(args: argparse.Namespace) -> None:
             return Reader(args.kafka, TOPICS, last["positions"], f"{args.to}'s", "begin a new folder (--to)")
 
         def count(reader: Reader) -> None:
-            Push(store, state, reader, counters, args.push_ms, args.commit_ms, gauges).run(service.stopping)
+            push = Push(store, state, reader, counters, event_time, args.push_ms, args.commit_ms, gauges)
+            push.run(service.stopping)
 
         with process.Service(args.port, gauges.registry, gauges.errors) as service:
             service.follow(args.kafka, connect, count)

@@ -44,6 +44,7 @@ class Layout:
     """The folders and files of a platform."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.folder = settings.folder
         self.kafka = self.folder / "kafka"
         self.join = self.folder / "join"
@@ -95,6 +96,20 @@ class Layout:
         if not self.token.is_file():
             replace(self.token, secrets.token_hex(32).encode(), 0o600)
         return self.token.read_text()
+
+    def lease(self) -> str:
+        """The lease of the replay that owns the clock; empty if event time is live. It is made once."""
+        if self._settings.event_time == "live":
+            return ""
+        path = self.folder / "lease"
+        if not path.is_file():
+            replace(path, secrets.token_hex(16).encode())
+        return path.read_text()
+
+    def event_time_flags(self) -> dict[str, object]:
+        """What a process that judges event time is told."""
+        flags: dict[str, object] = {"max-disorder-ms": self._settings.max_disorder_ms}
+        return flags | ({"lease": lease} if (lease := self.lease()) else {})
 
 
 def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:

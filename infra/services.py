@@ -1,6 +1,6 @@
 """The services of a platform: the command of each, the services before it, and the check that it is ready.
 
-kafka-format -> kafka -> topics -> join, trainer, archive, features
+kafka-format -> kafka -> topics -> join, clock, trainer, archive, features
 base -> trainer, sync-<i>, model-server-<i>          mlflow          (another model: base-<name> -> trainer-<name>)
 airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer    data-docs
 """
@@ -95,6 +95,8 @@ def declare(site: Site, declaration: str) -> list[Service]:
     """All services of a platform. `declaration` is the source's, as JSON."""
     settings = site.settings
     services = [*_kafka(site), _join(site, declaration)]
+    if settings.event_time == "live":
+        services.append(Service("clock", python("streaming.clock", kafka=site.addresses["kafka"]), after=("topics",)))
     if settings.mlflow:
         services.append(_mlflow(site))
     for i, model in enumerate(settings.models):
@@ -157,6 +159,8 @@ def join_job(site: Site, declaration: str) -> dict[str, object]:
         "bootstrap": site.addresses["kafka"],
         "source": settings.source,
         "declaration": json.loads(declaration),
+        "lease": site.layout.lease(),
+        "max_disorder_ms": settings.max_disorder_ms,
         "pi": settings.pi,
         "salt": settings.salt,
         "checkpoint_ms": settings.checkpoint_ms,
@@ -245,7 +249,7 @@ def _consumer(site: Site, name: str) -> Service:
     """The archive or the feature push: each reads the topics and keeps its own folder."""
     module = {"archive": "streaming.archive.archiver", "features": "features.push"}[name]
     flags = {"kafka": site.addresses["kafka"], "to": getattr(site.layout, name), "port": site.ports[f"{name}_port"]}
-    command = python(module, source=site.settings.source, **flags)
+    command = python(module, source=site.settings.source, **flags, **site.layout.event_time_flags())
     env = {"MINUTEHAND_FEATURES": str(site.layout.features)} if name == "features" else {}
     return _ours(site, name, command, after=("topics",), env=env, nice=airflow.NICE)
 

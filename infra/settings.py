@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from common.errors import InputError
 from infra.models import ServedModel, models_of
 from streaming import topics
+from streaming.event_time import MAX_DISORDER_MS
 from training.models import names
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,7 @@ ModelSpecs = Annotated[
     Kind(f"one of {', '.join(names())}, or several with commas, as in deepfm?dim=8,other=logistic"),
 ]
 FeaturesFrom = Annotated[Literal["source", "feast"], Kind("source or feast")]
+EventTimeOf = Annotated[Literal["live", "replay"], Kind("live or replay")]
 AirflowDb = Annotated[
     str,
     Field(pattern=f"^(sqlite|{POSTGRESQL})$"),
@@ -133,6 +135,15 @@ class Settings(BaseSettings):
         "deepfm", description="which model: a module of training/models, or several: deepfm,logistic?rate=0.1"
     )
     sync_every: Duration = Field(60.0, ge=0.1, description="a delta to the served model each; other intervals follow")
+    event_time: EventTimeOf = Field(
+        "live", description="whose clock event time follows: live (the broker's), or replay (one replay's)"
+    )
+    max_disorder: Duration = Field(
+        MAX_DISORDER_MS / 1000,
+        ge=0,
+        le=7 * 86400,
+        description="how far clocks may be apart, how late a record may come",
+    )
     pi: Number = Field(1.0, ge=1e-6, le=1, description="share of negatives that is learned from")
     salt: Text = Field("minutehand", description="names the draw that keeps a negative")
     replicas: Whole = Field(1, ge=1, le=64, description="model servers, one sync each")
@@ -204,6 +215,10 @@ class Settings(BaseSettings):
     @property
     def sync_every_ms(self) -> int:
         return round(self.sync_every * 1000)
+
+    @property
+    def max_disorder_ms(self) -> int:
+        return round(self.max_disorder * 1000)
 
     @property
     def checkpoint_ms(self) -> int:

@@ -104,7 +104,6 @@ class Declaration:
     tasks: tuple[str, ...]
     judged: str
     window_ms: int
-    max_disorder_ms: int = 1000
     policies: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
@@ -121,8 +120,8 @@ class Declaration:
                 raise ValueError(
                     f"declaration {self.name}: a policy's table is {table!r}, allowed are {', '.join(self.tables)}"
                 )
-        if self.window_ms <= 0 or self.max_disorder_ms < 0:
-            raise ValueError(f"declaration {self.name}: window_ms must be > 0, max_disorder_ms >= 0")
+        if self.window_ms <= 0:
+            raise ValueError(f"declaration {self.name}: window_ms is {self.window_ms}, allowed is 1 or more")
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
     with Publisher("127.0.0.1:9092", declaration) as publisher:
         publisher.send("impressions", impression("i1", "r1", 7, 9, ts_ms, 0, features, scores, lineage, 12, ""))
         publisher.send("actions", action("i1", "click", ts_ms + 900))
-        publisher.heartbeat(ts_ms + 1000)
 
 A message that breaks the contract (docs/example.md) goes to `<topic>.dead` with the kind of the fault and the reason.
 """
@@ -74,8 +73,10 @@ class Publisher:
     `sent`, `refused` and `heartbeats` count records. `flush` raises if an event could not be written.
     """
 
-    def __init__(self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher") -> None:
-        self._contract = Contract(declaration)
+    def __init__(
+        self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher", lease: str = ""
+    ) -> None:
+        self._contract, self._lease = Contract(declaration), lease
         self._producer = KafkaProducer(
             bootstrap_servers=bootstrap,
             client_id=client_id,
@@ -110,7 +111,9 @@ class Publisher:
     def heartbeat(self, ts_ms: int) -> None:
         """Tells every partition of both topics that all events up to `ts_ms` were sent before."""
         self.flush()
-        message = json.dumps({"heartbeat_ms": ts_ms}).encode()
+        if not self._lease:
+            raise ValueError("a publisher without a lease sends no heartbeats: only a replay owns the clock")
+        message = json.dumps({"heartbeat_ms": ts_ms, "lease": self._lease}).encode()
         for topic in (IMPRESSIONS, ACTIONS):
             for partition in sorted(self._producer.partitions_for(topic)):
                 self._pending.append(self._producer.send(topic, value=message, partition=partition))

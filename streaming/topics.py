@@ -35,11 +35,13 @@ def create(
     retention_bytes: int = RETENTION_BYTES,
     timeout_s: float = 30,
 ) -> list[str]:
-    """Makes the topics that are not there yet, and returns their names. It does not change the others."""
-    from kafka.admin import KafkaAdminClient, NewTopic
+    """Makes the topics that are not there yet, and returns their names. The broker stamps the records of all."""
+    from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
     from kafka.errors import TopicAlreadyExistsError
 
+    stamps = {"message.timestamp.type": "LogAppendTime"}
     config = {
+        **stamps,
         "retention.ms": str(retention_ms),
         "retention.bytes": str(retention_bytes),
         "segment.bytes": str(segment_bytes(retention_bytes)),
@@ -58,6 +60,9 @@ def create(
                 made.append(name)
             except TopicAlreadyExistsError:
                 pass  # another process made it meanwhile
+        if there & set(ALL):  # of an older version
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name, stamps) for name in sorted(there & set(ALL))]
+            admin.alter_configs(resources)
         return made
     finally:
         admin.close()

@@ -86,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo_settings(args: argparse.Namespace) -> Settings:
-    settings = load(args.settings, [f"name={args.name or 'demo'}", "digest=true", *args.set])
+    settings = load(
+        args.settings, [f"name={args.name or 'demo'}", "digest=true", "max_disorder=1s", *args.set, "event_time=replay"]
+    )
     if settings.features_from == "feast" and not settings.feast:
         raise SettingError("features_from is 'feast' and feast is false; allowed is source, or feast = true")
     services.require_extras(settings)

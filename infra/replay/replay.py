@@ -22,6 +22,7 @@ from infra.replay.send_log import SendLog
 from serving.client import Scorer, light
 from serving.signatures import RANKER
 from streaming.declaration import Declaration
+from streaming.event_time import EventTime
 from streaming.publisher import Publisher, Stopped, action, impression
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS
@@ -51,13 +52,14 @@ class Replay:
         send_log: SendLog,
         scoring: Scoring,
         pace: Pace,
+        max_disorder_ms: int,
         stage_file: Path | None = None,
     ) -> None:
         self.exposures, self.publisher, self.send_log = exposures, publisher, send_log
         self.scoring, self.pace, self.stage_file = scoring, pace, stage_file
         self.start_ms = exposures[0].ts_ms
         last = max(max([e.ts_ms + declaration.window_ms, *e.outcomes.values()]) for e in exposures)
-        self.end_ms = last + declaration.max_disorder_ms + 1  # after this heartbeat the join closes the last window
+        self.end_ms = last + max_disorder_ms + 1  # after this heartbeat the join closes the last window
         self.clock_ms = float(self.start_ms - 1)
         self._outcomes: list[tuple[int, int, str, str]] = []  # a heap; its first is the next outcome
         self._next = 0  # the first exposure that is not sent
@@ -170,16 +172,20 @@ def between(exposures: Iterator[Exposure], from_ms: int, until_ms: int) -> list[
 
 
 def replay(args: argparse.Namespace) -> int:
+    if not args.lease:
+        raise InputError("--lease is missing; allowed is the lease of a platform whose event_time is replay")
     if args.features == "feast" and args.feature_folder is None:
         raise InputError("--feature-folder is missing; --features feast needs the folder that features.push fills")
     light()
     source = load(args.source)
     exposures = between(source.live(), args.from_ms, args.until_ms)
     declaration = source.declaration
-    span_s = (exposures[-1].ts_ms - exposures[0].ts_ms + declaration.window_ms + declaration.max_disorder_ms) / 1000
+    span_s = (exposures[-1].ts_ms - exposures[0].ts_ms + declaration.window_ms + args.max_disorder_ms) / 1000
     speed = args.speed or span_s / args.wall_s
     log.info("%d exposures over %.0f s of event time, at %.1f times their pace", len(exposures), span_s, speed)
     features = None
+    if not args.lease:
+        raise InputError("--lease is missing; allowed is the lease of a platform whose event_time is replay")
     if args.features == "feast":
         from features.store import Features
 
@@ -188,11 +194,14 @@ def replay(args: argparse.Namespace) -> int:
     frozen = Scorer(addresses, args.frozen, declaration) if args.frozen != "none" else None
     scoring = Scoring(Scorer(addresses, RANKER, declaration), frozen, features)
     replicas = Replicas(addresses, declaration, exposures[0].ts_ms)
-    pace = Pace(replicas, speed, args.sync_every_ms / 1000, declaration.max_disorder_ms)
-    with Publisher(args.kafka, declaration, "minutehand-replay") as publisher:
+    pace = Pace(replicas, speed, args.sync_every_ms / 1000, args.max_disorder_ms)
+    with Publisher(args.kafka, declaration, "minutehand-replay", args.lease) as publisher:
         process.stopping(publisher.stop.set)
         send_log = SendLog(args.out, declaration)
-        finished = Replay(exposures, declaration, publisher, send_log, scoring, pace, args.stage_file).run()
+        replay = Replay(
+            exposures, declaration, publisher, send_log, scoring, pace, args.max_disorder_ms, args.stage_file
+        )
+        finished = replay.run()
         replicas.close()
     scoring.close()
     log.info("%s: %d events sent, %d refused", "done" if finished else "stopped", publisher.sent, publisher.refused)
@@ -205,6 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--serving", required=True, metavar="H:P[,H:P]", help="gRPC addresses of the model server's replicas")
     add("--out", required=True, type=Path, metavar="DIR", help="where the send log goes; a former one is replaced")
+    EventTime.arguments(parser)
     add("--frozen", default="none", metavar="MODEL", help="a model to compare with, such as frozen (default: none)")
     add("--features", choices=("source", "feast"), default="source", help="whose features are scored and logged")
     add("--feature-folder", type=Path, metavar="DIR", help="with feast: the folder that features.push fills")

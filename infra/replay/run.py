@@ -17,7 +17,6 @@ from infra.replay.live import Screen
 from infra.services import python
 from infra.supervise.processes import child
 from serving.signatures import FROZEN
-from streaming.source import load as load_source
 
 LEARNED_WITHIN_S = 180.0
 """After the replay's end the loop has this long to learn and serve the rest, beside two more syncs."""
@@ -56,6 +55,7 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
         "source": settings.source,
         "kafka": platform.address("kafka"),
         "serving": ",".join(platform.address(model_server(i)) for i in range(settings.replicas)),
+        **platform.layout.event_time_flags(),
         "wall-s": f"{wall_s:g}",
         "sync-every-ms": settings.sync_every_ms,
         "out": send_log,
@@ -74,7 +74,7 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
             raise PlatformError(f"the replay ended with exit code {process.returncode}: see above")
     console.print("replayed; waiting until the last window is learned and served")
     end_ms: int = json.loads((send_log / "progress.json").read_text())["end_ms"]
-    until = end_ms - load_source(settings.source).declaration.max_disorder_ms - 1
+    until = end_ms - settings.max_disorder_ms - 1
     timeout_s = LEARNED_WITHIN_S + 2 * settings.sync_every
     platform.wait(lambda: caught_up(platform, until), timeout_s, "all events learned and served")
 

@@ -22,6 +22,7 @@ from streaming.archive.archive import TOPICS
 from streaming.archive.commits import Writer
 from streaming.archive.rows import Decoder
 from streaming.declaration import Declaration
+from streaming.event_time import EventTime
 from streaming.reader import Beats, Reader
 from streaming.source import load
 from streaming.topics import EXAMPLES
@@ -50,11 +51,18 @@ class Archiver:
     """Reads the topics, and commits every `flush_ms` or `flush_rows`, whichever comes first."""
 
     def __init__(
-        self, reader: Reader, writer: Writer, declaration: Declaration, flush_ms: int, flush_rows: int, gauges: Gauges
+        self,
+        reader: Reader,
+        writer: Writer,
+        declaration: Declaration,
+        event_time: EventTime,
+        flush_ms: int,
+        flush_rows: int,
+        gauges: Gauges,
     ) -> None:
-        self._reader, self._writer, self._declaration, self._gauges = reader, writer, declaration, gauges
+        self._reader, self._writer, self._event_time, self._gauges = reader, writer, event_time, gauges
         self._flush_s, self._flush_rows = flush_ms / 1000, flush_rows
-        self._decoder = Decoder(declaration)
+        self._decoder = Decoder(declaration, event_time)
         beats = writer.newest.beats if writer.newest else {}
         self._beats = {topic: Beats(beats.get(topic)) for topic in TOPICS}
         self._tables: dict[str, list[pa.Table]] = {topic: [] for topic in TOPICS}
@@ -96,7 +104,7 @@ class Archiver:
         for topic in TOPICS:
             least = self._beats[topic].least(self._reader.partitions(topic))
             if topic != EXAMPLES and least >= 0:
-                least = max(-1, least - self._declaration.max_disorder_ms - 1)  # as the join counts it
+                least = max(-1, self._event_time.closed_ms(least))
             until[topic] = max(least, before.get(topic, -1))
         return until
 
@@ -129,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--to", required=True, type=Path, metavar="DIR", help="the archive's folder")
     add("--flush-ms", type=count, default=10_000, metavar="N", help="the time between two commits (default: 10000)")
     add("--flush-rows", type=count, default=50_000, metavar="N", help="rows that make a commit too (default: 50000)")
+    EventTime.arguments(parser)
     parser.shared("port")
     args = parser.parse_args(argv)
     return process.run(lambda: _run(args))
@@ -145,7 +154,9 @@ def _run(args: argparse.Namespace) -> None:
                 return Reader(args.kafka, TOPICS, positions, "the archive's", "begin a new folder (--to)")
 
             def archive(reader: Reader) -> None:
-                archiver = Archiver(reader, writer, declaration, args.flush_ms, args.flush_rows, gauges)
+                archiver = Archiver(
+                    reader, writer, declaration, EventTime.of_arguments(args), args.flush_ms, args.flush_rows, gauges
+                )
                 archiver.run(service.stopping)
 
             service.follow(args.kafka, connect, archive)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from streaming.archive.columns import schemas, to_table
 from streaming.contract.contract import MAX_TIME_MS, BadMessage, Contract
 from streaming.declaration import Declaration
+from streaming.event_time import EventTime
 from streaming.example import Progress, decode
 from streaming.topics import EXAMPLES, IMPRESSIONS
 
@@ -26,7 +27,8 @@ class Rows(NamedTuple):
 class Decoder:
     """Decodes the records of the three topics, each by its topic's contract."""
 
-    def __init__(self, declaration: Declaration) -> None:
+    def __init__(self, declaration: Declaration, event_time: EventTime) -> None:
+        self._event_time = event_time
         self._declaration, self._schemas = declaration, schemas(declaration)
         self._contract = Contract(declaration)
 
@@ -35,19 +37,20 @@ class Decoder:
         if topic == EXAMPLES:
             return self._examples(partition, records)
         events: list[dict[str, Any]] = []
-        beats: list[Progress] = []
+        newest_ms = -1
         bad: list[tuple[int, str, str]] = []
         for place, record in enumerate(records):
             try:
                 event = self._contract.read(topic, record.value)
             except BadMessage as e:
                 bad.append((place, e.kind, str(e)))
-                continue
-            if "heartbeat_ms" in event:
-                beats.append(Progress(0, 1, event["heartbeat_ms"]))
-            else:
+                event = {}
+            if (ms := self._event_time.of(record.timestamp, event)) is not None:
+                newest_ms = max(newest_ms, ms)
+            if event and "heartbeat_ms" not in event:
                 here = {"written_ms": record.timestamp, "partition": partition, "offset": record.offset}
                 events.append({**self._columns(topic, event), **here})
+        beats = [Progress(0, 1, newest_ms)] if newest_ms >= 0 else []
         return Rows(pa.Table.from_pylist(events, self._schemas[topic]), beats, bad)
 
     def _examples(self, partition: int, records: Sequence[Any]) -> Rows:

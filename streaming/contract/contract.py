@@ -48,11 +48,11 @@ class Contract:
         done["action"]["enum"] = list(declaration.tasks)
 
     def read(self, topic: str, message: bytes | None) -> dict[str, Any]:
-        """The event of a message of `topic`, or a heartbeat: {"heartbeat_ms": t}. Raises BadMessage."""
+        """The event of a message of `topic`, or a heartbeat: {"heartbeat_ms": t, "lease": l}. Raises BadMessage."""
         event = _parsed(message or b"")
         if "heartbeat_ms" in event:
             _check(self._schemas["heartbeat"], event, "message")
-            return {"heartbeat_ms": event["heartbeat_ms"]}
+            return {"heartbeat_ms": event["heartbeat_ms"], "lease": event.get("lease", "")}
         _check(self._schemas[topic], event, "message")
         return event
 

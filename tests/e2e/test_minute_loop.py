@@ -29,6 +29,7 @@ from serving.client import Scorer
 from streaming.source import load as load_source
 from tests.support import join_oracle as oracle
 from tests.support.process import Process
+from tests.support.replay import flags
 from tests.support.wait import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -46,6 +47,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
         name="e2e",
         var=str(tmp_path_factory.mktemp("var")),
         source=SOURCE,
+        event_time="replay",
+        max_disorder="1s",
         sync_every="1s",
         pi=PI,
         replicas=2,
@@ -87,7 +90,7 @@ def replay_in_stages(platform: Platform) -> None:
     stage_file.write_text("0")
     serving = ",".join(platform.address(f"model-server-{i}") for i in range(2))
     words = ["--source", SOURCE, "--kafka", platform.address("kafka"), "--serving", serving, "--out", str(sent)]
-    words += ["--frozen", "frozen"]
+    words += ["--frozen", "frozen", *flags(platform)]
     words += ["--speed", str(SPEED), "--sync-every-ms", "1000", "--stage-file", str(stage_file)]
     with Process(platform.folder / "replay.log", "infra.replay.replay", *words) as replay:
         before = stamps[0]
@@ -99,13 +102,13 @@ def replay_in_stages(platform: Platform) -> None:
             platform.kill(name)
             until(lambda at=stage: clock_ms(sent) >= at, f"{name}: the stage's end", process=replay)
             assert replay.code is None, "the replay ended early"
-            known = stage - source.declaration.max_disorder_ms - 1
+            known = stage - platform.settings.max_disorder_ms - 1
             until(lambda at=known: caught_up(platform, at), f"learned and served past the death of {name}")
             until(lambda who=name, n=restarts: platform.restarts(who) > n and platform.ready(who), f"{name} again")
         stage_file.write_text("end")
         assert replay.wait(300) == 0, replay.tail()
     end_ms = json.loads((sent / "progress.json").read_text())["end_ms"]
-    until(lambda: caught_up(platform, end_ms - source.declaration.max_disorder_ms - 1), "the last window is served")
+    until(lambda: caught_up(platform, end_ms - platform.settings.max_disorder_ms - 1), "the last window is served")
 
 
 def bad_messages(platform: Platform) -> int:

@@ -18,6 +18,7 @@ from infra.cli import pipeline
 from infra.platform import Platform
 from infra.settings import PORTS, load
 from streaming.archive.archive import Archive
+from tests.support.replay import flags
 from training.pipeline.sampling import Sampling
 from training.record.registry import CANDIDATE, CHAMPION, TRAINED, client_of, registered_model_of
 
@@ -37,13 +38,14 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     settings = (
         load(None, [f"{port}=0" for port in PORTS])
         .with_(name="slow", var=str(tmp_path_factory.mktemp("var")), source=SOURCE, sync_every="60s")
+        .with_(event_time="replay", max_disorder="1s")
         .with_(gate_tolerance=0.2, gate_calibration=2)
     )
     with Platform(settings) as running:
         running.start(timeout_s=600)
         words = ["--source", SOURCE, "--kafka", running.address("kafka"), "--sync-every-ms", "60000", "--wall-s", "20"]
         words += ["--serving", running.address("model-server-0"), "--out", str(running.folder / "sent")]
-        words += ["--features", "feast", "--feature-folder", str(running.layout.features)]
+        words += ["--features", "feast", "--feature-folder", str(running.layout.features), *flags(running)]
         subprocess.run([sys.executable, "-m", "infra.replay.replay", *words], check=True, timeout=300)
         yield running
 

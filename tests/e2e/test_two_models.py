@@ -18,6 +18,7 @@ from infra.replay.run import caught_up, prepare
 from infra.settings import PORTS, load
 from serving.client import Scorer
 from streaming.source import load as load_source
+from tests.support.replay import flags
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -31,7 +32,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     settings = load(None, [f"{port}=0" for port in PORTS]).with_(
         name="two", var=str(tmp_path_factory.mktemp("var")), source=SOURCE,
         model="deepfm?dim=8,plain=logistic?rate=0.1",
-        sync_every="1s", digest=True, mlflow=False, airflow=False, feast=False, archive=False,
+        event_time="replay", max_disorder="1s", sync_every="1s", digest=True, mlflow=False, airflow=False, feast=False, archive=False,
     )  # fmt: skip
     with Platform(settings) as running:
         prepare(running, 0, Console())
@@ -45,10 +46,10 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             "--serving",
             running.address("model-server-0"),
         ]
-        words += ["--out", str(sent), "--wall-s", "20", "--sync-every-ms", "1000"]
+        words += ["--out", str(sent), "--wall-s", "20", "--sync-every-ms", "1000", *flags(running)]
         subprocess.run([sys.executable, "-m", "infra.replay.replay", *words], check=True, timeout=200)
         end_ms = json.loads((sent / "progress.json").read_text())["end_ms"]
-        until_ms = end_ms - load_source(SOURCE).declaration.max_disorder_ms - 1
+        until_ms = end_ms - settings.max_disorder_ms - 1
         running.wait(lambda: caught_up(running, until_ms), 120, "learned and served by both models")
         yield running
 

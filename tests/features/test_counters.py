@@ -50,7 +50,7 @@ def events(exposures: list[Exposure]) -> list[Event]:
 def feed(counters: Counters, event: Event) -> None:
     what, partition, arguments = event
     if what == "beat":
-        counters.heartbeat(arguments[0], partition, arguments[1], 4)
+        counters.clock(arguments[0], partition, arguments[1], 4)
     else:
         getattr(counters, what)(*arguments)
 
@@ -170,6 +170,6 @@ def test_the_seed_counts_as_the_topics_would() -> None:
     rows(seeded.take()[1], known)
     for topic in ("shown", "action"):
         for partition in range(2):
-            seeded.heartbeat(topic, partition, exposures[-1].ts_ms + 2 * WINDOW_MS, 4)
+            seeded.clock(topic, partition, exposures[-1].ts_ms + 2 * WINDOW_MS, 4)
     rows(seeded.take()[1], known)
     assert known == by_sql(exposures, seeded.now_ms)

@@ -29,6 +29,7 @@ from tests.support.broker import Broker
 from tests.support.metrics import get, metric
 from tests.support.ports import free_port
 from tests.support.process import Process
+from tests.support.replay import DISORDER_MS, EVENT_TIME, FLAGS, LEASE
 from tests.support.wait import until
 
 SHOP = PROJECT / "tests/support/shop_views.py"
@@ -47,7 +48,7 @@ class Pusher:
     def start(self) -> None:
         where = ("--source", str(SHOP), "--kafka", self.broker.bootstrap, "--to", str(self.folder))
         pace = ("--port", str(self.port), "--push-ms", "50", "--commit-ms", "300")
-        self.process = Process(self.log, "features.push", *where, *pace)
+        self.process = Process(self.log, "features.push", *where, *FLAGS, *pace)
         self.until(lambda: get(self.port, "/healthz")[0], "it answers")
 
     def metric(self, name: str) -> float:
@@ -86,7 +87,7 @@ def serve(
 def archived(events: list[dict[str, Any]]) -> pa.Table:
     """The impressions as the archive keeps them."""
     lines = [SimpleNamespace(value=json.dumps(e).encode(), offset=k, timestamp=0) for k, e in enumerate(events)]
-    return Decoder(DECLARATION).rows(topics.IMPRESSIONS, 0, lines).table
+    return Decoder(DECLARATION, EVENT_TIME).rows(topics.IMPRESSIONS, 0, lines).table
 
 
 def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_served(
@@ -96,7 +97,7 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
     history, live = list(SOURCE.history()), list(SOURCE.live())
     pusher.start()
     store, waiting, sent = Features(folder, str(SHOP)), [], []
-    with Publisher(broker.bootstrap, DECLARATION) as publisher:
+    with Publisher(broker.bootstrap, DECLARATION, lease=LEASE) as publisher:
         for third in (live[:100], live[100:200], live[200:]):
             sent += serve(third[:40], store, publisher, waiting)
             pusher.until(lambda at=third[39].ts_ms: pusher.metric("event_ms") >= at, "what was served is pushed")
@@ -152,7 +153,7 @@ class Dying(Features):
 def test_a_write_that_died_before_it_was_readable_never_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two views one was readable already. Older rows, merged into the same file, and a newer event stay."""
     store = Features(tmp_path / "features", str(SHOP))
-    counters = Counters("buy", DECLARATION.window_ms, DECLARATION.max_disorder_ms)
+    counters = Counters("buy", DECLARATION.window_ms, DISORDER_MS)
     events, sent = list(SOURCE.live())[:6], []
 
     def shown(e: Exposure, user: int, item: int) -> None:
@@ -189,7 +190,7 @@ def test_a_write_that_died_before_it_was_readable_never_was(tmp_path: Path, monk
 
 def test_a_miss_is_explained_by_the_version_that_was_served(tmp_path: Path) -> None:
     store = Features(tmp_path / "features", str(SHOP))
-    counters = Counters("buy", DECLARATION.window_ms, DECLARATION.max_disorder_ms)
+    counters = Counters("buy", DECLARATION.window_ms, DISORDER_MS)
     sent = []
     for k, e in enumerate(list(SOURCE.live())[:12]):
         counters.shown(e.impression_id, 1, 1, e.ts_ms, None)

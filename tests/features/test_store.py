@@ -175,7 +175,7 @@ def test_kuairands_features_from_the_store_are_those_of_its_log(
     source = load("kuairand")
     store = Features(tmp_path / "features", "kuairand")
     declaration = source.declaration
-    begin(store, source, Counters(declaration.judged, declaration.window_ms, declaration.max_disorder_ms))
+    begin(store, source, Counters(declaration.judged, declaration.window_ms, 1000))
     fixed = {"user", "video", "author", "music", "tags", "profile", "tab", "upload_type", "hour", "age"}
     shown = list(source.live())
     history = list(source.history())

@@ -28,7 +28,7 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(rig: Rig, capsys: pytes
     with pytest.raises(NothingToRecommend):
         recommend(store, scorer, users[0])
 
-    counters = Counters("click", D.window_ms, D.max_disorder_ms)
+    counters = Counters("click", D.window_ms, 1000)
     for k, item in enumerate(items):
         for n in range(30 - k):  # the first is the most popular
             counters.shown(f"{k}-{n}", users[1], item, NOW_MS + k, None)

@@ -13,6 +13,7 @@ from streaming.publisher import Publisher, Stopped, action, impression
 from streaming.sources.simulator import declaration
 from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, create
 from tests.support.broker import Broker
+from tests.support.replay import LEASE
 
 FEATURES = {"viewer": 1, "topics": [2], "age": 0.5}
 SHOWN = impression("i", "r", 1, 2, 3, 0, FEATURES, {"watch": 0.5}, "l", 4)
@@ -40,7 +41,7 @@ def test_on_a_broker_bad_and_oversized_events_go_to_the_dead_topic():
     found: dict[str, list[dict]] = {p.topic: [] for p in partitions}
     with Broker() as broker:
         create(broker.bootstrap)
-        with Publisher(broker.bootstrap, declaration) as publisher:
+        with Publisher(broker.bootstrap, declaration, lease=LEASE) as publisher:
             assert publisher.send(IMPRESSIONS, SHOWN) and publisher.send(ACTIONS, DONE)
             assert not publisher.send(IMPRESSIONS, huge)
             assert not publisher.send(ACTIONS, DONE | {"ts_ms": -3})
@@ -54,7 +55,7 @@ def test_on_a_broker_bad_and_oversized_events_go_to_the_dead_topic():
             for partition, records in consumer.poll(200).items():
                 found[partition.topic] += [json.loads(r.value) for r in records]
         consumer.close()
-    beats = [{"heartbeat_ms": 9}] * 2
+    beats = [{"heartbeat_ms": 9, "lease": LEASE}] * 2
     for topic, event in ((IMPRESSIONS, SHOWN), (ACTIONS, DONE)):
         assert sorted(found[topic], key=len, reverse=True) == [event, *beats]
     (dead,) = found[DEAD[IMPRESSIONS]]

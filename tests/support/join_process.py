@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.support import PROJECT
+from tests.support import PROJECT, replay
 from tests.support.ports import free_port
 from tests.support.process import Child
 from tests.support.wait import until
@@ -26,6 +26,7 @@ class JoinProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self.main, self.port, self.log, self.file = main, free_port(), folder / "join.log", folder / "join.json"
         named = {"state_dir": str(folder / "state"), "rest_port": self.port, "checkpoint_ms": 200, "source": "test"}
+        named |= replay.SETTINGS
         self.settings = {"bootstrap": bootstrap, "declaration": json.loads(declaration), **named, **settings}
 
     def start(self) -> None:

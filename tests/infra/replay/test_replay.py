@@ -21,6 +21,7 @@ from tests.support import PROJECT
 from tests.support.broker import Broker
 from tests.support.ports import free_port
 from tests.support.process import Process
+from tests.support.replay import DISORDER_MS, FLAGS
 from tests.support.wait import until
 
 SOURCE = "simulator?seed=5&minutes=2&history_minutes=1&rate=8&viewers=50&clips=40&late=0.05"
@@ -72,7 +73,7 @@ def replay(broker, serving, out, *more: str) -> Process:
     addresses = f"127.0.0.1:{free_port()},{serving}"
     return Process(
         out.with_suffix(".log"), "infra.replay.replay", "--source", SOURCE, "--kafka", broker.bootstrap,
-        "--serving", addresses, "--out", str(out), "--frozen", "frozen", *more,
+        "--serving", addresses, "--out", str(out), "--frozen", "frozen", *FLAGS, *more,
     )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def test_everything_is_sent_once_in_order_and_logged(broker, serving, tmp_path):
     assert told["predictions"] == len(shown) and told["events"] == len(shown) + len(acted)
     last = {key: records[-1]["heartbeat_ms"] for key, records in found.items()}
     windows = max(e.ts_ms for e in shown.values()) + source.declaration.window_ms
-    assert min(last.values()) == told["end_ms"] >= windows + source.declaration.max_disorder_ms + 1
+    assert min(last.values()) == told["end_ms"] >= windows + DISORDER_MS + 1
     assert told["auc"]["task"] == "watch" and told["auc"]["labels"] == len(shown)
 
     rows = pq.read_table(sorted(out.glob("*.parquet"))).to_pylist()
@@ -228,11 +229,12 @@ def test_a_source_out_of_order_or_empty_is_refused():
 
 
 def test_wrong_settings_are_named():
-    base = ["--source", SOURCE, "--kafka", "127.0.0.1:1", "--serving", "127.0.0.1:1", "--out", "x"]
+    base = ["--source", SOURCE, "--kafka", "127.0.0.1:1", "--serving", "127.0.0.1:1", "--out", "x", *FLAGS]
     for more, said in (
         (["--speed", "0"], "--speed: is 0, allowed is more than 0"),
         (["--wall-s", "-1"], "--wall-s: is -1, allowed is more than 0"),
         (["--features", "feast"], "--feature-folder is missing"),
+        (["--lease", ""], "--lease is missing; allowed is the lease of a platform whose event_time is replay"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "infra.replay.replay", *base, *more],

@@ -27,6 +27,7 @@ from streaming.publisher import action, impression
 from streaming.source import load
 from streaming.topics import ACTIONS, EXAMPLES, IMPRESSIONS
 from tests.support import PROJECT
+from tests.support.replay import EVENT_TIME
 
 SOURCE = load("simulator?seed=5&minutes=5")
 DECLARATION = SOURCE.declaration
@@ -212,9 +213,17 @@ def test_events_become_rows_and_bad_lines_are_named() -> None:
     bad = [b"", b"null", b"[1]", b"\xff", b"[" * 100_000, b'{"heartbeat_ms": -1}']
     bad += [json.dumps({**shown, "features": {number: x}}).encode() for x in (10**400, 1e39)]
     bad += [json.dumps({**shown, "ts_ms": 2**62}).encode(), json.dumps({**bare, "user_id": None}).encode()]
-    lines = [json.dumps(shown).encode(), json.dumps(bare).encode(), b'{"heartbeat_ms": 12}', *bad]
-    rows = Decoder(DECLARATION).rows(IMPRESSIONS, 1, [record(line, 100 + k) for k, line in enumerate(lines)])
-    assert [place for place, _, _ in rows.bad] == list(range(3, len(lines)))
+    lines = [
+        json.dumps(shown).encode(),
+        json.dumps(bare).encode(),
+        b'{"heartbeat_ms": 12, "lease": "test"}',
+        b'{"heartbeat_ms": 99}',
+        *bad,
+    ]
+    rows = Decoder(DECLARATION, EVENT_TIME).rows(
+        IMPRESSIONS, 1, [record(line, 100 + k) for k, line in enumerate(lines)]
+    )
+    assert [place for place, _, _ in rows.bad] == list(range(4, len(lines)))
     assert all(kind and reason for _, kind, reason in rows.bad)
     assert [(b.heartbeat_ms, b.subtask, b.subtasks) for b in rows.beats] == [(12, 0, 1)]
     first, second = rows.table.to_pylist()
@@ -225,7 +234,7 @@ def test_events_become_rows_and_bad_lines_are_named() -> None:
         given, default = exposure.features[f.name], second[f"feature_{f.name}"]
         assert first[f"feature_{f.name}"] == (pytest.approx(given) if f.kind == "number" else given)
         assert default == (list(f.default) if isinstance(f.default, tuple) else f.default)
-    done = Decoder(DECLARATION).rows(
+    done = Decoder(DECLARATION, EVENT_TIME).rows(
         ACTIONS, 0, [record(json.dumps(action("i", DECLARATION.judged, 5, 2**60 + 1)).encode())]
     )
     assert done.table.to_pylist()[0]["value"] == float(2**60 + 1) and not done.bad

@@ -22,6 +22,7 @@ from tests.support.feeding import Sender, examples
 from tests.support.metrics import get, metric
 from tests.support.ports import free_port
 from tests.support.process import Process
+from tests.support.replay import DISORDER_MS, FLAGS, LEASE
 from tests.support.wait import until
 
 SOURCE = "simulator?seed=5&minutes=5"
@@ -44,7 +45,7 @@ class ArchiverProcess(Process):
     def __init__(self, bootstrap: str, to: Path, log: Path, *more: str) -> None:
         self.port = free_port()
         where = ("--source", SOURCE, "--kafka", bootstrap, "--to", str(to), "--port", str(self.port))
-        super().__init__(log, "streaming.archive.archiver", *where, *more)
+        super().__init__(log, "streaming.archive.archiver", *where, *FLAGS, *more)
 
     def get(self, path: str) -> tuple[int, str]:
         return get(self.port, path)
@@ -64,7 +65,9 @@ class Events:
                 self._put("actions", action(e.impression_id, task, at_ms, k / 4))
         for topic in ("impressions", "actions"):
             for partition in range(topics.PARTITIONS):
-                self._producer.send(topic, json.dumps({"heartbeat_ms": until_ms}).encode(), partition=partition)
+                self._producer.send(
+                    topic, json.dumps({"heartbeat_ms": until_ms, "lease": LEASE}).encode(), partition=partition
+                )
         self._producer.flush()
         self._examples.send(RECORDS[part::parts], until_ms)
 
@@ -106,7 +109,7 @@ def test_each_record_once_through_kills(broker: Broker, tmp_path: Path) -> None:
     events.close()
     ends = {
         "examples": LAST_MS,
-        **dict.fromkeys(("impressions", "actions"), LAST_MS - DECLARATION.max_disorder_ms - 1),
+        **dict.fromkeys(("impressions", "actions"), LAST_MS - DISORDER_MS - 1),
     }
     until(lambda: {t: archive.until_ms(t) for t in TOPICS} == ends, "all of it to be archived")
     assert archiver.get("/healthz") == (200, "ok\n")

@@ -15,11 +15,12 @@ import pytest
 from features.push import Push
 from streaming.archive.rows import Decoder
 from streaming.contract.contract import KINDS, SCHEMA, BadMessage, Contract
+from streaming.event_time import EventTime
 from streaming.publisher import Publisher
 from streaming.topics import DEAD
 from tests.support.events import CASES, DECLARATION, Case
 
-CONTRACT, DECODER = Contract(DECLARATION), Decoder(DECLARATION)
+CONTRACT, DECODER = Contract(DECLARATION), Decoder(DECLARATION, EventTime())
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 

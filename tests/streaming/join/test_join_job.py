@@ -21,12 +21,13 @@ from streaming.declaration import Declaration, Feature
 from tests.support import join_oracle as oracle
 from tests.support.broker import Broker
 from tests.support.join_process import JoinProcess
+from tests.support.replay import DISORDER_MS, LEASE
 from tests.support.wait import until
 
-WINDOW_MS, DISORDER_MS, PI, SALT = 60_000, 1_000, 0.5, "test"
+WINDOW_MS, PI, SALT = 60_000, 0.5, "test"
 TASKS = ("click", "like")
 FEATURES = (Feature("user", "id"), Feature("tags", "ids"), Feature("age", "number", default=0.5))
-DECLARATION = Declaration("test", FEATURES, TASKS, "click", WINDOW_MS, DISORDER_MS)
+DECLARATION = Declaration("test", FEATURES, TASKS, "click", WINDOW_MS)
 WAIT_S = 120
 BAD = [
     b"{",
@@ -64,7 +65,7 @@ class Sender:
     def heartbeat(self, t: int) -> None:
         for topic in self.log:
             for partition in range(topics.PARTITIONS):
-                self.producer.send(topic, json.dumps({"heartbeat_ms": t}).encode(), partition=partition)
+                self.producer.send(topic, json.dumps({"heartbeat_ms": t, "lease": LEASE}).encode(), partition=partition)
         self.producer.flush()
 
 

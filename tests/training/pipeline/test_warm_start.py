@@ -31,6 +31,7 @@ from tests.support import PROJECT
 from tests.support.broker import Broker
 from tests.support.feeding import Sender, examples, learned_by
 from tests.support.process import Process
+from tests.support.replay import EVENT_TIME
 from tests.support.wait import until
 from training.learn import batch_pass as batch
 from training.pipeline import candidates, warm_start
@@ -77,7 +78,7 @@ class Rig:
         with Writer(self.archive.path, SOURCE, DECLARATION.sha256) as writer:
             positions = writer.newest.positions if writer.newest else {}
             reader = Reader(self.broker.bootstrap, ("examples", "impressions", "actions"), positions)
-            archiver = Archiver(reader, writer, DECLARATION, 100, 500, Gauges())
+            archiver = Archiver(reader, writer, DECLARATION, EVENT_TIME, 100, 500, Gauges())
             until(lambda: archiver.turn() or self.archive.until_ms("examples") >= ms, "the archive", 240)
             reader.close()
 
