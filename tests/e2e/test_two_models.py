@@ -32,7 +32,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     settings = load(None, [f"{port}=0" for port in PORTS]).with_(
         name="two", var=str(tmp_path_factory.mktemp("var")), source=SOURCE,
         model="deepfm?dim=8,plain=logistic?rate=0.1",
-        event_time="replay", max_disorder="1s", sync_every="1s", digest=True, mlflow=False, airflow=False, feast=False, archive=False,
+        event_time="replay", max_disorder="1s",
+        sync_every="1s", digest=True, mlflow=False, airflow=False, feast=False, archive=False,
     )  # fmt: skip
     with Platform(settings) as running:
         prepare(running, 0, Console())

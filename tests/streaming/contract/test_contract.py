@@ -60,7 +60,10 @@ class Counters:
     def shown(self, *event: Any) -> None:
         self.events.append(event)
 
-    action = heartbeat = shown
+    action = clock = shown
+
+    def time_of(self, topic: str, partition: int) -> None:
+        return None
 
 
 @each
@@ -68,8 +71,8 @@ def test_the_feature_push(case: Case) -> None:
     plan = SimpleNamespace(declaration=DECLARATION, views=SimpleNamespace(by="user"))
     reader = SimpleNamespace(partitions=lambda topic: [0])
     counters = Counters()
-    push = Push(SimpleNamespace(plan=plan), None, reader, counters, 1000, 1000, None)  # type: ignore[arg-type]
-    push.take(case.topic, 0, case.message)
+    push = Push(SimpleNamespace(plan=plan), None, reader, counters, REPLAY, 1000, 1000, None)  # type: ignore[arg-type]
+    push.take(case.topic, 0, 5, case.message)
     assert (len(counters.events), counters.ignored) == ((0, 1) if case.kind else (1, 0))
 
 

@@ -48,7 +48,7 @@ final class Cluster {
                 Map.entry("web.submit.enable", "false"),
                 Map.entry("execution.checkpointing.interval", settings.checkpointMs + " ms"),
                 Map.entry("execution.checkpointing.mode", "EXACTLY_ONCE"),
-                Map.entry("execution.checkpointing.dir", folder.checkpoints().toString()),
+                Map.entry("execution.checkpointing.dir", uri(folder.checkpoints())),
                 Map.entry("execution.checkpointing.incremental", "true"),
                 Map.entry("execution.checkpointing.num-retained", "3"),
                 Map.entry("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION"),
@@ -73,8 +73,13 @@ final class Cluster {
                 // The longest time that a record waits in a network buffer. It adds to the age of the served model.
                 Map.entry("execution.buffer-timeout.interval", "10 ms")
         ).forEach(c::setString);
-        resume.ifPresent(path -> c.setString("execution.state-recovery.path", path.toString()));
+        resume.ifPresent(path -> c.setString("execution.state-recovery.path", uri(path)));
         return c;
+    }
+
+    /** A path as Flink reads it back: with its scheme and nothing escaped. Java's own URI would name another folder for a space. */
+    private static String uri(Path path) {
+        return "file:" + path;
     }
 
     /** Both topics as one stream of events. Each partition has its event time. */
