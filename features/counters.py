@@ -2,7 +2,7 @@
 
 The counters are pure state and need no service. They count each impression once, by its id. They ignore late and
 repeated impressions, as the join does. Of the judged actions they count the first one within the window. The state is
-plain containers, so that it is committed together with the positions of what was read.
+plain containers, so that it is committed together with the positions of the topics.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Counters:
         self._users: dict[int, list[Any]] = {}
         # item -> [shown, positives, {bucket size: {bucket: [shown, positives]}}, pushed at]
         self._items: dict[int, list[Any]] = {}
-        # impression -> [user, item, ts_ms, by, has its positive]; and what came before its impression
+        # impression -> [user, item, ts_ms, by, has its positive]; and actions that came before their impression
         self._open: dict[str, list[Any]] = {}
         self._held: dict[str, list[int]] = {}
         self._closing: deque[tuple[int, str]] = deque()
@@ -117,7 +117,7 @@ class Counters:
         for user in sorted(k for k in self._dirty_users if self._users[k][5] < self.now_ms):
             shown, positives, last_ms, items, by, _ = self._users[user]
             values = sorted(by)
-            counts = [[by[value][what] for value in values] for what in (0, 1)]
+            counts = [[by[value][kind] for value in values] for kind in (0, 1)]
             row = (user, self.now_ms, shown, positives, last_ms, list(items), values, *counts)
             for column, value in zip(activity.values(), row, strict=True):
                 column.append(value)
@@ -157,18 +157,18 @@ class Counters:
         self._due = {(size, bucket): set(items) for size, bucket, items in state["due"]}
         self._dirty_users, self._dirty_items = map(set, state["dirty"])
 
-    def _count(self, user: int, item: int, ts_ms: int, by: int | None, what: int, moves: bool = True) -> None:
-        """Counts one impression (`what` is 0) or one judged action (1)."""
+    def _count(self, user: int, item: int, ts_ms: int, by: int | None, kind: int, moves: bool = True) -> None:
+        """Counts one impression (`kind` is 0) or one judged action (1)."""
         self.counted += 1
         of_user = self._users.setdefault(user, [0, 0, -1, deque(maxlen=RECENT), {}, -1])
-        of_user[what] += 1
+        of_user[kind] += 1
         if by is not None:
-            of_user[4].setdefault(by, [0, 0])[what] += 1
-        if what == 0:
+            of_user[4].setdefault(by, [0, 0])[kind] += 1
+        if kind == 0:
             of_user[2] = max(of_user[2], ts_ms)
             of_user[3].appendleft(item)
         of_item = self._items.setdefault(item, [0, 0, {MINUTE_MS: {}, HOUR_MS: {}}, -1])
-        of_item[what] += 1
+        of_item[kind] += 1
         for size, buckets in of_item[2].items():
             bucket = ts_ms // size
             if bucket not in buckets:
@@ -177,7 +177,7 @@ class Counters:
                 for windowed, many in WINDOWS.values():
                     if windowed == size:
                         self._due.setdefault((size, bucket + many), set()).add(item)
-            buckets[bucket][what] += 1
+            buckets[bucket][kind] += 1
         self._dirty_users.add(user)
         self._dirty_items.add(item)
         if moves:
@@ -199,7 +199,7 @@ class Counters:
         for size, many in WINDOWS.values():
             first = self.now_ms // size - many + 1
             inside = [count for bucket, count in buckets[size].items() if first <= bucket <= self.now_ms // size]
-            counts += [sum(count[what] for count in inside) for what in (0, 1)]
+            counts += [sum(count[kind] for count in inside) for kind in (0, 1)]
         for size, many in ((MINUTE_MS, 60), (HOUR_MS, 168)):
             for bucket in [b for b in buckets[size] if b <= self.now_ms // size - many]:
                 del buckets[size][bucket]

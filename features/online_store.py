@@ -1,10 +1,11 @@
 """Feast's SQLite online store, in which an older event never overwrites a newer one.
 
-Feast's own keeps whatever was written last, and times to the second. Here each write compares event times inside the
-transaction that writes, so that it holds for any number of pushers, for Feast's own push and materialize, and after a
-restart. (Its Redis store compares by itself, but reads before it writes: two pushers of one key can race there.)
+Feast's own SQLite store keeps what was written last, and its times are in seconds. Here each write compares event times
+inside the transaction that writes. So the newest event stays under any number of pushers, through Feast's own push and
+materialize, and after a restart. (Feast's Redis store compares by itself, but it reads before it writes: two pushers of
+one key can race there.)
 
-Named in feature_repo/feature_store.yaml; a counted view carries its event time in milliseconds as a column.
+feature_repo/feature_store.yaml names this store. A counted view has its event time in milliseconds as a column.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _AT_ONCE = 500
 
 
 class NewestSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
-    """Feast finds it by its name, and the class by `type`."""
+    """The store's configuration. Feast finds this class by its name, and the store's class by `type`."""
 
     type: Any = "features.online_store.NewestSqliteOnlineStore"
 
 
 class NewestSqliteOnlineStore(SqliteOnlineStore):
-    """Keeps, of each key, the row of the newest event; the same time again replaces it (a correction)."""
+    """Keeps the row of the newest event of each key. A row of the same time replaces it (a correction)."""
 
     def online_write_batch(
         self, config: RepoConfig, table: FeatureView, data: list[Any], progress: Callable[[int], Any] | None
@@ -55,27 +56,27 @@ class NewestSqliteOnlineStore(SqliteOnlineStore):
             progress(len(data))
 
     def _stored(self, conn: Any, config: RepoConfig, table: FeatureView, entities: list[Any]) -> dict[bytes, int]:
-        """Key -> event time of the row that stands there, in milliseconds."""
-        # Private: the public online_read decodes every column of a row, and a write would take half as long again.
+        """Key -> event time of the stored row, in milliseconds."""
+        # A private function: the public online_read decodes every column of a row, which costs half a write.
         from feast.infra.online_stores.sqlite import _table_id
         from feast.protos.feast.types.Value_pb2 import Value
 
         name = _table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
         keys = [_key(config, entity) for entity in entities]
-        found: dict[bytes, int] = {}
-        # One column of a row is enough: all of a row are of one time.
+        event_ms: dict[bytes, int] = {}
+        # One column of a row is enough: all columns have the same time.
         column = EVENT_MS.get(table.name, table.features[0].name)
         for first in range(0, len(keys), _AT_ONCE):
             some = keys[first : first + _AT_ONCE]
             places = ",".join("?" * len(some))
             where = f"feature_name = ? AND entity_key IN ({places})"
-            asked = f'SELECT entity_key, value, event_ts FROM "{name}" WHERE {where}'
-            for key, value, event_ts in conn.execute(asked, (column, *some)):
+            query = f'SELECT entity_key, value, event_ts FROM "{name}" WHERE {where}'
+            for key, value, event_ts in conn.execute(query, (column, *some)):
                 if column in EVENT_MS.values():
-                    found[key] = int(Value.FromString(value).int64_val)
+                    event_ms[key] = int(Value.FromString(value).int64_val)
                 else:
-                    found[key] = _ms(event_ts.replace(tzinfo=UTC))
-        return found
+                    event_ms[key] = _ms(event_ts.replace(tzinfo=UTC))
+        return event_ms
 
 
 def _key(config: RepoConfig, entity: Any) -> bytes:
@@ -84,7 +85,7 @@ def _key(config: RepoConfig, entity: Any) -> bytes:
 
 
 def _event_ms(table: FeatureView, row: Any) -> int:
-    """The event time of a row to write; without a column of it to the second, as the store keeps it."""
+    """The event time of a row to write. A view without a column of it has whole seconds, as the store keeps them."""
     column = EVENT_MS.get(table.name)
     if column is not None:
         return int(row[1][column].int64_val)

@@ -16,11 +16,11 @@ from streaming.source import Source, load
 from streaming.views import Column, Rows, Views
 
 SERVICE = "ranker"
-"""The name of the feature service of Feast: what the served model is asked with."""
+"""The name of Feast's feature service: the features of a request to the served model."""
 
 
 TS = "ts_ms"
-"""The time of the request, an input of the on-demand view beside the given features."""
+"""The time of the request, an input of the on-demand view beside the request's features."""
 
 
 GIVEN = "given_"
@@ -45,7 +45,7 @@ COUNTERS = (
     Column("item_event_ms", "int"),
     Column("item_shown", "int"),
     Column("item_positives", "int"),
-    *(Column(f"item_{what}_{window}", "int") for window in ("1h", "1d", "7d") for what in ("shown", "positives")),
+    *(Column(f"item_{count}_{window}", "int") for window in ("1h", "1d", "7d") for count in ("shown", "positives")),
 )
 """Impressions and judged actions of an item, so far and over three windows. A window ends with the current minute (1 h)
 or hour (1 d, 7 d) of event time and holds 60 of the one, 24 and 168 of the other."""

@@ -2,19 +2,16 @@
 
     python -m features.push --source simulator --kafka 127.0.0.1:9092 --to var/features --port 8591
 
-Counts impressions and judged actions (read_committed), and pushes the rows that changed each `push_ms`, in one step for
-readers. At the first start it writes the batch views and counts the source's history. The state is committed with the
-topics' positions: a killed process goes on there, and each event is counted once. SIGTERM: a last commit, then exit 0.
+It counts impressions and judged actions (read_committed), and pushes the rows that changed every `push_ms`, in one step
+for readers. At the first start it writes the batch views and counts the source's history. It commits its state together
+with the topics' positions, so a killed process continues there, and each event is counted once. On SIGTERM it makes a
+last commit and exits with 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import logging
-import os
-import signal
 import sys
 import threading
 import time
@@ -24,10 +21,12 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from common.health import Health
+from common import process
+from common.disk import hold, replace
 from features.counters import Counters, Table
 from features.store import Features, now_ms
 from streaming.contract.contract import BadMessage, Contract
+from streaming.reader import Reader
 from streaming.source import Source, load
 from streaming.topics import ACTIONS, IMPRESSIONS
 
@@ -35,48 +34,32 @@ TOPICS = (IMPRESSIONS, ACTIONS)
 READ_AT_ONCE = 4096
 BATCH_ROWS = 5000
 
-log = logging.getLogger("features")
-
-
-class AlreadyPushing(RuntimeError):
-    """Another process pushes into this folder."""
+log = process.logger("features")
 
 
 class State:
-    """The counters and the positions they stand at, in one file that is replaced atomically. One process a folder."""
+    """The counters, and the positions up to which they count, in one file. Held by one process a folder."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "state.json"
-        self._lock = os.open(folder / "push.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise AlreadyPushing(f"{folder}: another process pushes into it; allowed is one") from None
+        self._lock = hold(folder / "push.lock", "a feature folder has one pusher")
 
-    def load(self) -> dict[str, Any] | None:
-        """What `save` wrote, None before the first."""
-        try:
-            found: dict[str, Any] = json.loads(self.path.read_bytes())
-        except FileNotFoundError:
-            return None
-        return found
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def load(self) -> dict[str, Any]:
+        """What `save` wrote; empty before the first call."""
+        return json.loads(self.path.read_bytes()) if self.path.exists() else {}
 
     def save(self, state: Mapping[str, Any]) -> None:
-        aside = self.path.with_suffix(".new")
-        with aside.open("wb") as file:
-            file.write(json.dumps(state, separators=(",", ":")).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.path)
-
-    def close(self) -> None:
-        os.close(self._lock)
+        replace(self.path, json.dumps(state, separators=(",", ":")).encode())
 
 
 class Gauges:
-    """What /metrics says of the push."""
+    """The metrics of the push."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
@@ -86,15 +69,15 @@ class Gauges:
         self.counted = Gauge(name + "counted", "Events in the counters", registry=r)
         self.ignored = Gauge(name + "ignored", "Events that do not count: late, repeated, past the window", registry=r)
         self.lag = Gauge(name + "lag_records", "Records of the topics not read yet", registry=r)
-        self.clock = Gauge(name + "event_ms", "Event time the counters stand at", registry=r)
+        self.clock = Gauge(name + "event_ms", "Event time of the counters", registry=r)
         self.push_s = Gauge(name + "push_seconds", "How long the last push took", registry=r)
 
 
 class Push:
-    """Reads, counts, pushes each `push_ms`, commits each `commit_ms`."""
+    """Reads and counts events, pushes every `push_ms`, commits every `commit_ms`."""
 
     def __init__(
-        self, store: Features, state: State, reader: Any, counters: Counters, push_ms: int, commit_ms: int,
+        self, store: Features, state: State, reader: Reader, counters: Counters, push_ms: int, commit_ms: int,
         gauges: Gauges,
     ) -> None:  # fmt: skip
         self._store, self._state, self._reader, self._counters = store, state, reader, counters
@@ -143,7 +126,7 @@ class Push:
         self._read = False
 
     def take(self, topic: str, partition: int, message: bytes | None) -> None:
-        """Counts one record. A message that breaks the contract is the join's to bury; here it does not count."""
+        """Counts one record, unless it breaks the contract. (The join sends its dead letter.)"""
         try:
             event = self._contract.read(topic, message)
         except BadMessage:
@@ -159,12 +142,12 @@ class Push:
 
 
 def committed(counters: Counters, positions: Mapping[str, Any]) -> dict[str, Any]:
-    """What a commit keeps: all that was pushed until now is of events before the positions."""
+    """The state to commit. Everything that was pushed until now is of events before the positions."""
     return {"counters": counters.state(), "positions": positions, "committed_ms": now_ms()}
 
 
 def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
-    """Writes the changed rows of both counted views in one step for readers; how many of each view."""
+    """Writes the changed rows of both counted views in one step for readers. Returns the number of each view."""
     tables = {}
     for view, table in (("activity", activity), ("counters", counters)):
         if table["key"]:
@@ -175,7 +158,7 @@ def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
 
 
 def begin(store: Features, source: Source, counters: Counters) -> None:
-    """What stands before the first event: the batch views, and the counters of the source's history."""
+    """Fills the store before the first event: the batch views, and the counters of the source's history."""
     views = store.plan.views
     for view, read in (("profile", views.users), ("video", views.items)):
         if view not in store.plan.columns:
@@ -192,93 +175,39 @@ def begin(store: Features, source: Source, counters: Counters) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from kafka.errors import OffsetOutOfRangeError
-
-    from streaming.reader import ForeignTopic
-
-    args = _arguments(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    log.setLevel(logging.INFO)
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # says each retry of each connection; we say it once
-    stopping, gauges = threading.Event(), Gauges()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))  # until there is something to commit
-    health = Health(args.port, gauges.registry)
-    try:
-        state = State(args.to)
-        _run(args, load(args.source), state, stopping, gauges, health)
-        state.close()
-    except (ValueError, AlreadyPushing, ForeignTopic) as e:
-        log.error("%s", e)
-        return 2
-    except OffsetOutOfRangeError as e:
-        log.error("%s: a position is no longer in its topic (retention), events are lost: %s; begin a new folder",
-                  args.to, e)  # fmt: skip
-        return 2
-    finally:
-        health.close()
-    return 0
-
-
-def _run(
-    args: argparse.Namespace, source: Source, state: State, stopping: threading.Event, gauges: Gauges, health: Health
-) -> None:
-    from kafka.errors import KafkaError, OffsetOutOfRangeError
-
-    from streaming.reader import Reader
-
-    declaration, store = source.declaration, Features(args.to, args.source)
-    counters = Counters(declaration.judged, declaration.window_ms, declaration.max_disorder_ms)
-    kept = state.load()
-    if kept is None:
-        begin(store, source, counters)
-        kept = committed(counters, {})
-        state.save(kept)
-    else:
-        counters.restore(kept["counters"])
-        store.repair(kept.get("committed_ms", 0))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    wait_s = 0.2
-    while not stopping.is_set():
-        reader = None
-        try:
-            reader = Reader(args.kafka, TOPICS, kept["positions"], f"{args.to}: its", "begin a new folder")
-            health.reason = ""
-            wait_s = 0.2
-            Push(store, state, reader, counters, args.push_ms, args.commit_ms, gauges).run(stopping)
-        except OffsetOutOfRangeError:
-            raise
-        except KafkaError as e:
-            gauges.errors.inc()
-            health.reason = f"no broker: {e}"
-            log.warning("no broker at %s (%s): tried again in %.1f s", args.kafka, e, wait_s)
-            stopping.wait(wait_s)
-            wait_s = min(5.0, 2 * wait_s)
-            # Counting goes on from the last commit: what was read after it is read again.
-            kept = state.load() or kept
-            counters.restore(kept["counters"])
-        finally:
-            if reader is not None:
-                reader.close()
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "features.push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--source", required=True, metavar="S", help="kuairand, simulator?seed=7, a dotted module or a .py file")
-    add("--kafka", required=True, metavar="H:P", help="the broker's address")
+    parser = process.Arguments("features.push", __doc__)
+    add, duration = parser.add_argument, process.at_least(1)
+    parser.shared("source", "kafka")
     add("--to", required=True, type=Path, metavar="DIR", help="the feature folder; made if need be")
-    add("--push-ms", type=int, default=1000, help="rows that changed are pushed this often (default: %(default)s)")
-    add("--commit-ms", type=int, default=10_000, help="counters and positions are kept this often (%(default)s)")
-    add("--port", type=int, default=0, help="health and metrics (default: none)")
+    add("--push-ms", type=duration, default=1000, help="the time between two pushes (default: %(default)s)")
+    add("--commit-ms", type=duration, default=10_000, help="the time between two commits (default: %(default)s)")
+    parser.shared("port")
     args = parser.parse_args(argv)
-    for name in ("push_ms", "commit_ms"):
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}, allowed is > 0")
-    return args
+    return process.run(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    gauges = Gauges()
+    with State(args.to) as state:
+        source, store = load(args.source), Features(args.to, args.source)
+        declaration = source.declaration
+        counters = Counters(declaration.judged, declaration.window_ms, declaration.max_disorder_ms)
+        if last := state.load():
+            store.repair(last.get("committed_ms", 0))
+        else:
+            begin(store, source, counters)
+            state.save(committed(counters, {}))
+
+        def connect() -> Reader:
+            last = state.load()
+            counters.restore(last["counters"])
+            return Reader(args.kafka, TOPICS, last["positions"], f"{args.to}'s", "begin a new folder (--to)")
+
+        def count(reader: Reader) -> None:
+            Push(store, state, reader, counters, args.push_ms, args.commit_ms, gauges).run(service.stopping)
+
+        with process.Service(args.port, gauges.registry, gauges.errors) as service:
+            service.follow(args.kafka, connect, count)
 
 
 if __name__ == "__main__":

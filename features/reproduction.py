@@ -22,30 +22,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common import process
+from common.interval import milliseconds
 from features.plan import EVENT_MS
 from features.store import Features
+from streaming.archive.archive import Archive
+from streaming.topics import IMPRESSIONS
 
 LEAST = 0.999
 
 
 def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
-    """Compares impressions (with the archive's columns), but for those whose features were not read from the store.
+    """Compares impressions of an archive's table whose features were read from the store.
 
     Returns impressions, values, reproduced, share, missed (feature -> values), why (reason -> values), misses
     ([impression_id, feature, served, joined, why], the first 100).
     """
     names = [f.name for f in store.plan.declaration.features]
-    asked = impressions.filter(pc.greater(impressions["read_ms"], 0))
-    asked = asked.rename_columns([c.removeprefix("feature_") for c in asked.column_names])
-    served, joined = asked.select(names).to_pylist(), store.historical(asked).to_pylist() if asked.num_rows else []
+    requests = impressions.filter(pc.greater(impressions["read_ms"], 0))
+    requests = requests.rename_columns([c.removeprefix("feature_") for c in requests.column_names])
+    served = requests.select(names).to_pylist()
+    joined = store.historical(requests).to_pylist() if requests.num_rows else []
     wrong = {}
     for k, (was, now) in enumerate(zip(served, joined, strict=True)):
         differing = [name for name in names if not _same(was[name], now[name])]
         if differing:
             wrong[k] = differing
-    why = _explain(store, asked, wrong, served)
+    why = _explain(store, requests, wrong, served)
     misses = [
-        [asked["impression_id"][k].as_py(), name, served[k][name], joined[k][name], why[k, name]]
+        [requests["impression_id"][k].as_py(), name, served[k][name], joined[k][name], why[k, name]]
         for k, differing in wrong.items()
         for name in differing
     ]
@@ -62,13 +67,13 @@ def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
 
 
 def _explain(
-    store: Features, asked: pa.Table, wrong: dict[int, list[str]], served: list[dict[str, Any]]
+    store: Features, requests: pa.Table, wrong: dict[int, list[str]], served: list[dict[str, Any]]
 ) -> dict[tuple[int, str], str]:
     """Finds which neighbouring version of a row's views was served: (row, feature) -> reason."""
     reasons = {(k, name): "unexplained" for k, differing in wrong.items() for name in differing}
     if not reasons:
         return reasons
-    rows = asked.take(pa.array(list(wrong)))
+    rows = requests.take(pa.array(list(wrong)))
     users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
     around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
     arrivals = {view: store.arrivals(view) for view in EVENT_MS}
@@ -98,25 +103,24 @@ def _same(served: Any, joined: Any) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from streaming.archive.archive import Archive
-
-    parser = argparse.ArgumentParser(
-        "features.reproduction", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = process.Arguments("features.reproduction", __doc__)
     add = parser.add_argument
-    add("--source", required=True, metavar="S", help="kuairand, simulator?seed=7, a dotted module or a .py file")
+    parser.shared("source")
     add("--features", required=True, type=Path, metavar="DIR", help="the feature folder")
-    add("--archive", required=True, type=Path, metavar="DIR", help="the archive's folder")
-    add("--begin", type=int, metavar="MS", help="event time, ms (default: all that is archived)")
-    add("--end", type=int, metavar="MS", help="event time, ms; not included")
+    parser.shared("archive")
+    parser.shared("begin", "end", required=False)
     add("--least", type=float, default=LEAST, help="share of the values that must be reproduced (%(default)s)")
     args = parser.parse_args(argv)
+    return process.run(lambda: _report(args))
+
+
+def _report(args: argparse.Namespace) -> int:
     archive = Archive(args.archive)
-    begin = archive.since_ms("impressions") if args.begin is None else args.begin
-    end = archive.until_ms("impressions") + 1 if args.end is None else args.end
-    figures = reproduce(Features(args.features, args.source), archive.read("impressions", begin, end))
+    begin_ms = milliseconds("begin", args.begin) if args.begin else archive.since_ms(IMPRESSIONS)
+    end_ms = milliseconds("end", args.end) if args.end else archive.until_ms(IMPRESSIONS) + 1
+    figures = reproduce(Features(args.features, args.source), archive.read(IMPRESSIONS, begin_ms, end_ms))
     print(json.dumps(figures, indent=1))
-    return 0 if figures["share"] >= args.least else 1
+    return process.DONE if figures["share"] >= args.least else process.FAILED
 
 
 if __name__ == "__main__":

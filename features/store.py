@@ -1,22 +1,22 @@
 """The feature store of one folder: Feast's registry, online and offline store, and how a source's rows get in and out.
 
     store = Features("var/local/features", "simulator?seed=7")
-    rows, read_ms = store.read(user_id, item_ids, ts_ms, given)      # the declared features, for serving
-    table = store.historical(asked)                                  # the same as they were readable at read_ms
+    rows, read_ms = store.read(user_id, item_ids, ts_ms, requests)   # the declared features, for serving
+    table = store.historical(requests)                               # the same as they were readable at read_ms
 
 A write is one step for readers: it holds the folder's lock while rows of all views become readable, and a read holds it
-shared. Each write is logged first, as Parquet with the event time and the time it became readable (`arrived`), strictly
-after every read before and at or before every read after. docs/features.md has the traps.
+shared. Each write is first logged as Parquet, with its event time and the wall time at which it became readable
+(`arrived`). That time is later than every read before, and not later than any read after. docs/features.md has Feast's
+traps.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import importlib.util
 import json
-import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from common import process
+from common.disk import locked, replace, replacing
+from common.errors import InputError
 from common.extras import require
+from common.interval import milliseconds
 from features.plan import EVENT_MS, GIVEN, SERVICE, TS, Plan, plan_of
 from streaming.declaration import Feature
 from streaming.views import DAY_MS
@@ -44,8 +48,6 @@ STAMP = pa.timestamp("us", "UTC")
 _COMPACT_FILES = 200
 _WRITE_ROWS = 2000
 
-log = logging.getLogger("features")
-
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
@@ -54,7 +56,7 @@ def now_ms() -> int:
 class Features:
     """The store in `folder`, of the source named `source`. Opening it applies feature_repo's definitions if need be.
 
-    `yaml` says which stores: None is FEAST_FS_YAML_FILE_PATH, else feature_repo/feature_store.yaml.
+    `yaml` names Feast's stores (default: FEAST_FS_YAML_FILE_PATH, else feature_repo/feature_store.yaml).
     """
 
     def __init__(self, folder: Path | str, source: str, yaml: Path | None = None) -> None:
@@ -63,68 +65,67 @@ class Features:
         self.folder.mkdir(parents=True, exist_ok=True)
         for view in self.plan.columns:
             (self.folder / "offline" / view).mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = self.folder / "lock"
         with _environment(MINUTEHAND_FEATURES=str(self.folder), MINUTEHAND_SOURCE=source):
             self.feast = self._open(yaml)
         self._service = self.feast.get_feature_service(SERVICE)
         self._views = {name: self.feast.get_feature_view(name) for name in self.plan.columns}
 
     def _open(self, yaml: Path | None) -> Any:
-        """Feast's store, with the definitions of this source applied."""
+        """Opens Feast's store, and applies the definitions of this source."""
         require("feast", "the feature store is Feast's")
         os.environ.setdefault("FEAST_USAGE", "False")
         from feast import FeatureStore
         from feast.repo_config import load_repo_config
 
-        given = os.environ.get("FEAST_FS_YAML_FILE_PATH")
-        file = yaml or (Path(given) if given else REPO / "feature_store.yaml")
+        file = yaml or Path(os.environ.get("FEAST_FS_YAML_FILE_PATH") or REPO / "feature_store.yaml")
         store = FeatureStore(config=load_repo_config(REPO, file))
-        applied, wanted = self.folder / "applied.json", {"source": self.source, "plan": _fingerprint(self.plan)}
-        with self._locked(fcntl.LOCK_EX):
-            # A registry in a database may be lost without the folder.
-            known = applied.is_file() and json.loads(applied.read_text()) == wanted and store.list_feature_services()
-            if not known:
-                for view in self.plan.columns:  # DuckDB wants a file to be there
-                    if not any(self._parts(view)):
-                        self._log(view, self._table(view, {}), 0)
-                with warnings.catch_warnings():  # on-demand views are "experimental"; we know
-                    warnings.simplefilter("ignore", RuntimeWarning)
-                    store.apply(_definitions())
-                applied.write_text(json.dumps(wanted))
+        applied, facts = self.folder / "applied.json", {"source": self.source, "plan": _fingerprint(self.plan)}
+        with locked(self._lock):
+            # A registry in a database may be lost while the folder is still there.
+            if applied.is_file() and json.loads(applied.read_text()) == facts and store.list_feature_services():
+                return store
+            for view in self.plan.columns:  # DuckDB fails without a file
+                if not any(self._parts(view)):
+                    self._log(view, self._table(view, {}), 0)
+            with warnings.catch_warnings():  # Feast warns that on-demand views are experimental
+                warnings.simplefilter("ignore", RuntimeWarning)
+                store.apply(_definitions())
+            replace(applied, json.dumps(facts).encode())
         return store
 
     def read(
-        self, user_id: int, item_ids: Sequence[int], ts_ms: Sequence[int], given: Sequence[Mapping[str, Any]]
+        self, user_id: int, item_ids: Sequence[int], ts_ms: Sequence[int], requests: Sequence[Mapping[str, Any]]
     ) -> tuple[list[dict[str, Any]], int]:
-        """The declared features of a user and each of some items, and when they were read (wall clock, ms).
+        """Reads the declared features of a user and each of some items, and the wall time of the read (ms).
 
-        `ts_ms` and `given` are each row's time of request and request features; a feature that is absent, and what no
-        view knows, takes its default.
+        `ts_ms` and `requests` are each row's time of request and request features. A feature that is absent, or that
+        no view has, takes its default.
         """
         rows = []
-        for item_id, at_ms, features in zip(item_ids, ts_ms, given, strict=True):
+        for item_id, at_ms, features in zip(item_ids, ts_ms, requests, strict=True):
             row = {self.plan.user_key: user_id, self.plan.item_key: item_id, TS: at_ms}
             for f in self.plan.features["request"]:
-                row[GIVEN + f.name] = _given(f, features.get(f.name))
+                row[GIVEN + f.name] = _to_feast(f, features.get(f.name))
             rows.append(row)
-        with self._locked(fcntl.LOCK_SH):
+        with locked(self._lock, shared=True):
             read_ms = now_ms()
-            found = self.feast.get_online_features(features=self._service, entity_rows=rows).to_dict()
-        return self._declared(found, [user_id] * len(rows), list(item_ids)), read_ms
+            columns = self.feast.get_online_features(features=self._service, entity_rows=rows).to_dict()
+        return self._declared(columns, [user_id] * len(rows), list(item_ids)), read_ms
 
     def write(self, rows: Mapping[str, Mapping[str, Sequence[Any]]]) -> int:
-        """Rows of views: logged, then readable, all at once; returns when (wall clock, ms).
+        """Logs rows of views, and makes all of them readable at once. Returns the wall time of that (ms).
 
-        Columns of `rows[view]` are the entity's key, the view's columns and `ts_ms`, the event time, where the view
-        has no column of it. An older event than a key's stored one is logged and changes nothing online.
+        The columns of `rows[view]` are the entity's key, the view's columns and, if the view has no column of the
+        event time, `ts_ms`. A row that is older than the key's stored one is logged and changes nothing online.
         """
         tables = {view: self._table(view, columns) for view, columns in rows.items()}
         tables = {view: table for view, table in tables.items() if table.num_rows}
         if not tables:
             return now_ms()
         prepared = {view: self._protos(view, table) for view, table in tables.items()}
-        with self._locked(fcntl.LOCK_EX):
-            # The next millisecond is waited for: a read of this one came before, a read of that one comes after.
+        with locked(self._lock):
+            # It waits for the next millisecond: every read of this one came before, every read of that one comes after.
             arrived_ms = now_ms() + 1
             for view, table in tables.items():
                 self._log(view, table, arrived_ms)
@@ -135,12 +136,12 @@ class Features:
         return arrived_ms
 
     def repair(self, committed_ms: int) -> None:
-        """Takes what a killed write logged and nobody could read out of the counted views' logs.
+        """Removes from the counted views' logs the rows that a killed write logged and nobody could read.
 
-        The events behind it, later than the pusher's last commit (wall clock), are counted again and pushed then;
-        readers of the meantime saw the row before. Older rows stay: an online store that lost them is filled from here.
+        Only rows later than the pusher's last commit (wall clock) are removed: their events are counted and pushed
+        again. Older rows stay, because an online store that lost them is filled from the log.
         """
-        with self._locked(fcntl.LOCK_EX):
+        with locked(self._lock):
             for view in EVENT_MS:
                 newest = max(self._parts(view), key=_arrived, default=None)
                 if newest is None or _arrived(newest) <= committed_ms:
@@ -151,44 +152,45 @@ class Features:
                 if (last & ~stands).any():
                     self._keep(newest, table.filter(pa.array(~last | stands)))
 
-    def historical(self, asked: pa.Table) -> pa.Table:
-        """The declared features as they were readable: a row an asked one, in the same order.
+    def historical(self, requests: pa.Table) -> pa.Table:
+        """Returns the declared features of each request as they were readable then, in the same order.
 
-        `asked` has user_id, item_id, ts_ms (of the request), read_ms (wall) and the request's features (absent:
-        default).
+        `requests` has user_id, item_id, ts_ms (of the request), read_ms (wall) and the request's features. A feature
+        that is absent takes its default.
         """
-        n = asked.num_rows
+        n = requests.num_rows
         columns = {
             "place": pa.array(np.arange(n)),
-            self.plan.user_key: asked["user_id"],
-            self.plan.item_key: asked["item_id"],
-            TS: asked[TS],
-            "event_timestamp": pc.multiply(asked["read_ms"], 1000).cast(STAMP),
+            self.plan.user_key: requests["user_id"],
+            self.plan.item_key: requests["item_id"],
+            TS: requests[TS],
+            "event_timestamp": pc.multiply(requests["read_ms"], 1000).cast(STAMP),
         }
         for f in self.plan.features["request"]:
-            values = asked[f.name].to_pylist() if f.name in asked.column_names else [None] * n
-            columns[GIVEN + f.name] = pa.array([_given(f, v) for v in values], KINDS[f.kind])
+            values = requests[f.name].to_pylist() if f.name in requests.column_names else [None] * n
+            columns[GIVEN + f.name] = pa.array([_to_feast(f, v) for v in values], KINDS[f.kind])
         frame = pa.table(columns).to_pandas()
         for attempt in range(3):
             job = self.feast.get_historical_features(
                 entity_df=frame, features=self._service, filter_by_created_timestamp=True
             )
             try:
-                found = job.to_arrow().sort_by("place")
+                joined = job.to_arrow().sort_by("place")
                 break
-            except Exception as e:  # DuckDB's own errors: a part that was merged while it was read
+            except Exception as e:  # DuckDB reports in its own way a file that was merged while it read
                 if attempt == 2 or "No files found" not in str(e) and "Cannot open file" not in str(e):
                     raise
-        if found.num_rows != n or found["place"].to_pylist() != list(range(n)):
-            raise RuntimeError(f"feature store: {n} rows were asked for, {found.num_rows} came back")
-        rows = self._declared(found.to_pydict(), asked["user_id"].to_pylist(), asked["item_id"].to_pylist())
+        if joined.num_rows != n or joined["place"].to_pylist() != list(range(n)):
+            raise RuntimeError(f"feature store: Feast returned {joined.num_rows} rows of {n}")
+        rows = self._declared(joined.to_pydict(), requests["user_id"].to_pylist(), requests["item_id"].to_pylist())
         schema = pa.schema([(f.name, KINDS[f.kind]) for f in self.plan.declaration.features])
         return pa.Table.from_pylist(rows, schema)
 
     def materialize(self, begin_ms: int, end_ms: int) -> dict[str, int]:
-        """The newest logged row of each key with event time in [begin, end) into the online store; rows of each view.
+        """Writes the newest logged row of each key, with event time in [begin, end), into the online store.
 
-        Feast's own would add an interval to its registry each time; what it would write is the same.
+        Returns the number of rows of each view. Feast's own command writes the same, and adds an interval to its
+        registry each time.
         """
         counts = {}
         for view in self.plan.columns:
@@ -196,72 +198,70 @@ class Features:
             counts[view] = table.num_rows
             for first in range(0, table.num_rows, _WRITE_ROWS):
                 protos = self._protos(view, table.slice(first, _WRITE_ROWS))
-                with self._locked(fcntl.LOCK_EX):
+                with locked(self._lock):
                     self._online(view, protos, now_ms())
         return counts
 
     def newest(self, view: str, begin_ms: int = 0, end_ms: int = 10**5 * DAY_MS) -> pa.Table:
-        """The logged row of the newest event of each key of a view, of events in [begin, end)."""
+        """Reads the logged row of the newest event in [begin, end) of each key of a view."""
         import duckdb
 
         key, files = self.plan.key(view), str(self.folder / "offline" / view / "*.parquet")
         order = "event_timestamp DESC, arrived DESC"
-        # On a connection of its own: DuckDB's default one is shared by the whole process.
+        # DuckDB's default connection is shared by the whole process.
         with duckdb.connect() as connection:
-            found = connection.execute(
+            rows = connection.execute(
                 f"SELECT * EXCLUDE (place) FROM (SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY {order})"
                 " AS place FROM read_parquet(?) WHERE epoch_ms(event_timestamp) >= ? AND epoch_ms(event_timestamp) < ?)"
                 f" WHERE place = 1 ORDER BY {key}",
                 [files, begin_ms, end_ms],
             ).to_arrow_table()
-        return found.cast(self._schema(view))
+        return rows.cast(self._schema(view))
 
     def arrivals(self, view: str) -> dict[int, NDArray[np.int64]]:
-        """Key -> when its rows became readable (wall clock, ms), in order."""
+        """Key -> the wall times (ms) at which its rows became readable, in order."""
         key = self.plan.key(view)
-        parts = [pq.read_table(path, columns=[key, "arrived"]) for path in self._parts(view)]
-        found: dict[int, list[int]] = {}
-        for part in parts:
+        times: dict[int, list[int]] = {}
+        for path in self._parts(view):
+            part = pq.read_table(path, columns=[key, "arrived"])
             at = pc.divide(part["arrived"].cast(pa.int64()), 1000).to_pylist()
             for value, ms in zip(part[key].to_pylist(), at, strict=True):
-                found.setdefault(value, []).append(ms)
-        return {value: np.sort(np.array(ms, np.int64)) for value, ms in found.items()}
+                times.setdefault(value, []).append(ms)
+        return {value: np.sort(np.array(ms, np.int64)) for value, ms in times.items()}
 
     def popular(self, limit: int) -> tuple[list[int], int]:
-        """The items most shown in the last hour of the counters' event time, and that time (-1: nothing is counted).
+        """Returns the items that were shown most, and the counters' event time (-1: nothing is counted).
 
-        Where fewer were, the day, the week and all time go on.
+        They are ordered by the last hour of event time, then by the last day, the week, and all time.
         """
         table = self.newest("counters")
         if not table.num_rows:
             return [], -1
         now = pc.max(table["item_event_ms"]).as_py()
-        # A row is anew when something leaves a window, so what an old row says of its windows still holds.
+        # A key gets a new row when an event leaves one of its windows, so the windows of an old row still hold.
         order = [(f"item_shown_{window}", "descending") for window in ("1h", "1d", "7d")]
         table = table.sort_by([*order, ("item_shown", "descending"), (self.plan.item_key, "ascending")])
         return table[self.plan.item_key][:limit].to_pylist(), now
 
     def compact(self) -> None:
-        """Merges a view's small files into one when they are many."""
+        """Merges the small files of each view that has many."""
         for view in self.plan.columns:
             parts = sorted(self._parts(view), key=_arrived)
             if len(parts) < _COMPACT_FILES:
                 continue
-            # Written aside first: for a moment a reader sees rows twice, which says the same, but never not at all.
+            # The merged file appears first. A reader may see rows twice for a moment, which changes no result.
             merged = parts[-1].with_name(f"{_arrived(parts[-1])}-merged.parquet")
             self._keep(merged, pa.concat_tables([pq.read_table(p) for p in parts]))
             for part in parts:
                 part.unlink()
 
-    def close(self) -> None:
-        os.close(self._lock)
-
-    def _declared(self, found: Mapping[str, list[Any]], users: list[int], items: list[int]) -> list[dict[str, Any]]:
-        columns: dict[str, list[Any]] = {}
+    def _declared(self, columns: Mapping[str, list[Any]], users: list[int], items: list[int]) -> list[dict[str, Any]]:
+        """Makes rows of the declared features from Feast's columns and the entities' keys."""
+        declared: dict[str, list[Any]] = {}
         for f in self.plan.declaration.features:
-            values = {"user": users, "item": items}.get(f.view) or found[f.name]
-            columns[f.name] = [_plain(f.default if v is None else v) for v in values]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            values = {"user": users, "item": items}.get(f.view) or columns[f.name]
+            declared[f.name] = [_plain(f.default if v is None else v) for v in values]
+        return [dict(zip(declared, row, strict=True)) for row in zip(*declared.values(), strict=True)]
 
     def _schema(self, view: str) -> pa.Schema:
         columns = [(c.name, ARROW[c.kind]) for c in self.plan.columns[view]]
@@ -283,18 +283,17 @@ class Features:
 
     @staticmethod
     def _keep(path: Path, table: pa.Table) -> None:
-        aside = path.with_suffix(".new")
-        pq.write_table(table, aside)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            pq.write_table(table, aside)
 
     def _parts(self, view: str) -> Iterator[Path]:
         return (self.folder / "offline" / view).glob("*.parquet")
 
     def _protos(self, view: str, table: pa.Table) -> list[Any]:
-        """Feast's entity key, value protos and event time of each row, to be written by its provider.
+        """Makes Feast's entity key, value protos and event time of each row, for its provider.
 
-        FeatureStore.write_to_online_store takes a pandas frame instead. That would turn a null integer into a float,
-        drop a table of nulls with a warning, and convert the rows while readers wait for the lock.
+        FeatureStore.write_to_online_store takes a pandas frame instead. It would turn a null integer into a float, drop
+        a table of nulls with a warning, and convert the rows while readers wait for the lock.
         """
         from feast.protos.feast.types.EntityKey_pb2 import EntityKey
         from feast.type_map import python_values_to_proto_values
@@ -316,30 +315,22 @@ class Features:
         self.feast.provider.online_write_batch(self.feast.config, self._views[view], rows, None)
 
     def _stands(self, view: str, protos: list[Any]) -> list[bool]:
-        """Whether each row, or one of a newer event, is what is read of its key."""
+        """Returns of each row whether a read of its key gives it, or a row of a newer event."""
         column = EVENT_MS[view]
-        found = self.feast.provider.online_read(
+        online = self.feast.provider.online_read(
             self.feast.config, self._views[view], [entity for entity, *_ in protos], list(protos[0][1])
         )
         return [
             stored is not None and (stored[column].int64_val > values[column].int64_val or stored == values)
-            for (_, stored), (_, values, *_) in zip(found, protos, strict=True)
+            for (_, stored), (_, values, *_) in zip(online, protos, strict=True)
         ]
-
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        fcntl.flock(self._lock, how)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
 @contextmanager
-def _environment(**given: str) -> Iterator[None]:
-    """What feature_repo reads, for as long as it does: the same names are the platform's settings."""
-    before = {name: os.environ.get(name) for name in given}
-    os.environ |= given
+def _environment(**variables: str) -> Iterator[None]:
+    """Sets the environment variables that feature_repo reads, for the block only: they are the platform's settings."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
     try:
         yield
     finally:
@@ -348,7 +339,7 @@ def _environment(**given: str) -> Iterator[None]:
 
 
 def _definitions() -> list[Any]:
-    """What feature_repo/definitions.py defines, read anew: it says another thing for another source."""
+    """Runs feature_repo/definitions.py anew, because its definitions depend on the source."""
     from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
 
     spec = importlib.util.spec_from_file_location("feature_definitions", REPO / "definitions.py")
@@ -367,8 +358,8 @@ def _arrived(path: Path) -> int:
     return int(path.stem.split("-")[0])
 
 
-def _given(feature: Feature, value: Any) -> Any:
-    """A request feature on its way in. Feast cannot tell the type of an empty list: it goes as none."""
+def _to_feast(feature: Feature, value: Any) -> Any:
+    """Converts a request feature for Feast. An empty list becomes None, because Feast cannot tell its type."""
     value = feature.default if value is None else value
     return list(value) or None if feature.kind == "ids" else float(value) if feature.kind == "number" else int(value)
 
@@ -378,20 +369,21 @@ def _plain(value: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "features.store", description="Fill the online store from the logged rows (docs/features.md)."
-    )
+    parser = process.Arguments("features.store", "Fill the online store from the logged rows (docs/features.md).")
     parser.add_argument("verb", choices=("materialize",), help="newest row of each key, event time in [begin, end)")
-    parser.add_argument("--source", required=True, metavar="S", help="kuairand, simulator?seed=7, a module, a .py file")
+    parser.shared("source")
     parser.add_argument("--folder", required=True, type=Path, metavar="DIR", help="the feature folder")
-    parser.add_argument("--begin", type=int, required=True, metavar="MS", help="event time, ms")
-    parser.add_argument("--end", type=int, required=True, metavar="MS", help="event time, ms; not included")
+    parser.shared("begin", "end")
     args = parser.parse_args(argv)
-    if args.end <= args.begin:
-        parser.error(f"--end is {args.end}, allowed is later than --begin {args.begin}")
-    print(json.dumps(Features(args.folder, args.source).materialize(args.begin, args.end)))
-    return 0
+    return process.run(lambda: _materialize(args))
+
+
+def _materialize(args: argparse.Namespace) -> None:
+    begin_ms, end_ms = milliseconds("begin", args.begin), milliseconds("end", args.end)
+    if end_ms <= begin_ms:
+        raise InputError(f"--end is {args.end}, allowed is later than --begin {args.begin}")
+    print(json.dumps(Features(args.folder, args.source).materialize(begin_ms, end_ms)))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What a source's features and tasks are, declared once: trainer, export, join, feature store, clients read this."""
+"""The declaration of a source's features and tasks, for the trainer, the join, the feature store and clients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 RESERVED_IDS = (INT64_MIN, INT64_MIN + 1)
-"""The serving table's two sentinels: refused at the edge. In an `ids` input of the served model the first pads."""
-
+"""The serving table's two sentinels. No event may have them. The first one pads `ids` inputs of the served model."""
 
 VIEWS = ("request", "user", "item", "profile", "video", "derived")
 
@@ -22,9 +21,9 @@ class Feature:
     `id`: one int64 and one row of `table`; `ids`: a list of int64, the mean of their rows; `number`: a finite float
     the source has brought to about unit scale. Features that name one table share its rows.
 
-    `view` is where the feature store has it from (docs/features.md): `user` and `item` are the entities' own keys,
-    `profile` and `video` batch views, `derived` is computed from the views on demand, `request` comes with the request.
-    It says nothing about what the feature means, so neither JSON nor sha256 has it.
+    `view` tells where the feature store gets the feature (docs/features.md). `user` and `item` are the entities' own
+    keys, `profile` and `video` are batch views, `derived` is computed from the views, `request` comes with the request.
+    The view does not change the feature's meaning, so neither JSON nor sha256 has it.
     """
 
     name: str
@@ -54,12 +53,12 @@ MAX_ADMIT_AFTER = 255
 
 @dataclass(frozen=True)
 class Policy:
-    """Which ids of `table` have a row; without one every id has, for ever.
+    """Decides which ids of `table` have a row. Without a policy every id has one, for ever.
 
-    `admit_after`: at its n-th sight an id gets its row; or `admit_probability`: each sight gives it one with this
-    probability. Until then it reads zeros, in training and serving alike, and its gradients are dropped. Sights of
-    `pending_ids` ids are kept in mind at a time, at 8 bytes an id. `expire_ms`: a row that was not learned from for so
-    long, in event time, leaves the table and what is served.
+    `admit_after`: an id gets its row at its n-th sight. `admit_probability`: each sight gives it one with this
+    probability. Before that the id reads zeros, in training and serving alike, and its gradients are dropped. The
+    sights of `pending_ids` ids are counted at a time, at 8 bytes an id. `expire_ms`: a row leaves the table and the
+    served model when no example has used it for so long, in event time.
     """
 
     table: str
@@ -70,12 +69,12 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name, low, high in (("admit_after", 1, MAX_ADMIT_AFTER), ("pending_ids", 1, 2**32), ("expire_ms", 1, None)):
-            given = getattr(self, name)
-            if given is None and name == "expire_ms":
+            value = getattr(self, name)
+            if value is None and name == "expire_ms":
                 continue
-            if type(given) is not int or given < low or (high is not None and given > high):
+            if type(value) is not int or value < low or (high is not None and value > high):
                 allowed = f"{low} to {high}" if high is not None else f"None or {low} or more"
-                raise ValueError(f"policy of table {self.table!r}: {name} is {given!r}, allowed is an int, {allowed}")
+                raise ValueError(f"policy of table {self.table!r}: {name} is {value!r}, allowed is an int, {allowed}")
         p = self.admit_probability
         if type(p) not in (int, float) or not 0 < p <= 1:
             raise ValueError(
@@ -93,11 +92,11 @@ class Declaration:
     """A source's features and tasks, and the times its labels need.
 
     A task is the name of an action; its place in `tasks` is its place in labels and weights. `judged` is the task of
-    the headline figures. `window_ms` is how long after an impression an action counts. How a model is shaped is no part
-    of it: that is the model's own (training/models).
+    the headline figures. `window_ms` is how long after an impression an action counts. The shape of a model is no part
+    of it (training/models).
 
-    `policies`, one a table at most, are the trainer's alone. They change which rows exist and not what a row means, so
-    neither JSON nor sha256 has them: a lineage goes on under other policies.
+    `policies`, at most one a table, are for the trainer only. They change which rows exist and not what a row means. So
+    neither JSON nor sha256 has them, and a lineage continues under other policies.
     """
 
     name: str
@@ -111,10 +110,10 @@ class Declaration:
     def __post_init__(self) -> None:
         names = [f.name for f in self.features]
         governed = [p.table for p in self.policies]
-        for what, values in (("feature", names), ("task", list(self.tasks)), ("a policy of table", governed)):
+        for kind, values in (("feature", names), ("task", list(self.tasks)), ("a policy of table", governed)):
             for value in values:
                 if values.count(value) > 1:
-                    raise ValueError(f"declaration {self.name}: {what} {value!r} is declared twice")
+                    raise ValueError(f"declaration {self.name}: {kind} {value!r} is declared twice")
         if self.judged not in self.tasks:
             raise ValueError(f"declaration {self.name}: judged is {self.judged!r}, allowed are {', '.join(self.tasks)}")
         for table in governed:
@@ -131,16 +130,16 @@ class Declaration:
         return tuple(dict.fromkeys(f.table for f in self.features if f.table))
 
     def policy(self, table: str) -> Policy:
-        """The table's policy; one that admits all and expires nothing where none is declared."""
+        """The table's policy. The default one admits every id and expires nothing."""
         return next((p for p in self.policies if p.table == table), Policy(table))
 
     def to_json(self) -> str:
-        """What the join and the sha256 are told: all but the policies and the features' views."""
-        found = asdict(self)
-        del found["policies"]
-        for feature in found["features"]:
+        """The declaration for the join and the sha256: without policies and the features' views."""
+        fields = asdict(self)
+        del fields["policies"]
+        for feature in fields["features"]:
             del feature["view"]
-        return json.dumps(found, sort_keys=True)
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Declaration:

@@ -1,7 +1,7 @@
-"""The Example: what streaming hands to training (docs/example.md), decoded by column.
+"""Decodes examples (docs/example.md) by column, for training.
 
-A batch of JSON lines becomes a `Batch` of arrays. A line that cannot be learned from is named in `Batch.bad` with its
-reason and costs nothing else: the other lines of its batch are decoded as if it had not been there.
+JSON lines become a `Batch` of arrays. `Batch.bad` has each line that is no example, with the reason. Such a line does
+not change how the other lines are decoded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streaming.source import Exposure
 _INTEGERS = ("user_id", "item_id", "ts_ms", "position", "event_ms", "written_ms", "seq")
 _TEXTS = ("impression_id", "request_id", "lineage")
 _REQUIRED = ("impression_id", "user_id", "item_id", "ts_ms", "event_ms", "written_ms")
-"""Whole numbers and the id; the other required fields are judged by their own rules."""
+"""The required whole numbers and the id. The other required fields have rules of their own."""
 
 
 class Ragged(NamedTuple):
@@ -40,7 +40,7 @@ FeatureColumn = NDArray[Any] | Ragged
 
 
 class Progress(NamedTuple):
-    """A progress record of the join: subtask i of n has written everything that event time heartbeat_ms caused."""
+    """A progress record of the join: subtask i of n has written all examples up to event time heartbeat_ms."""
 
     subtask: int
     subtasks: int
@@ -49,7 +49,7 @@ class Progress(NamedTuple):
 
 @dataclass
 class Batch:
-    """n examples by column. `line` is each one's place in the lines decoded, `progress_line` each progress record's."""
+    """n examples by column. `line` and `progress_line` are the places of examples and progress among the lines."""
 
     impression_id: pa.Array
     request_id: pa.Array
@@ -64,11 +64,11 @@ class Batch:
     seq: NDArray[np.int64]
     pi: NDArray[np.float64]
     labels: NDArray[np.float32]
-    """[n, tasks], as are `weights` and `scores` (NaN where it was not scored)."""
+    """[n, tasks], as are `weights` and `scores` (NaN: not scored)."""
     weights: NDArray[np.float32]
     scores: NDArray[np.float32]
     values: NDArray[np.float64]
-    """[n, tasks]: the value of a positive's action, NaN where no action is this record's."""
+    """[n, tasks]: the value of the record's action, NaN for the other tasks."""
     line: NDArray[np.int64]
     features: dict[str, FeatureColumn]
     progress: list[Progress] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Batch:
         return len(self.ts_ms)
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
-        """The examples at `rows`, in that order; without progress and bad lines, which belong to the lines."""
+        """The examples at `rows`, in that order, without progress and bad lines."""
         columns = {name: getattr(self, name) for name in _COLUMNS}
         moved = {n: c.take(pa.array(rows)) if isinstance(c, pa.Array) else c[rows] for n, c in columns.items()}
         return Batch(**moved, features={n: _take(c, rows) for n, c in self.features.items()})
@@ -95,7 +95,7 @@ _COLUMNS = tuple(f.name for f in fields(Batch) if f.name not in ("features", "pr
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
-    """The examples of at least one batch, one after the other; without progress and bad lines."""
+    """The examples of one or more batches, one after the other, without progress and bad lines."""
     columns: dict[str, Any] = {}
     for name in _COLUMNS:
         parts = [getattr(b, name) for b in batches]
@@ -111,10 +111,7 @@ def schema(declaration: Declaration) -> pa.Schema:
         [
             ("v", pa.int64()),
             *((name, pa.string()) for name in ("kind", *_TEXTS)),
-            *(
-                (name, pa.int64())
-                for name in ("user_id", "item_id", "ts_ms", "position", "event_ms", "written_ms", "seq")
-            ),
+            *((name, pa.int64()) for name in _INTEGERS),
             ("pi", pa.float64()),
             ("labels", pa.list_(pa.float64())),
             ("weights", pa.list_(pa.float64())),
@@ -127,7 +124,7 @@ def schema(declaration: Declaration) -> pa.Schema:
 
 
 def decode(lines: Sequence[bytes], declaration: Declaration) -> Batch:
-    """JSON lines of one partition as a batch. Never raises for what a line holds."""
+    """Decodes JSON lines of one partition. No line makes it raise."""
     table, places, bad = _parse(lines, schema(declaration))
     is_progress = table["heartbeat_ms"].is_valid().to_numpy()
     beats = np.flatnonzero(is_progress)
@@ -152,7 +149,7 @@ def decode(lines: Sequence[bytes], declaration: Declaration) -> Batch:
 
 
 def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> Batch:
-    """Exposures whose window has closed, as one example each: all labels known, all weights 1, pi 1."""
+    """Makes one example of each exposure, as after its window: all labels are final, all weights are 1, pi is 1."""
     shown = list(exposures)
     n, tasks = len(shown), declaration.tasks
     ts_ms = np.fromiter((e.ts_ms for e in shown), np.int64, n)
@@ -192,10 +189,10 @@ def batches(exposures: Iterable[Exposure], declaration: Declaration, size: int) 
 
 
 def _parse(lines: Sequence[bytes], wanted: pa.Schema) -> tuple[pa.Table, NDArray[np.int64], list[tuple[int, str]]]:
-    """The rows of the lines that are JSON objects of the schema, their places; places and reasons of the others."""
+    """Parses lines. Returns a table of those that fit the schema, their places, and (place, reason) of the others."""
     bad: list[tuple[int, str]] = []
     tables: list[pa.Table] = []
-    kept: list[int] = []
+    good: list[int] = []
 
     def read(places: list[int]) -> None:
         try:
@@ -204,17 +201,17 @@ def _parse(lines: Sequence[bytes], wanted: pa.Schema) -> tuple[pa.Table, NDArray
             if len(places) == 1:
                 bad.append((places[0], str(e)))
             else:
-                # Halves: k bad lines among n cost about k log n small reads, and the others go by column as before.
+                # By halves: k bad lines among n cost about k log n small reads.
                 middle = len(places) // 2
                 read(places[:middle])
                 read(places[middle:])
             return
         tables.append(table)
-        kept.extend(places)
+        good.extend(places)
 
     objects = []
     for place, line in enumerate(lines):
-        # Arrow's reader crashes the process on a bare `null`, so what is no object never reaches it.
+        # Arrow's reader crashes the process on a bare `null`, so it gets objects only.
         text = line.strip(b" \t\r\n")
         if text.startswith(b"{") and text.endswith(b"}"):
             objects.append(place)
@@ -223,11 +220,11 @@ def _parse(lines: Sequence[bytes], wanted: pa.Schema) -> tuple[pa.Table, NDArray
     if objects:
         read(objects)
     table = pa.concat_tables(tables) if tables else wanted.empty_table()
-    return table.combine_chunks(), np.array(kept, np.int64), bad
+    return table.combine_chunks(), np.array(good, np.int64), bad
 
 
 def _read(lines: list[bytes], wanted: pa.Schema) -> pa.Table:
-    # A line feed between the members of an object is white space to JSON, but would end the line here.
+    # To JSON a line feed between the members of an object is white space. To Arrow it ends the line.
     text = b"\n".join(line.replace(b"\n", b" ") for line in lines)
     table = pj.read_json(
         io.BytesIO(text),
@@ -237,12 +234,12 @@ def _read(lines: list[bytes], wanted: pa.Schema) -> pa.Table:
     if table.num_rows != len(lines):
         raise pa.ArrowInvalid("more than one JSON value in a message")
     for name in ("kind", *_TEXTS):
-        table[name].validate(full=True)  # the reader does not look whether a string is UTF-8
+        table[name].validate(full=True)  # the reader does not check that a string is UTF-8
     return table
 
 
 def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
-    """Row -> reason of each row that is well-formed JSON but no example."""
+    """Row -> reason, for each row that is well-formed JSON but no example."""
     reasons: dict[int, str] = {}
 
     def refuse(mask: Any, reason: str) -> None:
@@ -301,7 +298,7 @@ def _columns(table: pa.Table, places: NDArray[np.int64], declaration: Declaratio
 
 
 def feature_column(column: Any, feature: Feature) -> FeatureColumn:
-    """An Arrow column of values, null where absent, as a Batch holds it."""
+    """Converts an Arrow column (null: absent) to a Batch's."""
     if feature.kind == "id":
         return _numpy(column, feature.default)
     if feature.kind == "number":

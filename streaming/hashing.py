@@ -1,4 +1,4 @@
-"""The numbers Python and Java compute alike: the hash, the draw of an impression, the sum that proves "exactly once".
+"""Numbers that Python and Java both compute: the hash, the draw of an impression, the sum that proves "exactly once".
 
 The formulas are in docs/example.md, the shared vectors in tests/vectors/hash.json. All arithmetic is modulo 2^64,
 which is what NumPy's uint64 arrays do.
@@ -25,7 +25,7 @@ def fnv1a64(texts: Ids, start: int = int(_BASIS)) -> NDArray[np.uint64]:
     lengths, offsets, data = _bytes(texts)
     state = np.full(len(lengths), start, np.uint64)
     for place in range(int(lengths.max(initial=0))):
-        # One byte of every text a turn: as many turns as the longest text has bytes, whatever their number.
+        # Each turn takes one byte of every text. The number of turns is the length of the longest text.
         rows = np.flatnonzero(lengths > place)
         state[rows] = (state[rows] ^ data[offsets[rows] + place].astype(np.uint64)) * _PRIME
     return state
@@ -40,15 +40,15 @@ def mix64(values: ArrayLike) -> NDArray[np.uint64]:
 
 
 def draw(ids: Ids, salt: str) -> NDArray[np.float64]:
-    """The one draw of each impression, in [0, 1): float64[n]. A negative is kept if it is below pi."""
+    """The draw of each impression, in [0, 1): float64[n]. The join writes a negative if it is below pi."""
     prefix = int(fnv1a64([salt + ":"])[0])
     return (mix64(fnv1a64(ids, prefix)) >> _11).astype(np.float64) * 2.0**-53
 
 
 def learned_sum(ids: Ids | NDArray[np.uint64], tasks: ArrayLike, labels: ArrayLike) -> int:
-    """The sum modulo 2^64 over learned (impression, task, label) triples, one entry of each argument a triple.
+    """The sum modulo 2^64 over learned (impression, task, label) triples. Each argument has one entry a triple.
 
-    `tasks` are places in the declaration, `labels` are 0 or 1. `ids` may be their `fnv1a64` already, so that an
+    `tasks` are places in the declaration, `labels` are 0 or 1. `ids` may be `fnv1a64` of the ids, so that an
     impression of several tasks is hashed once.
     """
     hashed = ids if isinstance(ids, np.ndarray) and ids.dtype == np.uint64 else fnv1a64(ids)

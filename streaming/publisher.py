@@ -1,4 +1,4 @@
-"""The publisher: writes impressions and actions to Kafka, each judged by the contract before it is sent.
+"""The publisher: writes impressions and actions to Kafka, after it has judged each one by the contract.
 
     with Publisher("127.0.0.1:9092", declaration) as publisher:
         publisher.send("impressions", impression("i1", "r1", 7, 9, ts_ms, 0, features, scores, lineage, 12, ""))
@@ -10,20 +10,19 @@ A message that breaks the contract (docs/example.md) goes to `<topic>.dead` with
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import threading
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from kafka import KafkaProducer
+from kafka.errors import KafkaTimeoutError
+
 from streaming.contract.contract import MAX_MESSAGE_BYTES, BadMessage, Contract
+from streaming.dead_letters import close_producer, dead
 from streaming.declaration import Declaration
 from streaming.topics import ACTIONS, DEAD, IMPRESSIONS
-
-DEAD_BYTES = 64 * 1024
-"""So much of a bad message is in its dead-letter record."""
 
 
 def impression(
@@ -40,9 +39,9 @@ def impression(
     arm: str = "",
     read_ms: int = 0,
 ) -> dict[str, Any]:
-    """An impression: features and scores as served, and the state (lineage, seq) that scored it.
+    """An impression: the features and scores as served, and the state (lineage, seq) of the model that scored it.
 
-    `read_ms`: when its features were read from the feature store, wall clock; 0 if they were not.
+    `read_ms` is the wall time at which its features were read from the feature store, 0 if they were not.
     """
     return {
         "impression_id": impression_id,
@@ -65,34 +64,17 @@ def action(impression_id: str, action: str, ts_ms: int, value: float = 1.0) -> d
     return {"impression_id": impression_id, "action": action, "ts_ms": ts_ms, "value": value}
 
 
-def dead(topic: str, message: bytes, kind: str, reason: str, partition: int = -1, offset: int = -1) -> bytes:
-    """The dead-letter record of a message; partition and offset are -1 where it never reached the broker."""
-    record = {
-        "kind": kind,
-        "reason": reason,
-        "topic": topic,
-        "partition": partition,
-        "offset": offset,
-        "size": len(message),
-        "sha256": hashlib.sha256(message).hexdigest(),
-        "message": base64.b64encode(message[:DEAD_BYTES]).decode(),
-    }
-    return json.dumps(record).encode()
-
-
 class Stopped(RuntimeError):
     """The producer was stopped before the broker had everything."""
 
 
 class Publisher:
-    """Writes events to Kafka in the order they are sent: idempotent, acknowledged by all, through a broker's restart.
+    """Writes events to Kafka in the order in which they are sent, each once, even if the broker restarts meanwhile.
 
-    `sent`, `refused` and `heartbeats` count records. An event that could not be written at all raises in `flush`.
+    `sent`, `refused` and `heartbeats` count records. `flush` raises if an event could not be written.
     """
 
     def __init__(self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher") -> None:
-        from kafka import KafkaProducer
-
         self._contract = Contract(declaration)
         self._producer = KafkaProducer(
             bootstrap_servers=bootstrap,
@@ -102,7 +84,7 @@ class Publisher:
             linger_ms=5,
             compression_type="lz4",
             max_request_size=MAX_MESSAGE_BYTES + 2**16,
-            # Longer than any restart of the broker: an event that was taken is not given up.
+            # Longer than any restart of the broker.
             delivery_timeout_ms=600_000,
             reconnect_backoff_max_ms=500,
         )
@@ -112,8 +94,8 @@ class Publisher:
         self.sent = self.refused = self.heartbeats = 0
 
     def send(self, topic: str, event: Mapping[str, Any]) -> bool:
-        """Sends one event, or its dead-letter record: False if it was refused."""
-        # ASCII output writes what is not UTF-8 as an escape, so that a refused event can be shown as it was.
+        """Sends an event and returns True; if the contract refuses it, sends its dead letter and returns False."""
+        # json writes what is not UTF-8 as an ASCII escape, so the dead letter can hold every event.
         message = json.dumps(event, separators=(",", ":"), default=_plain).encode()
         try:
             self._contract.read(topic, message)
@@ -126,7 +108,7 @@ class Publisher:
         return True
 
     def heartbeat(self, ts_ms: int) -> None:
-        """Says in every partition of both topics that all events up to ts_ms were sent before."""
+        """Tells every partition of both topics that all events up to `ts_ms` were sent before."""
         self.flush()
         message = json.dumps({"heartbeat_ms": ts_ms}).encode()
         for topic in (IMPRESSIONS, ACTIONS):
@@ -135,9 +117,7 @@ class Publisher:
                 self.heartbeats += 1
 
     def flush(self) -> None:
-        """Returns when the broker has all that was sent; raises what a send failed with, or Stopped."""
-        from kafka.errors import KafkaTimeoutError
-
+        """Returns once the broker has everything that was sent. Raises the error of a failed event, or Stopped."""
         while True:
             stopped = self.stop.is_set()
             try:
@@ -151,15 +131,7 @@ class Publisher:
             future.get(timeout=0)
 
     def close(self) -> None:
-        from kafka.errors import KafkaTimeoutError
-
-        try:
-            self._producer.close(timeout=2)
-        except KafkaTimeoutError:
-            # Its close stops half-way while the broker is away, and says so again when the interpreter ends: the
-            # sender must fail what is left first.
-            self._producer._sender.force_close()  # noqa: SLF001
-            self._producer.close(timeout=2)
+        close_producer(self._producer, 2)
 
     def __enter__(self) -> Publisher:
         return self
@@ -173,7 +145,7 @@ class Publisher:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy number as Python has it; TypeError for what JSON cannot hold."""
+    """Converts a NumPy number for JSON. Raises TypeError for a value that JSON cannot hold."""
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"an event holds {value!r}: a {type(value).__name__} cannot be written as JSON")

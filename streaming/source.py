@@ -1,4 +1,4 @@
-"""A source: one module that knows where its events come from and what their columns mean. Nothing else does."""
+"""A source: the one module that knows where events come from and what their columns mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streaming.declaration import Declaration
 
 
 class Exposure(NamedTuple):
-    """One item shown to one user, and what came of it: `outcomes` is action -> the time it happened (ms, >= ts_ms)."""
+    """One item shown to one user. `outcomes` is action -> the time of the user's action (ms, >= ts_ms)."""
 
     impression_id: str
     user_id: int
@@ -25,24 +25,24 @@ class Exposure(NamedTuple):
 
 
 class Source(Protocol):
-    """What a source's module offers. Both iterators go in event order; `live` begins where `history` ends.
+    """The interface of a source's module. Both iterators are in event order; `live` begins where `history` ends.
 
-    Features are as known at `ts_ms`: nothing that happened later may leak into them.
+    Features are those of the time `ts_ms`: nothing that happened later may leak into them.
     """
 
     declaration: Declaration
 
     def history(self) -> Iterator[Exposure]:
-        """The days before: one batch pass over them makes the base."""
+        """The days before `live`: a batch pass over them makes the base."""
 
     def live(self) -> Iterator[Exposure]:
-        """What is replayed against the served model."""
+        """The events that are replayed against the served model."""
 
 
 def load(name: str) -> Source:
-    """The source `name`: a module of streaming/sources (kuairand, simulator), a dotted module, or a path to a .py file.
+    """Loads a source: a module of streaming/sources (kuairand, simulator), a dotted module, or a path to a .py file.
 
-    A module that has parameters offers `configure(...) -> Source`; they are given as `simulator?seed=7&minutes=30`.
+    A module with parameters has `configure(...) -> Source`, and is named as in `simulator?seed=7&minutes=30`.
     """
     where, _, query = name.partition("?")
     module = _module(where)
@@ -70,7 +70,7 @@ def _module(where: str) -> ModuleType:
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError as e:
-        # Only if the module itself, or a package on the way to it, is not there; an import inside it speaks for itself.
+        # Only if the module itself, or a package above it, is missing. An import inside it raises as it is.
         if e.name is None or not (dotted == e.name or dotted.startswith(e.name + ".")):
             raise
         allowed = "kuairand, simulator, a dotted module, a path to a .py file"

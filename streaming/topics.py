@@ -1,12 +1,12 @@
-"""The topics of the house: names, partitions, and how long and how much each keeps."""
+"""The Kafka topics: names, partitions, and how long and how much each one keeps."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 
+from common import process
 from streaming.contract.contract import MAX_MESSAGE_BYTES
 
 IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
@@ -17,13 +17,13 @@ ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, *DEAD.values(), *LATE.values())
 PARTITIONS = 2
 RETENTION_MS = 7 * 24 * 3600 * 1000
 RETENTION_BYTES = 2**30
-"""Of a partition. Two days of KuaiRand-Pure fill about a tenth of it."""
+"""The size of a partition. Two days of KuaiRand-Pure fill about a tenth of it."""
 
-log = logging.getLogger("topics")
+log = process.logger("topics")
 
 
 def segment_bytes(retention_bytes: int) -> int:
-    """The size of a log segment, which is the unit that retention removes."""
+    """The size of a log segment: retention removes whole segments."""
     return max(2**20, min(retention_bytes // 4, 2**28))
 
 
@@ -35,7 +35,7 @@ def create(
     retention_bytes: int = RETENTION_BYTES,
     timeout_s: float = 30,
 ) -> list[str]:
-    """Makes the topics that are not there yet, and returns their names. Those that are there are left as they are."""
+    """Makes the topics that are not there yet, and returns their names. It does not change the others."""
     from kafka.admin import KafkaAdminClient, NewTopic
     from kafka.errors import TopicAlreadyExistsError
 
@@ -63,18 +63,21 @@ def create(
         admin.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("streaming.topics", description="Make the Kafka topics that are not there yet.")
-    parser.add_argument("--kafka", required=True, metavar="H:P", help="the broker's address")
-    parser.add_argument("--partitions", type=int, default=PARTITIONS, help="of each topic (default: %(default)s)")
-    parser.add_argument("--retention-ms", type=int, default=RETENTION_MS, help="how long each keeps a record")
-    parser.add_argument("--retention-bytes", type=int, default=RETENTION_BYTES, help="how much a partition keeps")
-    args = parser.parse_args()
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    log.setLevel(logging.INFO)
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("streaming.topics", "Make the Kafka topics that are not there yet.")
+    add, count = parser.add_argument, process.at_least(1)
+    parser.shared("kafka")
+    add("--partitions", type=count, default=PARTITIONS, help="of each topic (default: %(default)s)")
+    add("--retention-ms", type=int, default=RETENTION_MS, help="how long a topic keeps a record (default: %(default)s)")
+    add("--retention-bytes", type=int, default=RETENTION_BYTES, help="the size of a partition (default: %(default)s)")
+    args = parser.parse_args(argv)
+    return process.run(lambda: _report(args))
+
+
+def _report(args: argparse.Namespace) -> None:
     made = create(args.kafka, args.partitions, retention_ms=args.retention_ms, retention_bytes=args.retention_bytes)
     log.info("made: %s", json.dumps(made))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,9 @@
-"""The views of a source: what the feature store keeps of its users and items, and how the model's features follow.
+"""The views of a source: columns of its users and items in the feature store, and the features that follow from them.
 
-Four views (docs/features.md). `profile` of a user and `video` of an item are batch tables of the source's own columns;
-`activity` of a user and `counters` of an item are counted from the topics, alike for every source (`ACTIVITY`,
-`COUNTERS`). `on_demand` computes the declared features of view `derived` and passes on those of view `request`.
+There are four views (docs/features.md). `profile` of a user and `video` of an item are batch tables of the source's own
+columns. `activity` of a user and `counters` of an item are counted from the topics, in the same way for every source.
 
-A source offers `views: Views`. One that does not has the two counted views, and all its features come with the request.
+A source has `views: Views`. Without it, it has the two counted views only, and all features come with the request.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pyarrow as pa
 
 DAY_MS = 86_400_000
 Rows = Mapping[str, list[Any]]
-"""Column -> value of each row, None where a view has no row of the key."""
+"""Column -> value of each row, None if a view has no row of the key."""
 
 
 class Column(NamedTuple):
@@ -33,13 +32,14 @@ def _nothing() -> pa.Table:
 
 @dataclass(frozen=True)
 class Views:
-    """What a source says of its views.
+    """The views of a source.
 
     `profile` and `video` are the columns of the batch views beside the declared features of that view. `users` and
-    `items` read the tables: the entity's key under its declared name, `ts_ms` (since when it is so), all columns.
-    `derive` takes raw columns of all four views, the request's features and `ts_ms`, one value a row, and returns the
-    declared features of view `derived`; what it is to a training example it must be here. `ttl_ms`: a counted row
-    older than this at the request's time counts as none.
+    `items` read the tables: the entity's key under its declared name, `ts_ms` (the begin of the row's validity), and
+    all columns. `derive` takes the columns of all four views, the request's features and `ts_ms`, one value a row. It
+    returns the declared features of view `derived`, computed as for training examples. `by` is a feature of view
+    `request`: `activity` also counts by its values. `ttl_ms`: a counted row older than this at the time of the request
+    is ignored.
     """
 
     profile: tuple[Column, ...] = ()

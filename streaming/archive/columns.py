@@ -1,9 +1,9 @@
-"""Examples, impressions and actions as tables of plain typed columns: what the archive keeps (docs/archive.md).
+"""Tables of examples, impressions and actions with plain typed columns, as the archive has them (docs/archive.md).
 
     table = to_table(batch, declaration)        # feature_<name>, label_<task>, weight_<task>, score_<task>, ...
     batch = from_table(table, declaration)      # the same examples again; other columns are ignored
 
-Times are int64 milliseconds. `partition` and `offset` say where in Kafka a record stood.
+Times are int64 milliseconds. `partition` and `offset` are a record's place in Kafka.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _PER_TASK = {"label": "labels", "weight": "weights", "score": "scores", "value":
 
 
 def schemas(declaration: Declaration) -> dict[str, pa.Schema]:
-    """Topic -> the columns of its files. A score is null where nothing scored it."""
+    """Topic -> the columns of its files. A score is null if nothing scored the record."""
     features = [(f"feature_{f.name}", _ARROW[f.kind]) for f in declaration.features]
     scores = [(f"score_{task}", pa.float32()) for task in declaration.tasks]
     values = [(f"value_{task}", pa.float64()) for task in declaration.tasks]
-    judged = [(f"{what}_{task}", pa.float32()) for what in ("label", "weight") for task in declaration.tasks]
+    judged = [(f"{column}_{task}", pa.float32()) for column in ("label", "weight") for task in declaration.tasks]
     text, whole = pa.string(), pa.int64()
     return {
         EXAMPLES: pa.schema(
@@ -51,7 +51,7 @@ def schemas(declaration: Declaration) -> dict[str, pa.Schema]:
 
 
 def to_table(batch: Batch, declaration: Declaration) -> pa.Table:
-    """The columns of an example but for `partition` and `offset`, one row an example."""
+    """Makes a table of a batch, without `partition` and `offset`."""
     columns: dict[str, Any] = {
         "impression_id": batch.impression_id,
         "request_id": batch.request_id,
@@ -60,11 +60,11 @@ def to_table(batch: Batch, declaration: Declaration) -> pa.Table:
         **{name: pa.array(getattr(batch, name), pa.int64()) for name in _INTEGERS},
         "pi": pa.array(batch.pi, pa.float64()),
     }
-    for what, matrix in _PER_TASK.items():
+    for prefix, matrix in _PER_TASK.items():
         for place, task in enumerate(declaration.tasks):
             values = np.ascontiguousarray(getattr(batch, matrix)[:, place])
             # from_pandas: NaN becomes null. Labels and weights have none.
-            columns[f"{what}_{task}"] = pa.array(values, from_pandas=True)
+            columns[f"{prefix}_{task}"] = pa.array(values, from_pandas=True)
     for f in declaration.features:
         column = batch.features[f.name]
         if isinstance(column, Ragged):
@@ -77,20 +77,20 @@ def to_table(batch: Batch, declaration: Declaration) -> pa.Table:
 
 
 def from_table(table: pa.Table, declaration: Declaration) -> Batch:
-    """The examples of a table; ValueError names a column that is missing or of another type."""
+    """Makes a batch of a table. Raises ValueError, which names a column that is missing or of another type."""
     expected = schemas(declaration)[EXAMPLES]
     for field in expected:
         if field.name in ("partition", "offset"):
             continue
         if field.name not in table.schema.names:
             raise ValueError(f"examples of {declaration.name}: column {field.name} is missing")
-        if table.schema.field(field.name).type != field.type:
-            found = table.schema.field(field.name).type
-            raise ValueError(f"examples of {declaration.name}: column {field.name} is {found}, allowed is {field.type}")
+        kind = table.schema.field(field.name).type
+        if kind != field.type:
+            raise ValueError(f"examples of {declaration.name}: column {field.name} is {kind}, allowed is {field.type}")
     table = table.combine_chunks()
 
-    def matrix(what: str) -> Any:
-        columns = [pc.fill_null(table[f"{what}_{task}"], np.nan).to_numpy() for task in declaration.tasks]
+    def matrix(prefix: str) -> Any:
+        columns = [pc.fill_null(table[f"{prefix}_{task}"], np.nan).to_numpy() for task in declaration.tasks]
         return np.stack(columns, axis=1).reshape(table.num_rows, len(declaration.tasks))
 
     def text(name: str) -> pa.Array:

@@ -7,7 +7,6 @@ newest, files = read(path)
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -20,17 +19,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.disk import flush_folder, flushed, publish
+from common.disk import flush_folder, flushed, hold, publish
+from common.errors import InputError
 from streaming.archive.columns import TIME
 
 FORMAT = 2
 HOUR_MS = 3_600_000
 WHOLE_EVERY = 100
-"""A manifest that names all files comes so often: a reader opens no more than this many."""
+"""Every so many commits a manifest names all files. A reader opens no more manifests than that."""
 
 
-class ArchiveError(RuntimeError):
-    """Something is wrong with the archive's folder; the message names the file, what was found, what was expected."""
+class ArchiveError(InputError):
+    """The archive's folder is damaged, or of another declaration. The message names the file and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -68,18 +68,18 @@ class Commit:
 
     @classmethod
     def read(cls, path: Path) -> Commit:
-        """FileNotFoundError if it is not there, ArchiveError if it is no manifest."""
+        """Reads a manifest. Raises FileNotFoundError, or ArchiveError if the file is no manifest."""
         try:
             fields = json.loads(path.read_bytes())
             if (version := fields.pop("format")) != FORMAT:
                 raise ValueError(f"format is {version}, allowed is {FORMAT}: begin a new folder")
             files = {name: File(**f) for name, f in fields.pop("files").items()}
-            found = cls(files=files, **fields)
+            manifest = cls(files=files, **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise ArchiveError(f"{path}: not a manifest: {e}") from e
-        if path.name != _name(found.commit):
-            raise ArchiveError(f"{path}: is commit {found.commit}, expected {path.stem}")
-        return found
+        if path.name != _name(manifest.commit):
+            raise ArchiveError(f"{path}: is commit {manifest.commit}, expected {path.stem}")
+        return manifest
 
 
 def _name(commit: int) -> str:
@@ -92,17 +92,17 @@ def hour_name(hour: int) -> str:
 
 
 def moment(ms: int) -> str:
-    """Milliseconds since 1970 as people read them (UTC)."""
+    """Milliseconds since 1970 as 2022-05-04 13:00:00 (UTC)."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def manifests(path: Path) -> list[Path]:
-    """All of them, oldest first."""
+    """The paths of all manifests, oldest first."""
     return sorted((path / "manifests").glob("[0-9]*.json"))
 
 
 def read(path: Path) -> tuple[Commit, dict[str, File]] | None:
-    """The newest commit and all files that exist; None while there is no commit."""
+    """Reads the newest commit and the files that exist; None while there is no commit."""
     for attempt in range(5):
         try:
             return _read(path)
@@ -130,12 +130,12 @@ def _read(path: Path) -> tuple[Commit, dict[str, File]] | None:
 
 
 def by_time(table: pa.Table, topic: str) -> pa.Table:
-    """In the order of (time, partition, offset): one order whatever was written together."""
+    """Sorts by (time, partition, offset): the order does not depend on what was committed together."""
     return table.sort_by([(TIME[topic], "ascending"), ("partition", "ascending"), ("offset", "ascending")])
 
 
 def load(path: Path, name: str, file: File, schema: pa.Schema | None = None) -> pa.Table:
-    """One file's records, checked against its manifest."""
+    """Reads one file and checks it against its manifest."""
     data = (path / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise ArchiveError(f"{path / name}: {len(data)} bytes of another sha256 than its manifest says")
@@ -144,32 +144,27 @@ def load(path: Path, name: str, file: File, schema: pa.Schema | None = None) -> 
 
 
 class Writer:
-    """Holds the archive's lock. `newest` is its last commit, None in a new archive; `files` are all that exist."""
+    """Writes an archive and holds its lock. `newest` is the last commit or None, `files` are all that exist."""
 
     def __init__(self, path: Path, source: str, declaration: str) -> None:
         self.path, self._source, self._declaration = path, source, declaration
-        (path / "manifests").mkdir(parents=True, exist_ok=True)
-        self._lock = open(path / "LOCK", "a+")
+        self._lock = hold(path / "LOCK", "an archive has one writer")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise ArchiveError(f"{path / 'LOCK'}: held by another process: an archive has one writer") from None
-        try:
-            self._continue(path, source, declaration)
+            self._continue()
         except BaseException:
             self._lock.close()
             raise
 
-    def _continue(self, path: Path, source: str, declaration: str) -> None:
-        """Reads what the writer before committed, and removes what it did not."""
-        found = read(path)
-        self.newest: Commit | None = found[0] if found else None
-        self.files: dict[str, File] = found[1] if found else {}
-        if self.newest and self.newest.declaration != declaration:
+    def _continue(self) -> None:
+        """Reads what the writer before committed, and removes what it left besides."""
+        (self.path / "manifests").mkdir(exist_ok=True)
+        state = read(self.path)
+        self.newest: Commit | None = state[0] if state else None
+        self.files: dict[str, File] = state[1] if state else {}
+        if self.newest and self.newest.declaration != self._declaration:
             raise ArchiveError(
-                f"{path}: was written under declaration {self.newest.declaration[:12]} of source {self.newest.source},"
-                f" given is {declaration[:12]} of {source}: begin a new folder"
+                f"{self.path}: was written under declaration {self.newest.declaration[:12]} of source"
+                f" {self.newest.source}, given is {self._declaration[:12]} of {self._source}: begin a new folder"
             )
         self._clear()
 
@@ -180,7 +175,7 @@ class Writer:
         self._lock.close()
 
     def _clear(self) -> None:
-        """What a killed writer left: files that no manifest names, manifests before the newest whole one."""
+        """Removes files that no manifest names, and manifests before the newest whole one."""
         for path in self.path.glob("*/*/*.parquet"):
             if str(path.relative_to(self.path)) not in self.files:
                 path.unlink()
@@ -189,9 +184,9 @@ class Writer:
         self._drop_manifests()
 
     def _drop_manifests(self) -> None:
-        kept = manifests(self.path)
-        whole = next((i for i in reversed(range(len(kept))) if Commit.read(kept[i]).whole), 0)
-        for path in kept[:whole]:
+        paths = manifests(self.path)
+        whole = next((i for i in reversed(range(len(paths))) if Commit.read(paths[i]).whole), 0)
+        for path in paths[:whole]:
             path.unlink()
 
     def commit(
@@ -201,8 +196,8 @@ class Writer:
         beats: dict[str, dict[str, int]],
         until_ms: dict[str, int],
     ) -> Commit:
-        """Keep these records (topic -> table of its schema) and where reading goes on. If it fails, nothing is kept
-        and the same may be tried again."""
+        """Commits records (topic -> table of its schema) and the positions after them. If it fails, nothing is
+        committed, and the same may be tried again."""
         number = self.newest.commit + 1 if self.newest else 0
         files, gone = self._write(number, tables, until_ms)
         since = dict(self.newest.since_ms) if self.newest else {}
@@ -217,30 +212,30 @@ class Writer:
         live = {n: f for n, f in self.files.items() if n not in gone} | files
         whole = number % WHOLE_EVERY == 0
         previous = hashlib.sha256(manifests(self.path)[-1].read_bytes()).hexdigest() if self.newest else ""
-        made = Commit(
+        commit = Commit(
             number, previous, self._source, self._declaration, positions, beats, since, until_ms, whole,
             live if whole else files, gone,
         )  # fmt: skip
         folder = self.path / "manifests"
-        publish(folder / f"{_name(number)}.new", folder / _name(number), made.to_json())
-        self.newest, self.files = made, live
+        publish(folder / f"{_name(number)}.new", folder / _name(number), commit.to_json())
+        self.newest, self.files = commit, live
         for name in gone:
             (self.path / name).unlink()
         if whole:
             self._drop_manifests()
-        return made
+        return commit
 
     def _write(
         self, number: int, tables: Mapping[str, pa.Table], until_ms: Mapping[str, int]
     ) -> tuple[dict[str, File], list[str]]:
-        """The commit's files, one a topic and hour; and those they took in, where an hour is closed."""
+        """Writes the commit's files, one a topic and hour. Returns them, and the files that were merged into them."""
         files: dict[str, File] = {}
         gone: list[str] = []
         parts = {(t, h): part for t, table in tables.items() for h, part in _by_hour(table, t)}
-        kept: dict[tuple[str, str], list[str]] = {}
+        by_hour: dict[tuple[str, str], list[str]] = {}
         for name, file in self.files.items():
-            kept.setdefault((file.topic, file.hour), []).append(name)
-        for (topic, hour), names in kept.items():
+            by_hour.setdefault((file.topic, file.hour), []).append(name)
+        for (topic, hour), names in by_hour.items():
             new = (topic, hour) in parts
             if len(names) + new > 1 and _end_ms(hour) <= until_ms.get(topic, -1):
                 old = [load(self.path, n, self.files[n]) for n in names]

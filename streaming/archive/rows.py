@@ -1,4 +1,4 @@
-"""The rows that the archive keeps of Kafka's records: a table of a topic's columns, heartbeats, bad lines."""
+"""Decodes Kafka's records for the archive: a table of a topic's columns, heartbeats, bad lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streaming.topics import EXAMPLES, IMPRESSIONS
 
 
 class Rows(NamedTuple):
-    """Of one partition: the records' table, progress in its order, (place, kind, reason) of each bad line."""
+    """The records of one partition: their table, the progress in order, and (place, kind, reason) of each bad line."""
 
     table: pa.Table
     beats: list[Progress]
@@ -31,7 +31,7 @@ class Decoder:
         self._contract = Contract(declaration)
 
     def rows(self, topic: str, partition: int, records: Sequence[Any]) -> Rows:
-        """The rows of one partition's records, in their order."""
+        """Decodes the records of one partition, in their order."""
         if topic == EXAMPLES:
             return self._examples(partition, records)
         events: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
-"""Judges the bytes of a message by schema.json: the publisher, the archive and the feature push all ask here.
+"""Judges the bytes of a message by schema.json, for the publisher, the archive and the feature push.
 
     contract = Contract(declaration)
     event = contract.read("impressions", message)      # BadMessage has a kind and a reason
 
-The join's Contract.java reads the same file. tests/vectors/events.json holds both to one table of messages.
+The join's Contract.java reads the same file. tests/vectors/events.json has messages that both must judge alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_TIME_MS: int = SCHEMA["$defs"]["time"]["maximum"]
 MAX_SUBTASKS: int = SCHEMA["progress"]["properties"]["subtasks"]["maximum"]
 
 KINDS = ("size", "encoding", "json", "missing", "type", "range", "length", "reserved", "task")
-"""Why a message is bad: too large; no UTF-8; no JSON object; a field is missing, of a wrong type, out of its range, too
+"""The kinds of faults: too large; no UTF-8; no JSON object; a field is missing, of a wrong type, out of its range, too
 long or too short, a reserved id; an action that is no task."""
 
 
@@ -57,7 +57,7 @@ class Contract:
         return event
 
     def defaults(self, topic: str) -> dict[str, Any]:
-        """Field -> the value of an absent one."""
+        """Field -> its value if it is absent."""
         properties = self._schemas[topic]["properties"]
         return {name: schema["default"] for name, schema in properties.items() if "default" in schema}
 
@@ -144,7 +144,7 @@ _TYPES: dict[str, Any] = {
 
 
 def _check(schema: dict[str, Any], value: Any, name: str) -> None:
-    """Raises BadMessage unless `value` fits the part of JSON Schema that schema.json uses."""
+    """Raises BadMessage unless `value` fits. Knows the part of JSON Schema that schema.json uses."""
     kind = schema["type"]
     if not isinstance(value, _TYPES[kind]) or isinstance(value, bool):
         raise BadMessage("type", f"{name} is {_short(value)}, allowed is {kind}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import logging
 import os
 import shutil
 import tarfile
@@ -17,10 +16,13 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from common import process
+from common.disk import made_once
+
 CONNECT_S = 10.0
 _CHUNK = 1 << 20
 
-log = logging.getLogger("download")
+log = process.logger("download")
 
 
 class NoConnection(ValueError):
@@ -42,8 +44,7 @@ class Archive(NamedTuple):
 
 
 def cache() -> Path:
-    given = os.environ.get("MINUTEHAND_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "minutehand"
+    return Path(os.environ.get("MINUTEHAND_CACHE") or "~/.cache/minutehand").expanduser()
 
 
 def fetch(archive: Archive, folder: Path | None = None) -> Path:
@@ -64,16 +65,12 @@ def fetch(archive: Archive, folder: Path | None = None) -> Path:
     if md5 != archive.md5:
         packed.unlink()
         raise ValueError(f"{archive.url}: md5 is {md5}, expected is {archive.md5}; removed, try again")
-    aside = root / f"{archive.name}.{os.getpid()}.new"
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        _unpack(packed, archive.members, aside)
-        aside.rename(target)  # from here on the folder exists and is complete
+        with made_once(target) as aside:
+            _unpack(packed, archive.members, aside)
     except OSError:
         if not target.is_dir():  # else another process was first
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     packed.unlink(missing_ok=True)
     return target
 
@@ -112,7 +109,6 @@ def _download(url: str, to: Path) -> None:
 
 
 def _unpack(packed: Path, members: tuple[str, ...], folder: Path) -> None:
-    folder.mkdir()
     wanted = set(members)
     with tarfile.open(packed, "r:gz") as tar:
         for member in tar:

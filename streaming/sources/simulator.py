@@ -153,22 +153,22 @@ class Simulator:
         age = _age(ts_ms, self.birth[clip])
         parties, topics = self.viewer_party[viewer] + 1, self.topics[clip] + 1
         rows = zip(
-            viewer.tolist(), parties.tolist(), clip.tolist(), self.clip_id[clip].tolist(), ts_ms.tolist(),
+            viewer.tolist(), parties.tolist(), self.clip_id[clip].tolist(), ts_ms.tolist(),
             self.maker[clip].astype(int).tolist(), topics.tolist(), age,
             happened.tolist(), after.tolist(), strict=True,
         )  # fmt: skip
-        for k, (who, party, _, clip_id, ts, maker, about, old, did, when) in enumerate(rows):
+        for k, (viewer_id, party, clip_id, ts, maker, clip_topics, clip_age, actions, times) in enumerate(rows):
             features = {
-                "viewer": who,
+                "viewer": viewer_id,
                 "party": party,
                 "clip": clip_id,
                 "maker": maker,
-                "topics": about,
-                "party_topics": _cross(party, about),
-                "age": old,
+                "topics": clip_topics,
+                "party_topics": _cross(party, clip_topics),
+                "age": clip_age,
             }
-            outcomes = {task: t for task, yes, t in zip(declaration.tasks, did, when, strict=True) if yes}
-            yield Exposure(f"s{self.seed}-{minute}-{k}", who, clip_id, ts, features, outcomes)
+            outcomes = {task: t for task, done, t in zip(declaration.tasks, actions, times, strict=True) if done}
+            yield Exposure(f"s{self.seed}-{minute}-{k}", viewer_id, clip_id, ts, features, outcomes)
 
     @staticmethod
     def _outcomes(rng: np.random.Generator, p: NDArray[np.float64]) -> NDArray[np.bool_]:

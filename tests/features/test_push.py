@@ -97,13 +97,15 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
     pusher.start()
     store, waiting, sent = Features(folder, str(SHOP)), [], []
     with Publisher(broker.bootstrap, DECLARATION) as publisher:
-        for third in range(3):
+        for third in (live[:100], live[100:200], live[200:]):
+            sent += serve(third[:40], store, publisher, waiting)
+            pusher.until(lambda at=third[39].ts_ms: pusher.metric("event_ms") >= at, "what was served is pushed")
             # Killed twice: anywhere between reading, pushing and committing. The app goes on meanwhile.
-            sent += serve(live[third * 100 : third * 100 + 80], store, publisher, waiting)
-            if third < 2:
+            sent += serve(third[40:80], store, publisher, waiting)
+            if third[-1] != live[-1]:
                 pusher.process.kill()
-            sent += serve(live[third * 100 + 80 : third * 100 + 100], store, publisher, waiting)
-            if third < 2:
+            sent += serve(third[80:], store, publisher, waiting)
+            if third[-1] != live[-1]:
                 pusher.start()
         for at_ms, impression_id, task in sorted(waiting):
             publisher.send(topics.ACTIONS, action(impression_id, task, at_ms))
@@ -135,7 +137,7 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
         capture_output=True, text=True, timeout=WAIT_S, cwd=PROJECT,
     )  # fmt: skip
     pusher.process.kill()
-    assert second.returncode == 2 and "another process pushes into it" in second.stderr
+    assert second.returncode == 2 and "a feature folder has one pusher" in second.stderr
 
 
 class Dying(Features):

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from streaming.contract.contract import MAX_MESSAGE_BYTES
-from streaming.publisher import DEAD_BYTES, Publisher, Stopped, action, impression
+from streaming.dead_letters import DEAD_BYTES
+from streaming.publisher import Publisher, Stopped, action, impression
 from streaming.sources.simulator import declaration
 from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, create
 from tests.support.broker import Broker

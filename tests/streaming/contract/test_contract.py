@@ -83,7 +83,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
         def send(self, topic: str, value: bytes, **_: Any) -> None:
             messages.append((topic, value))
 
-    monkeypatch.setattr("kafka.KafkaProducer", Producer)
+    monkeypatch.setattr("streaming.publisher.KafkaProducer", Producer)
     return messages
 
 

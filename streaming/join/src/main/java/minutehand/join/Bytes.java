@@ -14,14 +14,10 @@ final class Bytes {
         return text.getBytes(StandardCharsets.UTF_8);
     }
 
-    /** Whether the message may be read as JSON in UTF-8: well-formed, and no NUL (which would make a reader guess UTF-16). */
-    static boolean isText(byte[] message) {
+    static boolean isUtf8(byte[] message) {
         boolean ascii = true;
         for (byte b : message) {
-            if (b == 0) {
-                return false;
-            }
-            ascii &= b > 0;
+            ascii &= b >= 0;
         }
         if (ascii) {
             return true;

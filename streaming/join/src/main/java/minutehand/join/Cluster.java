@@ -23,7 +23,7 @@ import org.apache.kafka.clients.consumer.OffsetResetStrategy;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.common.TopicPartition;
 
-/** Flink and both ends of Kafka as this project sets them up; the join and the benchmark's pass-through job share it. */
+/** Sets up Flink, the Kafka source and the Kafka sink, for the join and the benchmark's pass-through job. */
 final class Cluster {
     private Cluster() {}
 
@@ -39,7 +39,7 @@ final class Cluster {
                 Map.entry("rest.bind-address", settings.restAddress),
                 Map.entry("rest.port", "" + settings.restPort),
                 Map.entry("rest.bind-port", "" + settings.restPort),
-                // Whoever reaches the page may look, not submit code.
+                // Visitors of the page may look; they may not submit code.
                 Map.entry("web.submit.enable", "false"),
                 Map.entry("execution.checkpointing.interval", settings.checkpointMs + " ms"),
                 Map.entry("execution.checkpointing.mode", "EXACTLY_ONCE"),
@@ -62,17 +62,17 @@ final class Cluster {
                 // Most lookups are of impressions that are not there yet.
                 Map.entry("state.backend.rocksdb.use-bloom-filter", "true"),
                 Map.entry("state.backend.rocksdb.options-factory", RocksOptions.class.getName()),
-                // The nearest timers of each key group are kept in memory; below it each batch of them is a seek.
+                // So many timers of each key group stay in memory. Each further batch of them costs a seek on the disk.
                 Map.entry("state.backend.rocksdb.timer-service.cache-size", "1024"),
                 Map.entry("taskmanager.memory.managed.size", "256m"),
-                // How long a record may wait for company between two operators: a part of freshness.
+                // The longest time that a record waits in a network buffer. It adds to the age of the served model.
                 Map.entry("execution.buffer-timeout.interval", "10 ms")
         ).forEach(c::setString);
         resume.ifPresent(path -> c.setString("execution.state-recovery.path", path.toUri().toString()));
         return c;
     }
 
-    /** Both topics as one stream of events, with event time from heartbeats, a partition each. */
+    /** Both topics as one stream of events. Heartbeats give the event time of each partition. */
     static SingleOutputStreamOperator<Event> events(StreamExecutionEnvironment env, Settings settings) {
         KafkaSource<Event> source = KafkaSource.<Event>builder()
                 .setBootstrapServers(settings.bootstrap)
@@ -81,14 +81,14 @@ final class Cluster {
                 .setStartingOffsets(new FromTheBeginning())
                 .setDeserializer(new Deserializer(settings))
                 .setProperty("isolation.level", "read_committed")
-                // Positions are the checkpoint's; nobody asks the broker for them.
+                // The checkpoint has the positions; the broker needs none.
                 .setProperty("commit.offsets.on.checkpoint", "false")
                 .build();
         long disorder = settings.maxDisorderMs;
         return env.fromSource(source, WatermarkStrategy.forGenerator(context -> new Heartbeats(disorder)), "events").uid("events");
     }
 
-    /** Examples, dead and late records go through one transaction a checkpoint: all of them exactly once. */
+    /** Writes examples, dead and late records in one transaction per checkpoint: each exactly once. */
     static KafkaSink<ProducerRecord<byte[], byte[]>> sink(Settings settings) {
         Properties producer = new Properties();
         producer.put("transaction.timeout.ms", "" + settings.transactionTimeoutMs);
@@ -100,7 +100,7 @@ final class Cluster {
                 .setKafkaProducerConfig(producer)
                 .setRecordSerializer(new AsItIs(settings))
                 .setDeliveryGuarantee(DeliveryGuarantee.EXACTLY_ONCE)
-                // Reuses its transactional ids. The other strategy leaves a new one at the broker each checkpoint, for a week.
+                // Reuses transactional ids. The other strategy makes one each checkpoint, kept for a week.
                 .setTransactionNamingStrategy(TransactionNamingStrategy.POOLING)
                 .setTransactionalIdPrefix("minutehand-" + settings.examples)
                 .build();
@@ -113,7 +113,7 @@ final class Cluster {
             topics = settings.outputs();
         }
 
-        /** Where transactions of a former life may be open: the sink asks the broker for those. */
+        /** The topics in which a former process may have left open transactions: the sink asks the broker for those. */
         @Override
         public Optional<KafkaDatasetFacet> getKafkaDatasetFacet() {
             return Optional.of(new DefaultKafkaDatasetFacet(DefaultKafkaDatasetIdentifier.ofTopics(topics)));
@@ -125,7 +125,7 @@ final class Cluster {
         }
     }
 
-    /** A first start reads all there is. A resumed position that is gone stops the job: going on elsewhere would lose events silently. */
+    /** A first start reads everything. The job stops if a resumed position is gone: it would lose events otherwise. */
     private static final class FromTheBeginning implements OffsetsInitializer {
         @Override
         public Map<TopicPartition, Long> getPartitionOffsets(java.util.Collection<TopicPartition> partitions, PartitionOffsetsRetriever retriever) {

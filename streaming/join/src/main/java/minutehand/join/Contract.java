@@ -7,17 +7,17 @@ import java.util.Set;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMapper;
 
-/** The limits of a message, as streaming/contract/schema.json has them: the file that Python judges by as well. */
+/** The limits of a message. They are those of streaming/contract/schema.json, which Python reads too. */
 final class Contract {
     static final int VERSION;
     static final int MAX_BYTES;
     static final int MAX_DEPTH;
-    /** Of a number as it is written. With the other limits it bounds an example, so that the broker takes each that we write. */
+    /** The length of a written number. With the other limits it bounds an example: the broker takes every one. */
     static final int MAX_NUMBER_CHARACTERS;
     static final int MAX_LIST;
     static final int MAX_KEY_BYTES;
     static final int MAX_TEXT_BYTES;
-    /** The end of year 9999: no sum of a time and a window overflows below it. */
+    /** The end of year 9999: the sum of such a time and a window never overflows. */
     static final long MAX_TIME_MS;
     /** A number below it is finite as a float32. */
     static final double NUMBER_BELOW;

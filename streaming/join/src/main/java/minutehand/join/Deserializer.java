@@ -7,9 +7,9 @@ import org.apache.flink.util.Collector;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 
 /**
- * Makes events of both topics' messages, inside the source, so that event time is known for each Kafka partition.
+ * Makes events of the messages of both topics. It runs inside the source, where Flink knows each record's partition.
  *
- * <p>Never throws: what throws here stops the job, and would stop it again at the same message after each restart.
+ * <p>It never throws. An exception would stop the job, and stop it at the same message again after each restart.
  */
 final class Deserializer implements KafkaRecordDeserializationSchema<Event> {
     private final Settings settings;
@@ -41,7 +41,7 @@ final class Deserializer implements KafkaRecordDeserializationSchema<Event> {
         try {
             parser.parse(message, event);
             event.message = event.kind == Event.HEARTBEAT ? event.message : message;
-        } catch (Parser.Bad e) {
+        } catch (Bad e) {
             event.bad(records.explained(e.kind, e.getMessage(), event, message));
         } catch (RuntimeException e) {
             event.bad(records.explained("json", "cannot be read: " + e, event, message));

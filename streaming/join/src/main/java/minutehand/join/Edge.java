@@ -14,10 +14,10 @@ import org.apache.flink.streaming.api.functions.ProcessFunction;
 import org.apache.flink.util.Collector;
 
 /**
- * Lets events through, takes heartbeats out, and makes events of the far future bad: one of them would hold its state for years.
+ * Passes events on, takes heartbeats out, and makes events of the far future bad: their state would stay for years.
  *
- * <p>"Far" is judged against the newest heartbeat before the event in its own partition. Against the time of the whole join it would
- * depend on which partition happens to be read first: after an hour of downtime good events would be refused.
+ * <p>It compares an event with the newest heartbeat before it in its own partition. The time of the whole join would
+ * not do: it depends on which partition is read first, and after an hour of downtime good events would be refused.
  */
 final class Edge extends ProcessFunction<Event, Event> implements CheckpointedFunction {
     static final long FUTURE_MS = 3_600_000;

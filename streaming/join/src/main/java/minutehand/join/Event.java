@@ -6,10 +6,11 @@ import org.apache.flink.core.memory.DataOutputView;
 import org.apache.flink.types.CopyableValue;
 
 /**
- * One message of a topic after the edge. A Flink Value, so that Flink serializes it by the four methods below, without reflection.
+ * One message of a topic. It is a Flink Value, so that Flink serializes it by the methods below, without reflection.
  *
- * <p>`key` is the impression_id (empty in a heartbeat or a bad message). `body` is what the kind needs: the impression's part of an
- * example, or a bad message's finished dead record. `message` is what came from Kafka, for the records of late and dead ones.
+ * <p>`key` is the impression_id, empty in a heartbeat or bad message. `body` depends on the kind: an impression's part
+ * of an example, an action's value, or the dead record of a bad message. `message` holds the bytes from Kafka, which
+ * late and dead records repeat.
  */
 public final class Event implements CopyableValue<Event> {
     static final byte IMPRESSION = 0;
@@ -19,7 +20,7 @@ public final class Event implements CopyableValue<Event> {
     private static final byte[] NONE = new byte[0];
 
     byte kind;
-    /** Whether it came from `actions`; else from `impressions`. */
+    /** True: from the topic `actions`; false: from `impressions`. */
     boolean fromActions;
     int partition;
     long offset;

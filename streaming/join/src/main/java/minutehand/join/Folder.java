@@ -14,17 +14,17 @@ import java.util.Optional;
 import java.util.stream.Stream;
 
 /**
- * state_dir: what the job keeps between two lives.
+ * The job's folder, state_dir: what stays when its process ends.
  *
  * <pre>
  * LOCK                                     held while a job lives
  * job.json                                 whose state this is: Kafka's cluster and topic ids, the declaration
- * checkpoints/(job id)/chk-(n)/_metadata   there once the checkpoint is complete; n goes on counting after a resume
+ * checkpoints/(job id)/chk-(n)/_metadata   exists once the checkpoint is complete; a resume continues n
  * tmp/                                     RocksDB's working files; emptied at each start
  * </pre>
  */
 final class Folder {
-    /** Held by the process: a lock whose channel is collected as garbage is let go. */
+    /** References for the life of the process: a lock is released when its channel is collected as garbage. */
     private static final List<FileLock> LOCKS = new ArrayList<>();
 
     private final Path root;
@@ -57,10 +57,10 @@ final class Folder {
         LOCKS.add(lock);
     }
 
-    /** The newest completed checkpoint. Only that one may be resumed: the Kafka transactions of older ones are committed already. */
+    /** The newest completed checkpoint. No older one may be resumed: Kafka has its transactions already. */
     Optional<Path> newestCheckpoint() throws IOException {
-        try (Stream<Path> found = Files.find(checkpoints(), 3, (path, attributes) -> path.endsWith("_metadata"))) {
-            return found.map(Path::getParent).filter(path -> path.getFileName().toString().startsWith("chk-"))
+        try (Stream<Path> files = Files.find(checkpoints(), 3, (path, attributes) -> path.endsWith("_metadata"))) {
+            return files.map(Path::getParent).filter(path -> path.getFileName().toString().startsWith("chk-"))
                     .max(Comparator.comparingLong(Folder::number));
         }
     }
@@ -69,7 +69,7 @@ final class Folder {
         return Long.parseLong(checkpoint.getFileName().toString().substring("chk-".length()));
     }
 
-    /** Removes the files of former lives but the one that is resumed. Its first checkpoint refers to none of them (NO_CLAIM). */
+    /** Removes the checkpoints of all jobs but the resumed one. A job refers to no files of others (NO_CLAIM). */
     void keepOnly(Path checkpoint) throws IOException {
         try (Stream<Path> jobs = Files.list(checkpoints())) {
             for (Path job : (Iterable<Path>) jobs::iterator) {
@@ -80,7 +80,7 @@ final class Folder {
         }
     }
 
-    /** Refuses to resume a state that belongs to something else: `owner` is compared with what the first life wrote. */
+    /** Refuses to resume the state of another job: compares `owner` with what the first start wrote. */
     void claim(String owner, boolean resuming) throws IOException {
         Path file = root.resolve("job.json");
         if (resuming && Files.exists(file)) {
@@ -101,8 +101,8 @@ final class Folder {
             return;
         }
         List<Path> paths;
-        try (Stream<Path> found = Files.walk(folder)) {
-            paths = found.sorted(Comparator.reverseOrder()).toList();
+        try (Stream<Path> files = Files.walk(folder)) {
+            paths = files.sorted(Comparator.reverseOrder()).toList();
         } catch (UncheckedIOException e) {
             throw e.getCause();
         }

@@ -4,7 +4,10 @@ import org.apache.flink.api.common.eventtime.Watermark;
 import org.apache.flink.api.common.eventtime.WatermarkGenerator;
 import org.apache.flink.api.common.eventtime.WatermarkOutput;
 
-/** Event time of one Kafka partition: its newest heartbeat - max_disorder_ms - 1. Nothing else moves it; Flink takes the least of all. */
+/**
+ * The event time of one Kafka partition: its newest heartbeat - max_disorder_ms - 1. Only heartbeats move it. Flink
+ * takes the least of all partitions.
+ */
 final class Heartbeats implements WatermarkGenerator<Event> {
     private final long maxDisorderMs;
     private long newest = Long.MIN_VALUE;

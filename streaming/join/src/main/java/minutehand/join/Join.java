@@ -22,12 +22,12 @@ import org.apache.kafka.clients.producer.ProducerRecord;
 /**
  * The state machine of an impression (docs/example.md).
  *
- * <p>One state value an impression_id, and one timer that ends it. Empty: "none"; else {@link State} tells "waiting" from "held actions".
- * W is Flink's watermark, or the floor of a restored job while that is higher: watermarks are not checkpointed, and without the floor a
- * late duplicate could open a closed window again.
+ * <p>Each impression_id has one state value and one timer that ends it. No value is the state "none"; {@link State}
+ * tells "waiting" from "held actions". W is Flink's watermark, or the floor of a restored job while that is higher.
+ * Watermarks are not checkpointed; without the floor a late duplicate could open a closed window again.
  */
 final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte[], byte[]>> implements CheckpointedFunction {
-    /** More held actions for one unknown impression than this are no traffic but a fault. */
+    /** More held actions of one unknown impression are a fault of the client. */
     static final int MAX_HELD = 256;
 
     private final Settings settings;
@@ -63,12 +63,12 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
         dead = metrics.counter("dead");
     }
 
-    /** Event time has come to `watermark`, and all that it caused is written. */
+    /** Event time has reached `watermark`, and all its records are written. */
     void passed(long watermark) {
         floor = Math.max(floor, watermark);
     }
 
-    /** The time of the join, W: it never falls, not by a restore either. */
+    /** The time of the join, W. It never falls, even after a restore. */
     long time() {
         return floor;
     }
@@ -113,7 +113,7 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
         context.timerService().registerEventTimeTimer(event.tsMs + settings.windowMs);
     }
 
-    /** Judges an action against its waiting impression; true if the state changed. */
+    /** Judges an action by its waiting impression. Returns whether the state changed. */
     private boolean answer(Event action, byte[] waiting, Collector<ProducerRecord<byte[], byte[]>> out) {
         long shown = State.shownMs(waiting);
         if (action.tsMs < shown) {
@@ -144,27 +144,27 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
         }
         if (State.isWaiting(now)) {
             long closes = State.shownMs(now) + settings.windowMs;
-            // An earlier timer is that of an action that was held once.
+            // An earlier timer belongs to an action that was held before the impression came.
             if (time >= closes) {
                 close(context.getCurrentKey(), now, closes, out);
                 state.clear();
             }
             return;
         }
-        List<Event> kept = new ArrayList<>();
+        List<Event> younger = new ArrayList<>();
         for (Event action : State.held(now)) {
             if (action.tsMs <= time) {
                 late(action, "no impression waiting", out);
             } else {
-                kept.add(action);
+                younger.add(action);
             }
         }
-        if (kept.isEmpty()) {
+        if (younger.isEmpty()) {
             state.clear();
             return;
         }
         byte[] rest = null;
-        for (Event action : kept) {
+        for (Event action : younger) {
             rest = State.hold(rest, action);
         }
         state.update(rest);
@@ -196,7 +196,7 @@ final class Join extends KeyedProcessFunction<String, Event, ProducerRecord<byte
 
     @Override
     public void initializeState(FunctionInitializationContext context) throws Exception {
-        // A union, so that each subtask of a rescaled job sees the highest.
+        // A union: each subtask of a rescaled job sees the highest floor.
         savedFloor = context.getOperatorStateStore().getUnionListState(new ListStateDescriptor<>("floor", Types.LONG));
         for (long saved : savedFloor.get()) {
             floor = Math.max(floor, saved);

@@ -14,7 +14,7 @@ import org.apache.kafka.clients.producer.ProducerRecord;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
-/** The join: impressions and actions in, examples out. Runs in its own process; the same jar runs on a Flink cluster. */
+/** The join: impressions and actions in, examples out. It runs in its own process, or on a Flink cluster. */
 public final class JoinJob {
     /** The number of key groups too: fixed for the life of a state. */
     static final int MAX_PARALLELISM = 64;
@@ -23,8 +23,8 @@ public final class JoinJob {
     private static final String HELP = """
             minutehand.join.JoinJob SETTINGS.json
 
-            Joins the topics impressions and actions into examples (docs/example.md). It resumes from the newest completed checkpoint in
-            state_dir by itself, or begins at the oldest messages. Settings, with their defaults:
+            Joins the topics impressions and actions into examples (docs/example.md). It resumes from the newest completed
+            checkpoint in state_dir by itself, or begins at the oldest messages. Settings, with their defaults:
               bootstrap                Kafka, host:port
               source                   the source's name
               declaration              features and tasks, as of streaming.declaration.Declaration.to_json()
@@ -80,7 +80,7 @@ public final class JoinJob {
                 System.exit(1);
             }
         }
-        // A cancelled job comes back here while the hook is still at work; the hook ends the process.
+        // A cancelled job returns here while the hook still runs; the hook ends the process.
         Thread.currentThread().join();
     }
 
@@ -102,7 +102,7 @@ public final class JoinJob {
         return client;
     }
 
-    /** On SIGTERM and SIGINT: the newest checkpoint stays, what came after it is read again in the next life. */
+    /** On SIGTERM and SIGINT: the newest checkpoint stays. The next start reads again what came after it. */
     private static void end(JobClient client, AtomicBoolean ending) {
         if (!ending.compareAndSet(false, true)) {
             return;
@@ -111,7 +111,7 @@ public final class JoinJob {
             client.cancel().get(10, TimeUnit.SECONDS);
             client.getJobExecutionResult().get(10, TimeUnit.SECONDS);
         } catch (Exception e) {
-            // A cancelled job has no result: this is how it says so.
+            // A cancelled job has no result, which is reported as an exception.
         }
         LOG.info("ended");
         Runtime.getRuntime().halt(0);

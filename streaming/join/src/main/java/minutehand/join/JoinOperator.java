@@ -6,8 +6,9 @@ import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
 import org.apache.kafka.clients.producer.ProducerRecord;
 
 /**
- * Runs the join and tells its progress: when event time has moved to W and every window that this closes is written, one record goes
- * into each partition of `examples`. A function cannot do this, it is not told of watermarks; so it is an operator.
+ * Runs the join and reports its progress: when event time has moved to W and the examples of all windows that end by
+ * then are written, it writes one record to each partition of `examples`. It is an operator, because a function does
+ * not see watermarks.
  */
 final class JoinOperator extends KeyedProcessOperator<String, Event, ProducerRecord<byte[], byte[]>> {
     private final Settings settings;
@@ -30,9 +31,9 @@ final class JoinOperator extends KeyedProcessOperator<String, Event, ProducerRec
 
     @Override
     public void processWatermark(Watermark mark) throws Exception {
-        // Windows close in here. It comes back before the floor moves: what closes now is judged by the time before.
+        // This closes windows, and returns before the floor moves: their examples are judged by the time before.
         super.processWatermark(mark);
-        // After a restore event time may begin behind the floor: progress never falls. The last mark of a bounded source is no time.
+        // After a restore, event time may begin below the floor; progress never falls. MAX_VALUE ends a bounded source.
         if (mark.getTimestamp() <= join.time() || mark.getTimestamp() == Long.MAX_VALUE) {
             return;
         }

@@ -7,8 +7,8 @@ import org.apache.flink.util.Collector;
 import org.apache.kafka.clients.producer.ProducerRecord;
 
 /**
- * What the join is measured beside (benchmarks/joiner.py): the same sources, parsing, keys, checkpoints and transactions, but each event
- * is written as it came, without state and without a timer.
+ * The job with which benchmarks/joiner.py compares the join. It has the same sources, parsing, keys, checkpoints and
+ * transactions. It writes each event as it came, without state and without a timer.
  */
 public final class PassThrough {
     private PassThrough() {}

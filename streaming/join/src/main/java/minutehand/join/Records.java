@@ -7,9 +7,9 @@ import java.util.Base64;
 import java.util.HexFormat;
 import org.apache.kafka.clients.producer.ProducerRecord;
 
-/** Writes what the join sends: examples, progress, dead and late records (docs/example.md, "Out"). Not for two threads. */
+/** Writes the join's records: examples, progress, dead and late ones (docs/example.md, "Out"). Not for two threads. */
 final class Records {
-    private static final int KEPT_BYTES = 64 * 1024;
+    private static final int MESSAGE_BYTES = 64 * 1024;
 
     private final Settings settings;
     private final byte[] positiveHead = head("positive");
@@ -54,15 +54,15 @@ final class Records {
         return new ProducerRecord<>(settings.examples, partition, null, buffer.toArray());
     }
 
-    /** What the dead record of a message says; the record's topic follows from where the message came from. */
+    /** The value of a message's dead or late record: the message, where it came from, and the reason. */
     byte[] explained(String kind, String reason, Event event, byte[] message) {
         byte[] bytes = message == null ? new byte[0] : message;
-        byte[] kept = bytes.length > KEPT_BYTES ? Arrays.copyOf(bytes, KEPT_BYTES) : bytes;
+        byte[] begin = bytes.length > MESSAGE_BYTES ? Arrays.copyOf(bytes, MESSAGE_BYTES) : bytes;
         buffer.clear();
         buffer.ascii("{\"kind\":").quoted(kind).ascii(",\"reason\":").quoted(reason).ascii(",\"topic\":").quoted(origin(event));
         buffer.ascii(",\"partition\":").number(event.partition).ascii(",\"offset\":").number(event.offset);
         buffer.ascii(",\"size\":").number(bytes.length).ascii(",\"sha256\":\"").ascii(sha256(bytes));
-        buffer.ascii("\",\"message\":\"").put(Base64.getEncoder().encode(kept)).ascii("\"}");
+        buffer.ascii("\",\"message\":\"").put(Base64.getEncoder().encode(begin)).ascii("\"}");
         return buffer.toArray();
     }
 

@@ -7,10 +7,11 @@ import org.rocksdb.CompressionType;
 import org.rocksdb.DBOptions;
 
 /**
- * RocksDB for a state whose every checkpoint, up to five a second, flushes a small file, and whose every entry is gone after a window.
+ * RocksDB's options for the join's state. Each checkpoint, up to five a second, flushes a small file; each entry is
+ * deleted after a window.
  *
- * <p>By default four such files start a compaction that rewrites all the state, each second: half of the join's CPU time. Waiting for
- * more of them costs readers a bloom filter each, and much of what would be rewritten is deleted meanwhile.
+ * <p>By default four such files start a compaction of the whole state, each second: half of the join's CPU time. With
+ * more files a read checks more bloom filters, and most entries are deleted before a compaction would rewrite them.
  */
 public final class RocksOptions implements RocksDBOptionsFactory {
     private static final int FILES_TO_COMPACT = 24;

@@ -12,7 +12,7 @@ import java.util.stream.Stream;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.ObjectMapper;
 
-/** The job's settings, read from one JSON file. A wrong one is refused by its name, with what was given and what is allowed. */
+/** The job's settings, read from one JSON file. An error names the setting, its value and what is allowed. */
 final class Settings implements Serializable {
     private static final Set<String> NAMES = Set.of("bootstrap", "source", "declaration", "pi", "salt", "checkpoint_ms", "state_dir",
             "rest_port", "rest_address", "parallelism", "topics", "transaction_timeout_ms");
@@ -39,7 +39,7 @@ final class Settings implements Serializable {
     final String actions;
     final String examples;
     final long transactionTimeoutMs;
-    /** sha256 of what the kept state depends on. */
+    /** sha256 of all that the checkpointed state depends on. */
     final String fingerprint;
 
     static Settings read(Path file) throws IOException {
@@ -68,7 +68,7 @@ final class Settings implements Serializable {
         restPort = (int) integer(root, "rest_port", 0L, 0, 65_535);
         restAddress = text(root, "rest_address", "127.0.0.1");
         parallelism = (int) integer(root, "parallelism", 1L, 1, JoinJob.MAX_PARALLELISM);
-        // A transaction that was prepared and times out while the job is down is lost; the broker allows 15 minutes by default.
+        // A prepared transaction that times out while the job is down is lost. The broker allows 15 minutes by default.
         transactionTimeoutMs = integer(root, "transaction_timeout_ms", 900_000L, 10 * checkpointMs, 86_400_000);
         JsonNode topics = root.path("topics");
         impressions = text(topics, "topics.impressions", "impressions");
@@ -85,7 +85,7 @@ final class Settings implements Serializable {
             check(task.isTextual() && !task.asText().isEmpty(), "declaration.tasks", task, "names of actions");
             tasks.add(task.asText());
         }
-        // A task is a bit of a long in the state of an impression.
+        // The state of an impression has one bit of a long for each task.
         check(tasks.size() >= 1 && tasks.size() <= 64, "declaration.tasks", declaration.get("tasks"), "1 to 64 names");
         features = new ArrayList<>();
         for (JsonNode feature : declaration.path("features")) {
@@ -94,7 +94,7 @@ final class Settings implements Serializable {
         fingerprint = Records.sha256(Bytes.utf8(Contract.VERSION + source + tasks + features + windowMs));
     }
 
-    /** All topics the job writes. */
+    /** All topics that the job writes. */
     List<String> outputs() {
         return List.of(examples, impressions + ".dead", impressions + ".late", actions + ".dead", actions + ".late");
     }
@@ -105,13 +105,13 @@ final class Settings implements Serializable {
         JsonNode fallback = node.path("default");
         switch (node.path("kind").asText()) {
             case "id" -> {
-                check(fallback.isMissingNode() || Parser.isId(fallback), where + ".default", fallback, "an int64, not a reserved one");
+                check(fallback.isMissingNode() || Values.isId(fallback), where + ".default", fallback, "an int64, not a reserved one");
                 return new Feature(name, Kind.ID, fallback.isMissingNode() ? "0" : fallback.toString());
             }
             case "ids" -> {
                 boolean fine = fallback.isMissingNode() || fallback.isArray();
                 for (JsonNode id : fallback) {
-                    fine &= Parser.isId(id);
+                    fine &= Values.isId(id);
                 }
                 check(fine, where + ".default", fallback, "a list of int64, none a reserved one");
                 return new Feature(name, Kind.IDS, fallback.isMissingNode() ? "[]" : fallback.toString());
@@ -147,9 +147,9 @@ final class Settings implements Serializable {
         return value.asLong();
     }
 
-    private static void check(boolean fine, String name, JsonNode given, String allowed) {
+    private static void check(boolean fine, String name, JsonNode value, String allowed) {
         if (!fine) {
-            throw new IllegalArgumentException("setting " + name + " is " + (given == null ? "missing" : given) + ": allowed is " + allowed);
+            throw new IllegalArgumentException("setting " + name + " is " + (value == null ? "missing" : value) + ": allowed is " + allowed);
         }
     }
 }

@@ -10,7 +10,7 @@ import org.apache.flink.core.memory.DataInputDeserializer;
 import org.apache.flink.core.memory.DataOutputSerializer;
 
 /**
- * The bytes kept for one impression_id, written and read by hand: they are most of the state, and no field is ever parsed again.
+ * The state of one impression_id as bytes, written and read by hand: they are most of the job's state.
  *
  * <pre>
  * waiting:  1 | shown ms (8) | closed tasks, a bit each (8) | the impression's part of an example
@@ -53,7 +53,7 @@ final class State {
         return state == null || state[0] != HELD ? 0 : (state[1] & 0xff) << 8 | state[2] & 0xff;
     }
 
-    /** `held` (or null: none yet) with one more action at its end. */
+    /** Adds an action at the end of `held` (null: none yet). */
     static byte[] hold(byte[] held, Event action) throws IOException {
         DataOutputSerializer out = new DataOutputSerializer(256);
         out.writeByte(HELD);
@@ -65,7 +65,7 @@ final class State {
         return out.getCopyOfBuffer();
     }
 
-    /** The held actions in the order they came. */
+    /** The held actions, in the order in which they came. */
     static List<Event> held(byte[] state) throws IOException {
         int count = heldCount(state);
         List<Event> actions = new ArrayList<>(count);

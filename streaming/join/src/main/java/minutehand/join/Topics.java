@@ -13,7 +13,7 @@ import org.apache.kafka.clients.admin.TopicDescription;
 import org.apache.kafka.common.KafkaFuture;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 
-/** What the broker says of the job's topics, asked once at the start. */
+/** The identity and partitions of the job's topics. The broker is asked once, at the start. */
 record Topics(String clusterId, Map<String, String> ids, Map<String, Integer> partitions) {
     private static final long TIMEOUT_S = 30;
 
@@ -40,7 +40,7 @@ record Topics(String clusterId, Map<String, String> ids, Map<String, Integer> pa
                 }
             }
             int least = Math.min(partitions.get(settings.impressions), partitions.get(settings.actions));
-            // A subtask that reads no partition would hold event time at its beginning for ever.
+            // Event time would never advance in a subtask that reads no partition.
             if (settings.parallelism > least) {
                 throw new IllegalArgumentException("setting parallelism is " + settings.parallelism + ": allowed is 1 to " + least
                         + ", the partitions of each input topic");
