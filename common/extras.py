@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from common.errors import InputError
+
 PRODUCTS = {"airflow": ("Airflow", "airflow"), "feast": ("Feast", "feast"), "tracking": ("MLflow", "mlflow")}
 """Extra -> the product it installs, and that product's package."""
 
 
-class MissingExtra(ValueError):
+class MissingExtra(InputError):
     """An extra is not installed; the message names it."""
 
 

@@ -10,7 +10,7 @@ from infra.settings import PROJECT, Settings
 from streaming import topics
 
 LIBS = PROJECT / "build/kafka/libs"
-# Any 16 bytes in base64; one platform has one node, so the name tells nothing.
+# Any 16 bytes in base64. A platform has one node, so nothing depends on the name.
 CLUSTER_ID = "bWludXRlaGFuZDAwMDAwMA"
 
 
@@ -25,7 +25,7 @@ def properties(settings: Settings, folder: Path, port: int, controller_port: int
     return {
         "process.roles": "broker,controller",
         "node.id": 1,
-        # The voter by setting, not in the log: the port may be another one at the next start.
+        # The voter is a setting, not a record of the log: its port may change with the next start.
         "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
         "controller.listener.names": "CONTROLLER",
         "listeners": f"PLAINTEXT://{settings.host}:{port},CONTROLLER://127.0.0.1:{controller_port}",
@@ -49,7 +49,7 @@ def properties(settings: Settings, folder: Path, port: int, controller_port: int
         "log.retention.bytes": settings.kafka_retention_bytes,
         "log.segment.bytes": topics.segment_bytes(settings.kafka_retention_bytes),
         "log.retention.check.interval.ms": 10_000,
-        # After kill -9 the node is taken back when its old session has ended.
+        # After kill -9 the node may register again when its old session has ended.
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 500,
     }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from common.disk import replace
 from infra.ports import nth
 from infra.settings import Settings
 from serving.signatures import FROZEN, RANKER
 
 
 def url_host(host: str) -> str:
-    """`host` as a client writes it: the wildcard is reached over loopback, IPv6 goes in brackets."""
+    """`host` as a client writes it: loopback for the wildcard, and brackets around IPv6."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
 
@@ -76,7 +76,7 @@ class Layout:
         return self.replica(i) / model / "served"
 
     def frozen(self, i: int) -> Path:
-        """The copy of the ranker's base that no delta changes; only a demo has one."""
+        """The copy of the ranker's base that no delta changes. Only a demo has one."""
         return self.replica(i) / FROZEN
 
     def confirmations(self, i: int, model: str = RANKER) -> Path:
@@ -91,15 +91,14 @@ class Layout:
             folder.mkdir(parents=True, exist_ok=True)
 
     def write_token(self) -> str:
-        """The secret without which a model server's write signatures refuse; made once, readable by its owner only."""
+        """The secret that a model server's write signatures ask for. It is made once, for its owner only."""
         if not self.token.is_file():
-            with open(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-                f.write(secrets.token_hex(32))
+            replace(self.token, secrets.token_hex(32).encode(), 0o600)
         return self.token.read_text()
 
 
 def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
-    """Service -> where it answers. A model server has two: gRPC, and `rest(i)`."""
+    """Service -> its address. A model server has two: gRPC, and REST under the name `rest(i)`."""
     host = url_host(settings.host)
     answers = {
         "kafka": f"{host}:{ports['kafka_port']}",
@@ -124,13 +123,13 @@ def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
 
 
 def facts(
-    settings: Settings, ports: Mapping[str, int], where: Mapping[str, str], names: Sequence[str]
+    settings: Settings, ports: Mapping[str, int], addresses: Mapping[str, str], names: Sequence[str]
 ) -> dict[str, object]:
-    """platform.json: what others need to know of a platform."""
+    """The content of platform.json, by which other processes find a platform."""
     return {
         "settings": settings.shown(),
         "ports": dict(ports),
-        "addresses": dict(where),
+        "addresses": dict(addresses),
         "folders": Layout(settings).folders(),
         "models": {m.name: {"model": m.spec, "log": str(Layout(settings).log(m.name))} for m in settings.models},
         "services": list(names),

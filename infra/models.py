@@ -1,4 +1,4 @@
-"""The models of a platform: what each is, and the name it is served under."""
+"""The models of a platform: the module of each, and the name that it is served under."""
 
 from __future__ import annotations
 

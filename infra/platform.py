@@ -1,8 +1,8 @@
-"""One platform: run in the foreground, or started as a child and looked at from outside.
+"""One platform: runs it in the foreground, or starts it as a child process, and asks for its state.
 
-with Platform(settings) as platform:            # from the main thread; ends with this process, however that ends
+with Platform(settings) as platform:            # from the main thread; ends when this process ends, in any way
     platform.start()
-    platform.kill("trainer")                    # kill -9; the supervisor starts it again
+    platform.kill("trainer")                    # kill -9; the supervisor starts the service again
     platform.wait(lambda: platform.restarts("trainer") == 1 and platform.ready("trainer"))
 """
 
@@ -10,34 +10,38 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from common.disk import Busy, replace
+from common.errors import InputError
 from infra import layout, ports, services
 from infra.settings import FIELDS, SettingError, Settings
 from infra.supervise.manager import STATE, Manager, report, tail
-from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json, write_private
+from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json
 from infra.supervise.sentinel import lock, supervise, sweep
 
 DECLARE = "import sys; from streaming.source import load; print(load(sys.argv[1]).declaration.to_json())"
 
 
-class PlatformError(RuntimeError):
-    """The platform could not be started, or a state was not reached; says why, with the end of the log."""
+class PlatformError(InputError):
+    """The platform did not start, or did not reach a state in time. The message has the reason."""
 
 
 def declaration_of(source: str) -> str:
-    """The source's declaration as JSON. Read by a child: what a source imports brings threads, and we must fork."""
+    """The source's declaration as JSON. A child reads it: a source's imports may start threads, and we fork."""
     child = subprocess.run([sys.executable, "-c", DECLARE, source], capture_output=True, text=True)
     if child.returncode:
-        reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise SettingError(f"source is {source!r}, which cannot be loaded: {reason.removeprefix('ValueError: ')}")
+        error = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        reason = re.sub(r"^(ValueError|[\w.]*InputError): ", "", error)
+        raise SettingError(f"source is {source!r}, which cannot be loaded: {reason}")
     return child.stdout
 
 
@@ -50,21 +54,24 @@ class Platform:
         self.layout = layout.Layout(settings)
         self.child: subprocess.Popen[bytes] | None = None
 
-    # Running it
+    # Start and stop
 
     def run(self, only: Sequence[str] = (), when_ready: Callable[[], None] = lambda: None) -> int:
-        """Runs it in this process until told to stop; returns the exit code. Main thread, before other threads."""
+        """Runs the platform in this process until a signal ends it, and returns the exit code.
+
+        Call it from the main thread, before other threads start.
+        """
         services.require_extras(self.settings)
 
         def prepare() -> Callable[[], int]:
             resolved = ports.resolve(self.settings)
             self.layout.make(self.settings)
-            where = layout.addresses(self.settings, resolved)
-            hidden = services.secrets_of(self.settings)
-            declared = services.declare(self.settings, resolved, where, hidden, declaration_of(self.settings.source))
+            addresses, secrets = layout.addresses(self.settings, resolved), services.secrets_of(self.settings)
+            site = services.Site(self.settings, resolved, addresses, secrets)
+            declared = services.declare(site, declaration_of(self.settings.source))
             names = [s.name for s in declared]
             chosen = services.select(declared, tuple(only))
-            write_json(self.layout.facts, layout.facts(self.settings, resolved, where, names))
+            write_json(self.layout.facts, layout.facts(self.settings, resolved, addresses, names))
             for name, port in resolved.items():
                 first, _, i = name.partition(".")
                 if (wanted := getattr(self.settings, first)) and not i and wanted != port:
@@ -82,19 +89,20 @@ class Platform:
         return supervise(self.folder, prepare)
 
     def start(self, only: Sequence[str] = (), timeout_s: float = 300.0, detach: bool = False) -> None:
-        """Starts `minutehand up` as a child and returns when all is ready.
+        """Starts `minutehand up` as a child and returns when all services are ready.
 
-        The child stops everything and ends when this thread's process ends, however it ends (not with `detach`). It
-        has a process group of its own: Ctrl-C in the terminal reaches only the caller, who calls `stop`.
-        Raises PlatformError with the end of its log.
+        When this process ends, in any way, the child stops all services and ends. (Not with `detach`.) The child has
+        a session of its own: Ctrl-C in the terminal reaches only the caller, who calls `stop`.
+        Raises PlatformError with the end of the child's log.
         """
         services.require_extras(self.settings)
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         file = self.folder / "settings.toml"
         values = self.settings.as_dict()
-        write_private(file, "".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"]))
-        # What the environment said is in the settings already.
+        lines = "".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"])
+        replace(file, lines.encode(), 0o600)
+        # The settings hold the values of the environment already.
         environ = {k: v for k, v in os.environ.items() if k.removeprefix("MINUTEHAND_").lower() not in FIELDS}
         only_flag = ["--only", ",".join(only)] if only else []
         with (logs / "supervisor.log").open("wb") as out:
@@ -124,7 +132,7 @@ class Platform:
         return bool(state.get("ready")) and (state.get("sentinel") or [0])[0] == self.child.pid
 
     def stop(self, grace_s: float | None = None) -> None:
-        """Ends it and all its processes, whoever started it; nothing happens if it does not run."""
+        """Ends the platform and all its processes, whoever started it. Does nothing if it does not run."""
         grace = self.settings.stop_within + 5.0 if grace_s is None else grace_s
         if self.is_running():
             state = self.state()
@@ -140,38 +148,41 @@ class Platform:
             self.child.terminate()  # it may not hold the folder yet
             self.child.wait()
             self.child = None
-        held = lock(self.folder)
-        if held is not None:
+        with suppress(Busy), lock(self.folder):
             sweep(self.folder)
-            os.close(held)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    # Looking at it
+    # Its state
 
     def is_running(self) -> bool:
         """True if a supervisor holds the folder."""
-        if not (self.folder / "LOCK").exists():
-            return False
-        held = lock(self.folder)
-        if held is not None:
-            os.close(held)
-        return held is None
+        try:
+            if (self.folder / "LOCK").exists():
+                lock(self.folder).close()
+        except Busy:
+            return True
+        return False
+
+    def require_running(self) -> None:
+        """Raises PlatformError if the platform does not run."""
+        if not self.is_running():
+            raise PlatformError(f"the platform is not running ({self.folder}); start it with: minutehand up")
 
     def state(self) -> dict[str, Any]:
         """The state that the supervisor last wrote: sentinel, manager, ready, services."""
         return read_json(self.folder / STATE)
 
     def facts(self) -> dict[str, Any]:
-        """platform.json: settings, ports, addresses as resolved at the last start."""
+        """platform.json: settings, ports and addresses of the last start."""
         return read_json(self.layout.facts)
 
     def service(self, name: str) -> Mapping[str, Any]:
-        """state, pid, restarts, reason, ready_s, address of a service. Raises PlatformError for a name that is none."""
+        """state, pid, restarts, reason, ready_s and address of a service. Raises PlatformError if there is none."""
         runs: dict[str, Mapping[str, Any]] = self.state().get("services", {})
         if name not in runs:
             raise PlatformError(f"there is no service {name!r}; allowed are {', '.join(runs) or 'none: it is not up'}")
@@ -185,7 +196,7 @@ class Platform:
         return int(self.service(name)["restarts"])
 
     def ready(self, name: str) -> bool:
-        """Ready, or done if it is run once."""
+        """True if a service is ready, or done if it runs once."""
         return self.service(name)["state"] in ("ready", "done")
 
     def address(self, name: str) -> str:
@@ -198,7 +209,7 @@ class Platform:
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
 
-    # Changing it
+    # Changes
 
     def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
         """Sends a signal to a service's process and returns its pid; the supervisor starts it again."""
@@ -209,32 +220,37 @@ class Platform:
         return pid
 
     def start_off(self, names: Sequence[str], timeout_s: float = 300.0) -> None:
-        """Starts services that were left out of `only`, with what they come after; returns when they are ready."""
+        """Starts services that `only` left out, with those they start after. Returns when they are ready."""
         for name in names:
-            self.service(name)
-            if not self.is_running():
-                raise PlatformError("the platform is not up")
-            (self.folder / "control" / f"start-{name}").touch()
-        self.wait(lambda: all(self.ready(name) for name in names), timeout_s, f"ready: {', '.join(names)}")
+            self._order("start", name)
+        self.wait(lambda: all(self.ready(name) for name in names), timeout_s, f"{', '.join(names)} ready")
 
     def restart(self, name: str, timeout_s: float = 120.0) -> None:
         """Ends a service politely and returns when it is ready again."""
-        self.service(name)
-        if not self.is_running():
-            raise PlatformError("the platform is not up")
         before = self.restarts(name)
-        (self.folder / "control" / f"restart-{name}").touch()
+        self._order("restart", name)
         self.wait(lambda: self.restarts(name) > before and self.ready(name), timeout_s, f"{name} ready again")
 
-    def wait(self, until: Callable[[], bool], timeout_s: float = 120.0, what: str = "ready") -> None:
-        """Returns when `until()` is true. Raises PlatformError after `timeout_s`, with what each service waits for."""
+    def _order(self, verb: str, name: str) -> None:
+        """Asks the manager to start or restart a service."""
+        self.service(name)
+        self.require_running()
+        (self.folder / "control" / f"{verb}-{name}").touch()
+
+    def wait(self, look: Callable[[], Any], timeout_s: float = 120.0, goal: str = "all services ready") -> Any:
+        """Calls `look` until its result is true, and returns that. `goal` describes it.
+
+        Raises PlatformError after `timeout_s`, with the state of each service that is not ready.
+        """
         deadline = time.monotonic() + timeout_s
-        while not until():
+        while not (result := look()):
             if time.monotonic() > deadline:
                 rest = [
                     f"{name} is {s['state']}{': ' if s['reason'] else ''}{s['reason']}"
                     for name, s in self.state().get("services", {}).items()
                     if s["state"] not in ("ready", "done", "off")
                 ]
-                raise PlatformError(f"not {what} after {timeout_s:g} s; {'; '.join(rest) or 'all services are ready'}")
-            time.sleep(0.05)
+                states = "; ".join(rest) or "all services are ready"
+                raise PlatformError(f"waited {timeout_s:g} s for: {goal}; {states}")
+            time.sleep(0.2)
+        return result

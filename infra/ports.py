@@ -1,4 +1,4 @@
-"""The port that each service listens on: the setting's, or the next free one where nobody set it."""
+"""The port of each service: the setting's, or the next free port if nobody set it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRIES = 200
 
 
 def is_free(host: str, port: int) -> bool:
-    """True if a server could listen there now. SO_REUSEADDR: closed connections in TIME_WAIT do not count."""
+    """True if a server could listen on the port now. With SO_REUSEADDR, connections in TIME_WAIT do not count."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -21,16 +21,16 @@ def is_free(host: str, port: int) -> bool:
 
 
 def nth(name: str, i: int) -> str:
-    """The name of the port of replica or model i: the setting's for the first, `grpc_port.i` for the others."""
+    """The name of the port of replica or model i: the setting's name for the first, `grpc_port.i` for the others."""
     return f"{name}.{i}" if i else name
 
 
 def resolve(settings: Settings) -> dict[str, int]:
-    """Port of each service and replica by the name in PORTS, of a replica or model by `nth`.
+    """The port of each name in PORTS, and of each replica and model by `nth`.
 
-    Raises SettingError when a port that somebody set is taken.
+    Raises SettingError if a port that somebody set is taken.
     """
-    # Every first choice is reserved before any moves, so that a moving port never takes one that is somebody's own.
+    # Every port that somebody set is reserved before another one moves, so that none moves onto it.
     wanted: dict[str, int] = {}
     fixed: set[str] = set()
     for name in PORTS:

@@ -1,4 +1,4 @@
-"""The services of the platform: the command of each, what it comes after, and how one knows that it is ready.
+"""The services of a platform: the command of each, the services before it, and the check that it is ready.
 
 kafka-format -> kafka -> topics -> join, trainer, archive, features
 base -> trainer, sync-<i>, model-server-<i>          mlflow          (another model: base-<name> -> trainer-<name>)
@@ -11,7 +11,9 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.extras import MissingExtra, require
 from delta_log.log import SERVING
@@ -26,12 +28,12 @@ from infra.supervise.manager import Service
 from serving.signatures import FROZEN
 
 JOIN_MAIN = "minutehand.join.JoinJob"
-# What is prepared but not committed when the join dies must outlive its longest absence; Kafka's own limit is 15 min.
 TRANSACTION_TIMEOUT_MS = 600_000
+"""When the join dies, its prepared transaction must outlive its longest absence. Kafka's own limit is 15 minutes."""
 
 
 def require_extras(settings: Settings) -> None:
-    """Raises MissingExtra, in one line, if a setting turns on what is not installed."""
+    """Raises MissingExtra if a setting needs an extra that is not installed. The message names all of them."""
     missing = []
     for name, extra in (("airflow", "airflow"), ("feast", "feast"), ("mlflow", "tracking")):
         try:
@@ -44,17 +46,18 @@ def require_extras(settings: Settings) -> None:
 
 
 def model_server_binary(settings: Settings) -> str | None:
-    """The tensorflow_model_server to run; None for our own."""
+    """The tensorflow_model_server to run, or None for our own server."""
     if settings.model_server == "auto":
         return shutil.which("tensorflow_model_server")
     return None if settings.model_server == "own" else settings.model_server
 
 
-def model_config(at: Layout, settings: Settings, i: int) -> str:
-    """TF Serving's model_config_file of a replica: the models, and the ranker's frozen copy if there is one."""
-    folders = {model.name: at.served(i, model.name) for model in settings.models}
-    if has_version(at.frozen(i)):
-        folders[FROZEN] = at.frozen(i)
+def model_config(settings: Settings, i: int) -> str:
+    """TensorFlow Serving's model_config_file of a replica: the models, and the ranker's frozen copy if there is one."""
+    layout = Layout(settings)
+    folders = {model.name: layout.served(i, model.name) for model in settings.models}
+    if has_version(layout.frozen(i)):
+        folders[FROZEN] = layout.frozen(i)
     entries = [
         f'  config {{ name: "{name}" base_path: "{folder}" model_platform: "tensorflow" }}\n'
         for name, folder in folders.items()
@@ -68,48 +71,61 @@ def has_version(folder: Path) -> bool:
 
 
 def secrets_of(settings: Settings) -> dict[str, str]:
-    """The secrets that services get by their environment; made once, kept in the platform's folder."""
-    at = Layout(settings)
-    return {"MINUTEHAND_WRITE_TOKEN": at.write_token(), **(airflow.secrets_of(at.airflow) if settings.airflow else {})}
+    """The secrets that services get by their environment. They are made once and kept in the platform's folder."""
+    layout = Layout(settings)
+    secrets = {"MINUTEHAND_WRITE_TOKEN": layout.write_token()}
+    return secrets | (airflow.secrets_of(layout.airflow) if settings.airflow else {})
 
 
-def declare(
-    settings: Settings, ports: Mapping[str, int], where: Mapping[str, str], hidden: Mapping[str, str], declaration: str
-) -> list[Service]:
-    """All services of one platform: `where` as of infra.layout, `hidden` of `secrets_of`, `declaration` as JSON."""
-    at = Layout(settings)
-    services = [*_kafka(settings, ports, at, where), _join(settings, ports, at, where, declaration)]
+@dataclass(frozen=True)
+class Site:
+    """A platform as its services need it: its settings and ports, the addresses of all services, and their secrets."""
+
+    settings: Settings
+    ports: Mapping[str, int]
+    addresses: Mapping[str, str]
+    secrets: Mapping[str, str]
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.settings)
+
+
+def declare(site: Site, declaration: str) -> list[Service]:
+    """All services of a platform. `declaration` is the source's, as JSON."""
+    settings = site.settings
+    services = [*_kafka(site), _join(site, declaration)]
     if settings.mlflow:
-        services.append(_mlflow(settings, ports, at, where))
+        services.append(_mlflow(site))
     for i, model in enumerate(settings.models):
-        services += [_base(settings, at, model), _trainer(settings, ports, at, where, model, i)]
+        services += [_base(site, model), _trainer(site, model, i)]
     for i in range(settings.replicas):
-        services += [_sync(settings, ports, at, where, hidden, i), _model_server(settings, ports, at, where, i)]
+        services += [_sync(site, i), _model_server(site, i)]
     consumers = {"archive": settings.archive, "features": settings.feast}
-    services += [_consumer(settings, ports, at, where, name) for name, on in consumers.items() if on]
+    services += [_consumer(site, name) for name, on in consumers.items() if on]
     if settings.airflow:
-        services.append(_data_docs(settings, ports, at, where))
-        services += airflow.services(settings, where, hidden)
+        services += [_data_docs(site), *airflow.services(settings, site.addresses, site.secrets)]
     return services
 
 
-def _python(module: str, *words: str, **flags: object) -> list[str]:
-    """`python -m module word ... --flag value ...`, flags as they are written."""
+def python(module: str, *words: str, **flags: object) -> list[str]:
+    """The command `python -m module word ... --flag value ...`."""
     pairs = (str(part) for flag, value in flags.items() for part in (f"--{flag}", value))
     return [sys.executable, "-m", module, *words, *pairs]
 
 
-def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> list[Service]:
-    file = at.kafka / "server.properties"
+def _kafka(site: Site) -> list[Service]:
+    settings, ports, folder = site.settings, site.ports, site.layout.kafka
+    file, address = folder / "server.properties", site.addresses["kafka"]
 
     def prepare() -> None:
         if not any(kafka_server.LIBS.glob("kafka_*.jar")):
             raise OSError(f"there is no Kafka in {kafka_server.LIBS}: run `make setup`")
-        properties = kafka_server.properties(settings, at.kafka, ports["kafka_port"], ports["kafka_controller_port"])
+        properties = kafka_server.properties(settings, folder, ports["kafka_port"], ports["kafka_controller_port"])
         file.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
 
     limits = {
-        "kafka": where["kafka"],
+        "kafka": address,
         "partitions": settings.partitions,
         "retention-ms": round(settings.kafka_retention * 1000),
         "retention-bytes": settings.kafka_retention_bytes,
@@ -120,7 +136,7 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
             kafka_server.format_command(settings, file),
             prepare=prepare,
             once=True,
-            unless=(at.kafka / "data/meta.properties").is_file,
+            unless=(folder / "data/meta.properties").is_file,
         ),
         Service(
             "kafka",
@@ -128,25 +144,24 @@ def _kafka(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapp
             after=("kafka-format",),
             prepare=prepare,
             ready=checks.kafka(url_host(settings.host), ports["kafka_port"]),
-            address=where["kafka"],
+            address=address,
         ),
-        Service("topics", _python("streaming.topics", **limits), after=("kafka",), once=True),
+        Service("topics", python("streaming.topics", **limits), after=("kafka",), once=True),
     ]
 
 
-def join_job(
-    settings: Settings, ports: Mapping[str, int], where: Mapping[str, str], declaration: str
-) -> dict[str, object]:
+def join_job(site: Site, declaration: str) -> dict[str, object]:
     """The settings file of the Flink job."""
+    settings = site.settings
     return {
-        "bootstrap": where["kafka"],
+        "bootstrap": site.addresses["kafka"],
         "source": settings.source,
         "declaration": json.loads(declaration),
         "pi": settings.pi,
         "salt": settings.salt,
         "checkpoint_ms": settings.checkpoint_ms,
-        "state_dir": str(Layout(settings).join / "state"),
-        "rest_port": ports["flink_port"],
+        "state_dir": str(site.layout.join / "state"),
+        "rest_port": site.ports["flink_port"],
         "rest_address": settings.host,
         "parallelism": settings.join_parallelism,
         "topics": {name: name for name in ("impressions", "actions", "examples")},
@@ -154,164 +169,141 @@ def join_job(
     }
 
 
-def _join(
-    settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], declaration: str
-) -> Service:
+def _join(site: Site, declaration: str) -> Service:
     jar, options = PROJECT / "build/join.jar", PROJECT / "streaming/join/jvm.options"
-    file = at.join / "join.json"
+    folder, address = site.layout.join, site.addresses["join"]
+    file = folder / "join.json"
 
     def prepare() -> None:
         if not jar.is_file():
             raise OSError(f"there is no {jar}: run `make setup`")
-        file.write_text(json.dumps(join_job(settings, ports, where, declaration), indent=1))
+        file.write_text(json.dumps(join_job(site, declaration), indent=1))
 
-    heap = [f"-Xmx{settings.join_memory >> 10}k", "-XX:+ExitOnOutOfMemoryError", f"-Djava.io.tmpdir={at.join / 'tmp'}"]
+    heap = [f"-Xmx{site.settings.join_memory >> 10}k", "-XX:+ExitOnOutOfMemoryError"]
+    heap += [f"-Djava.io.tmpdir={folder / 'tmp'}"]
     libs = f"{PROJECT / 'build/flink/libs'}/*:{jar}"
     return Service(
         "join",
         [kafka_server.java(), f"@{options}", *heap, "-cp", libs, JOIN_MAIN, str(file)],
         after=("topics",),
         prepare=prepare,
-        ready=checks.flink_running(where["join"]),
-        address=where["join"],
+        ready=checks.flink_running(address),
+        address=address,
     )
 
 
-def _mlflow(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
+def _mlflow(site: Site) -> Service:
+    folder, address = site.layout.mlflow, site.addresses["mlflow"]
     flags = {
-        "host": settings.host,
-        "port": ports["mlflow_port"],
+        "host": site.settings.host,
+        "port": site.ports["mlflow_port"],
         "workers": 1,
-        "backend-store-uri": f"sqlite:///{at.mlflow / 'mlflow.db'}",
-        "artifacts-destination": at.mlflow / "artifacts",
+        "backend-store-uri": f"sqlite:///{folder / 'mlflow.db'}",
+        "artifacts-destination": folder / "artifacts",
     }
     return Service(
         "mlflow",
-        _python("mlflow", "server", **flags),
-        # Its job runner is seven more processes and a gigabyte, and outlives a SIGTERM.
+        python("mlflow", "server", **flags),
+        # Its job runner would be seven more processes with a gigabyte, and would outlive a SIGTERM.
         env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        ready=checks.http_ok(f"{where['mlflow']}/health"),
-        address=where["mlflow"],
+        ready=checks.http_ok(f"{address}/health"),
+        address=address,
     )
 
 
-def _base(settings: Settings, at: Layout, model: ServedModel) -> Service:
-    """An empty log gets an untrained base from the declaration; a demo has written its own before."""
-    log = at.log(model.name)
-    command = _python("training.learn.batch_pass", source=settings.source, log=log, model=model.spec)
+def _base(site: Site, model: ServedModel) -> Service:
+    """Writes an untrained base into an empty log. (A demo has written a trained one before.)"""
+    log = site.layout.log(model.name)
+    command = python("training.learn.batch_pass", source=site.settings.source, log=log, model=model.spec)
     return Service(base(model.name), [*command, "--untrained"], once=True, unless=(log / SERVING).is_file)
 
 
-def _trainer(
-    settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], model: ServedModel, i: int
-) -> Service:
-    name = trainer(model.name)
+def _ours(site: Site, name: str, command: list[str], **more: Any) -> Service:
+    """A service of ours that answers /healthz."""
+    address = site.addresses[name]
+    return Service(name, command, ready=checks.http_ok(f"{address}/healthz"), address=address, **more)
+
+
+def _trainer(site: Site, model: ServedModel, i: int) -> Service:
+    settings, name = site.settings, trainer(model.name)
     flags = {
         "source": settings.source,
         "model": model.spec,
-        "log": at.log(model.name),
-        "kafka": where["kafka"],
+        "log": site.layout.log(model.name),
+        "kafka": site.addresses["kafka"],
         "sync-every-ms": settings.sync_every_ms,
-        "mlflow": where.get("mlflow", "none"),
+        "mlflow": site.addresses.get("mlflow", "none"),
         "base-every": settings.base_every,
         "keep-bases": settings.keep_bases,
-        "port": ports[nth("trainer_port", i)],
+        "port": site.ports[nth("trainer_port", i)],
     }
-    return Service(
-        name,
-        [*_python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])],
-        after=("topics", base(model.name)),  # not mlflow: its absence must not delay a delta
-        ready=checks.http_ok(f"{where[name]}/healthz"),
-        address=where[name],
-    )
+    command = [*python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])]
+    return _ours(site, name, command, after=("topics", base(model.name)))  # not mlflow: no delta waits for it
 
 
-def _consumer(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], name: str) -> Service:
-    """The archive and the feature push: each reads the topics and keeps its own folder."""
-    to = getattr(at, name)
-    flags = {"source": settings.source, "kafka": where["kafka"], "to": to, "port": ports[f"{name}_port"]}
-    return Service(
-        name,
-        _python({"archive": "streaming.archive.archiver", "features": "features.push"}[name], **flags),
-        after=("topics",),
-        env={"MINUTEHAND_FEATURES": str(at.features)} if name == "features" else {},
-        ready=checks.http_ok(f"{where[name]}/healthz"),
-        address=where[name],
-        nice=airflow.NICE,
-    )
+def _consumer(site: Site, name: str) -> Service:
+    """The archive or the feature push: each reads the topics and keeps its own folder."""
+    module = {"archive": "streaming.archive.archiver", "features": "features.push"}[name]
+    flags = {"kafka": site.addresses["kafka"], "to": getattr(site.layout, name), "port": site.ports[f"{name}_port"]}
+    command = python(module, source=site.settings.source, **flags)
+    env = {"MINUTEHAND_FEATURES": str(site.layout.features)} if name == "features" else {}
+    return _ours(site, name, command, after=("topics",), env=env, nice=airflow.NICE)
 
 
-def _data_docs(settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str]) -> Service:
-    """A server of the pages that the DAGs' validations wrote: a browser follows no file:// link from Airflow's page."""
-    flags = {"bind": settings.host, "directory": at.data_docs}
-    return Service(
-        "data-docs",
-        _python("http.server", str(ports["docs_port"]), **flags),
-        ready=checks.http_ok(where["data-docs"]),
-        address=where["data-docs"],
-        nice=airflow.NICE,
-    )
+def _data_docs(site: Site) -> Service:
+    """Serves the pages that the DAGs' validations write: a browser opens no file:// link of Airflow's page."""
+    address = site.addresses["data-docs"]
+    flags = {"bind": site.settings.host, "directory": site.layout.data_docs}
+    command = python("http.server", str(site.ports["docs_port"]), **flags)
+    return Service("data-docs", command, ready=checks.http_ok(address), address=address, nice=airflow.NICE)
 
 
-def _sync(
-    settings: Settings,
-    ports: Mapping[str, int],
-    at: Layout,
-    where: Mapping[str, str],
-    hidden: Mapping[str, str],
-    i: int,
-) -> Service:
-    logs = [word for model in settings.models for word in ("--log", f"{model.name}={at.log(model.name)}")]
+def _sync(site: Site, i: int) -> Service:
+    names = [model.name for model in site.settings.models]
+    logs = [word for name in names for word in ("--log", f"{name}={site.layout.log(name)}")]
     flags = {
-        "source": settings.source,
-        "models": at.replica(i),
-        "serving": where[model_server(i)],
-        "port": ports[nth("sync_port", i)],
+        "source": site.settings.source,
+        "models": site.layout.replica(i),
+        "serving": site.addresses[model_server(i)],
+        "port": site.ports[nth("sync_port", i)],
     }
-    return Service(
-        sync(i),
-        _python("serving.sync.sync", *logs, **flags),
-        after=tuple(base(model.name) for model in settings.models),
-        env={"MINUTEHAND_WRITE_TOKEN": hidden["MINUTEHAND_WRITE_TOKEN"]},
-        ready=checks.http_ok(f"{where[sync(i)]}/healthz"),
-        address=where[sync(i)],
-    )
+    command = python("serving.sync.sync", *logs, **flags)
+    env = {"MINUTEHAND_WRITE_TOKEN": site.secrets["MINUTEHAND_WRITE_TOKEN"]}
+    return _ours(site, sync(i), command, after=tuple(base(name) for name in names), env=env)
 
 
-def _model_server(
-    settings: Settings, ports: Mapping[str, int], at: Layout, where: Mapping[str, str], i: int
-) -> Service:
+def _model_server(site: Site, i: int) -> Service:
     """Starts when sync-<i> has installed a version: a stock tensorflow_model_server does not start without one.
 
-    The stock server has no flag for its address and listens on all; its write signatures need the token all the same.
+    The stock server has no flag for its address and listens on all. Its write signatures need the token all the same.
     """
-    file = at.replica(i) / "models.config"
+    settings, layout, address = site.settings, site.layout, site.addresses[rest(i)]
+    file = layout.replica(i) / "models.config"
     flags = {
-        "port": ports[nth("grpc_port", i)],
-        "rest_api_port": ports[nth("rest_port", i)],
+        "port": site.ports[nth("grpc_port", i)],
+        "rest_api_port": site.ports[nth("rest_port", i)],
         "model_config_file": file,
     }
     binary = model_server_binary(settings)
+    stock = [str(binary), *(f"--{flag}={value}" for flag, value in flags.items())]
     names = [model.name for model in settings.models]
 
     def prepare() -> None:
-        file.write_text(model_config(at, settings, i))
+        file.write_text(model_config(settings, i))
 
     def waits_for() -> str:
-        missing = [name for name in names if not has_version(at.served(i, name))]
+        missing = [name for name in names if not has_version(layout.served(i, name))]
         return f"{sync(i)} has not installed a version of {', '.join(missing)} yet" if missing else ""
 
     return Service(
         model_server(i),
-        [binary, *(f"--{k}={v}" for k, v in flags.items())]
-        if binary
-        else _python("serving.server.model_server", **flags),
+        stock if binary else python("serving.server.model_server", **flags),
         after=tuple(base(name) for name in names),
         when=waits_for,
         prepare=prepare,
         env={"TF_CPP_MIN_LOG_LEVEL": "1" if binary else "2"},
-        ready=checks.first_of(checks.model_available(where[rest(i)], name) for name in names),
-        address=f"{where[model_server(i)]}  {where[rest(i)]}",
+        ready=checks.first_of(checks.model_available(address, name) for name in names),
+        address=f"{site.addresses[model_server(i)]}  {address}",
     )
 
 
@@ -324,7 +316,7 @@ def minute_loop(settings: Settings) -> tuple[str, ...]:
 
 
 def select(services: list[Service], only: tuple[str, ...]) -> set[str]:
-    """The names of `only` and of what they come after; all if empty. Raises SettingError for a name that is none."""
+    """The names in `only`, and of the services before them; all if `only` is empty. Raises SettingError."""
     named = {s.name: s for s in services}
     if wrong := [name for name in only if name not in named]:
         raise SettingError(f"there is no service {wrong[0]!r}; allowed are {', '.join(named)}")

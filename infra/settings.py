@@ -1,7 +1,7 @@
-"""The settings of one platform: typed, with defaults; a file, the environment and flags set them, in that rising order.
+"""The settings of one platform, with types and defaults. A file, the environment and flags set them; later ones win.
 
-`minutehand.toml` shows them all; `MINUTEHAND_<NAME>` in the environment and `--set name=value` set one for once.
-A port that nobody set moves to the next free one when it is taken; one that somebody set is an error by name.
+`minutehand.toml` shows them all. `MINUTEHAND_<NAME>` in the environment and `--set name=value` set one for one run.
+A port that nobody set moves to the next free one if it is taken. A port that somebody set is then an error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from common.errors import InputError
 from infra.models import ServedModel, models_of
 from streaming import topics
 from training.models import names
@@ -26,12 +27,12 @@ BYTES = {"k": 2**10, "m": 2**20, "g": 2**30}
 PREFIX = "MINUTEHAND_"
 
 
-class SettingError(ValueError):
-    """A wrong setting: names it, its value and what is allowed."""
+class SettingError(InputError):
+    """A setting has a wrong value; the message names the setting, its value, and what is allowed."""
 
 
 class Kind(NamedTuple):
-    """The words of an error: what is allowed, how a limit is written, and a value without its secret."""
+    """The parts of an error: the values that are allowed, how to write a limit, and how to show a value."""
 
     allowed: str
     limit: Callable[[float], str] = "{:g}".format
@@ -69,7 +70,7 @@ def _model_server(value: str) -> str:
 
 
 def without_password(address: Any) -> str:
-    """A database's address as it may be shown, whatever is wrong with it."""
+    """A database's address without its password, even if the address is malformed."""
     text = str(address)
     login = re.match(r"((?:[a-z0-9+]*://)?[^\s:/@]*)(.*)@", text, re.S)
     if login and login[2]:
@@ -77,7 +78,7 @@ def without_password(address: Any) -> str:
     return re.sub(r"(password=)[^&\s]*", r"\1***", text)
 
 
-# Special characters must be written %40 and so on: else each program that reads the address understands another one.
+# Special characters must be written as %40 and so on. Else programs read different addresses from the same text.
 POSTGRESQL = (
     r"postgresql://(?:(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})+(?::(?:[^\s:/?#@%]|%[0-9A-Fa-f]{2})*)?@)?[^\s/?#@]*/[^\s/?#@]+"
     r"(\?\S*)?"
@@ -121,7 +122,7 @@ AirflowDb = Annotated[
 
 
 class Settings(BaseSettings):
-    """All settings. `Settings(...)` takes what its caller names and the defaults; `load` reads the sources."""
+    """All settings. `Settings(...)` takes values from its caller alone; `load` reads file, environment and flags."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
@@ -188,7 +189,7 @@ class Settings(BaseSettings):
 
     @property
     def given(self) -> set[str]:
-        """The names that somebody set: these are taken as they are."""
+        """The names of the settings that somebody set. A port among them does not move."""
         return self.model_fields_set
 
     @property
@@ -210,9 +211,9 @@ class Settings(BaseSettings):
         return max(200, min(1000, self.sync_every_ms // 5))
 
     def with_(self, **values: Any) -> Self:
-        """A copy with `values`, each read as if somebody had set it."""
-        read = _read({"": values})
-        return self.model_copy(update={name: getattr(read, name) for name in values})
+        """A copy with `values`, each parsed as if somebody had set it."""
+        parsed = _read({"": values})
+        return self.model_copy(update={name: getattr(parsed, name) for name in values})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` reads them back."""
@@ -244,7 +245,7 @@ def allowed(name: str) -> str:
 
 
 def _read(sources: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """The settings of `sources` (name: values), in rising order. An error begins with the name of its source."""
+    """The settings of `sources` (name -> values); later ones win. An error begins with the name of its source."""
     values = {name: (where, value) for where, source in sources.items() for name, value in source.items()}
     for name in values.keys() - FIELDS:
         near = difflib.get_close_matches(name, FIELDS, n=1)
@@ -259,7 +260,7 @@ def _read(sources: Mapping[str, Mapping[str, Any]]) -> Settings:
 
 
 def _flags(flags: Sequence[str]) -> dict[str, str]:
-    """The values of `--set name=value`. A command line is no place for a password."""
+    """The values of `--set name=value`. Refuses a password."""
     values: dict[str, str] = {}
     for flag in flags:
         name, equals, value = flag.partition("=")
@@ -275,9 +276,9 @@ def _flags(flags: Sequence[str]) -> dict[str, str]:
 
 
 def load(file: str | Path | None = None, flags: Sequence[str] = ()) -> Settings:
-    """The settings: defaults, then the file, then MINUTEHAND_<NAME>, then `flags` ("name=value").
+    """The settings: defaults, then the file, then MINUTEHAND_<NAME>, then `flags` ("name=value"). Later ones win.
 
-    Without `file`: minutehand.toml of the working directory, else the project's own.
+    Without `file`, it reads minutehand.toml of the working directory, or else the project's own.
     """
     own = [folder / "minutehand.toml" for folder in (Path.cwd(), PROJECT)]
     path = Path(file) if file else next((p for p in own if p.is_file()), None)

@@ -1,15 +1,13 @@
-"""Is a running platform well? Freshness, lag, drift and calibration, each beside what is allowed.
+"""Judges a running platform: health, lag, freshness, calibration and drift, each against its limit.
 
     python -m infra.watch --platform var/local/platform.json
 
-Exit 0 and all figures as JSON; exit 2 and a last line that names each figure that is not allowed, with what was seen.
+Prints all figures as JSON. Exits with 2 if one is not allowed; the last line of the log names each of these.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from infra.metrics import metrics
+from common import process
+from common.errors import InputError
+from infra.http_client import metrics
 from infra.replay.live import read_lines
 from infra.replay.report import freshness, weighted_percentiles
 from infra.supervise import checks
@@ -30,18 +30,19 @@ from streaming.archive.archive import Archive, NotArchived
 from streaming.declaration import Declaration
 from streaming.source import load
 
-log = logging.getLogger("watch")
+log = process.logger("watch")
+Floats = NDArray[np.float64]
 MOST_LAG = 10_000
 MOST_BEHIND = 3
 MOST_FEATURE_DRIFT = 1.0
-"""Standard deviations. A number may move with its world (a counter grows, a stock ages); a score should not."""
+"""Standard deviations. A feature may move with the world (a counter grows, a stock ages); a score should not."""
 LEAST_POSITIVES, LEAST_ROWS, BINS, QUANTILES = 100, 500, 10, 101
-"""With less, a figure says more about chance than about the platform, and is not judged."""
+"""A figure of fewer positives or rows is mostly chance. It is not judged."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, what is allowed for it, and the verdict. `seen` is None where there is too little data."""
+    """A figure, its limit, and the verdict. `seen` is the value, or None if there are too few data."""
 
     name: str
     seen: float | str | None
@@ -54,7 +55,7 @@ class Figure:
 
 
 def health(addresses: dict[str, str]) -> Iterator[Figure]:
-    """The readiness that each process reports."""
+    """The health that each process reports."""
     for name, url in addresses.items():
         if name.split("-")[0] in ("trainer", "sync", "archive", "features"):
             reason = checks.http_ok(f"{url}/healthz")()
@@ -66,8 +67,8 @@ def health(addresses: dict[str, str]) -> Iterator[Figure]:
 
 
 def counts(addresses: dict[str, str]) -> Iterator[Figure]:
-    """The counts of trainer, sync and archiver: the records and deltas that wait, digests that differ."""
-    allowed = {
+    """The counts of trainer, sync and archiver: records and deltas that wait, and digests that differ."""
+    limits = {
         "minutehand_trainer_lag_records": MOST_LAG,
         "minutehand_archive_lag_records": MOST_LAG,
         "minutehand_sync_behind": MOST_BEHIND,
@@ -75,27 +76,27 @@ def counts(addresses: dict[str, str]) -> Iterator[Figure]:
     }
     for name, url in addresses.items():
         if name.split("-")[0] in ("trainer", "sync", "archive"):
-            for sample, seen in metrics(url).items():
-                if sample in allowed:
-                    most = allowed[sample]
-                    yield Figure(f"{sample} of {name}", seen, f"at most {most}", seen <= most)
+            for metric, value in metrics(url).items():
+                if metric in limits:
+                    most = limits[metric]
+                    yield Figure(f"{metric} of {name}", value, f"at most {most}", value <= most)
 
 
 def freshness_of(replica: Path, sync_every_s: float, minutes: float, now_ms: int) -> Figure:
-    """p99 over the actions that deltas of the last `minutes` (wall) confirmed: from Kafka to the served model."""
-    allowed, learned, confirmed = 2 * sync_every_s + 10, -1, []
+    """p99 of the time from Kafka to the served model, over the actions of the last `minutes` of wall time."""
+    most, learned_until_ms, confirmed = 2 * sync_every_s + 10, -1, []
     for line in read_lines(replica / "sync.jsonl"):
-        # A lineage that takes over brings deltas of times that the one before had served already.
-        if line["learned_until_ms"] > learned and line["confirmed_ms"] >= now_ms - minutes * 60_000:
+        # A lineage that takes over brings deltas of event times that the lineage before it has served already.
+        if line["learned_until_ms"] > learned_until_ms and line["confirmed_ms"] >= now_ms - minutes * 60_000:
             confirmed.append(line)
-        learned = max(learned, line["learned_until_ms"])
+        learned_until_ms = max(learned_until_ms, line["learned_until_ms"])
     p99 = weighted_percentiles(freshness(confirmed, "positive"), (99,))["p99"]
     name = f"freshness p99 of {replica.parent.name}/{replica.name}, seconds"
-    return Figure(name, p99, f"at most {allowed:g} (2 x sync_every + 10)", p99 is None or p99 <= allowed)
+    return Figure(name, p99, f"at most {most:g} (2 x sync_every + 10)", p99 is None or p99 <= most)
 
 
 def calibration(table: pa.Table, declaration: Declaration, room: float) -> Figure:
-    """Mean score as served / rate of the judged task; a negative kept with probability pi counts 1 / pi."""
+    """Mean score as served / rate, of the judged task. A negative that was kept with probability pi counts 1 / pi."""
     task = declaration.judged
     score = _floats(table[f"score_{task}"])
     use = (_floats(table[f"weight_{task}"]) > 0) & np.isfinite(score)
@@ -109,8 +110,8 @@ def calibration(table: pa.Table, declaration: Declaration, room: float) -> Figur
     return Figure(name, ratio, f"1 +- {room + chance:.3g}", abs(ratio - 1) <= room + chance)
 
 
-def drift(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: float) -> Figure:
-    """Population stability index: sum (q - p) log (q / p) over the tenths of the values before."""
+def drift(old: Floats, new: Floats, name: str, most: float) -> Figure:
+    """The population stability index of a score: sum (q - p) log (q / p) over the tenths of the old values."""
     old, new = old[np.isfinite(old)], new[np.isfinite(new)]
     name = f"drift of {name}, stability index"
     if min(len(old), len(new)) < LEAST_ROWS:
@@ -122,25 +123,26 @@ def drift(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: f
     return Figure(name, index, f"at most {most:g}", index <= most)
 
 
-def moved(old: NDArray[np.float64], new: NDArray[np.float64], name: str, most: float) -> Figure:
-    """Measures how far a feature's values moved: the mean distance of their quantiles, in standard deviations.
+def moved(old: Floats, new: Floats, name: str, most: float) -> Figure:
+    """How far a feature's values moved: the mean distance of their quantiles, in standard deviations.
 
-    Not the stability index: ages of videos that came out on the same days are a few narrow heaps, each of which leaves
-    its tenth within the hour though nothing has moved that a model would see."""
+    The stability index would not do: ages of videos that came out on the same days are a few narrow heaps. Each heap
+    leaves its tenth within the hour, and yet no model would notice that.
+    """
     old, new = old[np.isfinite(old)], new[np.isfinite(new)]
     name = f"drift of {name}, standard deviations"
     if min(len(old), len(new)) < LEAST_ROWS:
         return Figure(name, None, f"judged from {LEAST_ROWS} values on", True)
     at = np.linspace(0, 1, QUANTILES)
-    far = float(np.abs(np.quantile(old, at) - np.quantile(new, at)).mean())
-    seen = far / float(max(old.std(), np.finfo(np.float32).eps)) if far else 0.0
-    return Figure(name, seen, f"at most {most:g}", seen <= most)
+    distance = float(np.abs(np.quantile(old, at) - np.quantile(new, at)).mean())
+    deviations = distance / float(max(old.std(), np.finfo(np.float32).eps)) if distance else 0.0
+    return Figure(name, deviations, f"at most {most:g}", deviations <= most)
 
 
 def archived(
     archive: Archive, declaration: Declaration, minutes: float, room: float, most_drift: float
 ) -> Iterator[Figure]:
-    """Calibration and drift of the newest `minutes` of event time that are archived, drift against those before."""
+    """Calibration and drift of the newest `minutes` of archived event time. Drift compares them with those before."""
     until, length = archive.until_ms("examples") + 1, round(minutes * 60_000)
     try:
         new = archive.read("examples", until - length, until)
@@ -157,7 +159,7 @@ def archived(
 
 def look(facts: dict[str, Any], minutes: float, room: float, most_drift: float) -> list[Figure]:
     """All figures of a platform, from its platform.json."""
-    settings, folders, where = facts["settings"], facts["folders"], facts["addresses"]
+    settings, folders, addresses = facts["settings"], facts["folders"], facts["addresses"]
     now_ms = round(time.time() * 1000)
     replicas = [
         Path(folders["models"]) / f"replica-{i}" / model
@@ -165,38 +167,39 @@ def look(facts: dict[str, Any], minutes: float, room: float, most_drift: float) 
         for model in facts["models"]
     ]
     return [
-        *health(where),
-        *counts(where),
+        *health(addresses),
+        *counts(addresses),
         *(freshness_of(replica, float(settings["sync_every"]), minutes, now_ms) for replica in replicas),
         *archived(Archive(folders["archive"]), load(settings["source"]).declaration, minutes, room, most_drift),
     ]
 
 
-def _floats(column: Any) -> NDArray[np.float64]:
+def _floats(column: Any) -> Floats:
     return np.asarray(column.to_numpy(), np.float64)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("infra.watch", description="Say whether a running platform is well.")
-    parser.add_argument("--platform", required=True, type=Path, metavar="FILE", help="its platform.json")
-    parser.add_argument("--minutes", type=float, default=60, help="look at the newest so many (default: %(default)s)")
-    parser.add_argument("--calibration", type=float, default=0.25, help="score / rate is 1 +- this (%(default)s)")
-    parser.add_argument("--drift", type=float, default=0.25, help="most stability index of the score (%(default)s)")
-    args = parser.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
-    log.setLevel(logging.INFO)
+def watch(platform: Path, minutes: float, room: float, most_drift: float) -> None:
+    """Prints the figures. Raises InputError, which names those that are not allowed."""
     try:
-        figures = look(json.loads(args.platform.read_text()), args.minutes, args.calibration, args.drift)
+        figures = look(json.loads(platform.read_text()), minutes, room, most_drift)
     except (OSError, ValueError, KeyError) as e:
-        log.error("--platform is %s, which cannot be read: %s", args.platform, e)
-        return 2
+        raise InputError(f"--platform is {platform}, which cannot be read: {e}") from e
     for figure in figures:
         log.info("%s%s", "" if figure.ok else "NOT ALLOWED: ", figure)
     print(json.dumps({"figures": [asdict(figure) for figure in figures]}))
     if wrong := [str(figure) for figure in figures if not figure.ok]:
-        log.error("%s", "; ".join(wrong))
-        return 2
-    return 0
+        raise InputError("; ".join(wrong))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("infra.watch", __doc__ or "")
+    add, number = parser.add_argument, process.at_least(0.0)
+    add("--platform", required=True, type=Path, metavar="FILE", help="the platform's platform.json")
+    add("--minutes", type=number, default=60, help="judge the newest so many (default: %(default)s)")
+    add("--calibration", type=number, default=0.25, help="allowed is a score / rate of 1 +- this (%(default)s)")
+    add("--drift", type=number, default=0.25, help="the most stability index of the score (%(default)s)")
+    args = parser.parse_args(argv)
+    return process.run(lambda: watch(args.platform, args.minutes, args.calibration, args.drift))
 
 
 if __name__ == "__main__":

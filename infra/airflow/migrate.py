@@ -1,8 +1,8 @@
-"""Airflow's tables: asks the database whether it can hold them, then `airflow db migrate` makes or renews them.
+"""Makes or renews Airflow's tables by `airflow db migrate`, if the database can hold them.
 
     python -m infra.airflow.migrate          # the database is AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, as for Airflow
 
-Airflow says what is wrong with a database in a hundred lines. Here it is one, which names the setting, and exit 2.
+Airflow reports a database that it cannot use in a hundred lines. This module does it in one, which names the setting.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import os
 import sys
 from urllib.parse import unquote, urlsplit
 
-from infra.settings import without_password
+from common import process
+from infra.settings import SettingError, without_password
 
 CONNECT_S = 5
 DRIVER = "postgresql+psycopg2://"
 
 
 def refusal(address: str) -> str:
-    """Why a PostgreSQL database cannot be Airflow's, on one line and without the password; "" when it can."""
+    """The reason why Airflow cannot use a PostgreSQL database, in one line without the password; "" if it can."""
     import psycopg2
 
     try:
@@ -37,14 +38,18 @@ def refusal(address: str) -> str:
     return "" if may else f"{user} may make no tables there (GRANT CREATE ON SCHEMA public TO {user})"
 
 
-def main() -> int:
+def migrate() -> None:
     connection = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
     if connection.startswith(DRIVER):
         address = connection.replace(DRIVER, "postgresql://", 1)
-        if why := refusal(address):
-            print(f"airflow_db is {without_password(address)}, which cannot be used: {why}", file=sys.stderr)
-            return 2
+        if reason := refusal(address):
+            raise SettingError(f"airflow_db is {without_password(address)}, which cannot be used: {reason}")
     os.execv(sys.executable, [sys.executable, "-m", "airflow", "db", "migrate"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    process.Arguments("infra.airflow.migrate", __doc__ or "").parse_args(argv)
+    return process.run(migrate)
 
 
 if __name__ == "__main__":

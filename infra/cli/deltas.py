@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from delta_log.log import Log
 from delta_log.manifest import LogError
 from delta_log.verification import explain, listing, verify
-from infra.cli.flags import settings_flags, settings_of
+from infra.cli.command import Justify, add, print_table, settings_of
 from infra.layout import Layout
 from infra.platform import PlatformError
 from infra.settings import Settings
@@ -19,28 +18,25 @@ from serving.signatures import RANKER
 
 
 def add_parser(commands: Any) -> None:
-    p = commands.add_parser(
+    p = add(
+        commands,
         "deltas",
-        parents=[settings_flags()],
-        help="list, verify and explain the delta log",
-        description=(
-            "Show what the delta log of a platform holds. It may be running or not.\n"
-            "  list        one line a base or delta, newest last\n"
-            "  verify      check every file, hash and link; exit code 1 if something is broken, which is named\n"
-            "  explain N   what delta N changed (0: the first base), as JSON"
-        ),
-        epilog="example: minutehand deltas explain 12 --name demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        "list, verify and explain the delta log",
+        "Show what the delta log of a platform holds. It may be running or not.\n"
+        "  list        one line a base or delta, newest last\n"
+        "  verify      check every file, hash and link; exit code 1 if something is broken, which is named\n"
+        "  explain N   what delta N changed (0: the first base), as JSON",
+        "minutehand deltas explain 12 --name demo",
     )
     p.add_argument("verb", choices=("list", "verify", "explain"), nargs="?", default="list", help="default: list")
     p.add_argument("seq", type=int, nargs="?", metavar="N", help="which delta to explain")
     p.add_argument("--model", default=RANKER, help="the name that the model is served under (default: %(default)s)")
     p.add_argument("--lineage", help="default: the one that is served")
-    p.set_defaults(run=lambda args: run(args, settings_of(args)))
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
-    log = Log(_log(settings, args.model))
+def run(args: argparse.Namespace) -> int:
+    log = Log(_log(settings_of(args), args.model))
     try:
         lineage = _lineage(log, args.lineage)
         if args.verb == "verify":
@@ -49,8 +45,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             return 1 if problems else 0
         if args.verb == "explain":
             print(json.dumps(explain(log, lineage, _seq(log, lineage, args.seq)), indent=2))
-            return 0
-        _print(lineage, listing(log, lineage))
+        else:
+            _print(lineage, listing(log, lineage))
         return 0
     except LogError as e:
         raise PlatformError(str(e)) from None
@@ -81,15 +77,11 @@ def _seq(log: Log, lineage: str, seq: int | None) -> int:
     return seq
 
 
-def _print(lineage: str, rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=lineage, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "rows", "removed", "bytes", "learned", "auc", "loss"):
-        table.add_column(column, justify="left" if column == "name" else "right", no_wrap=True)
-    for row in rows:
-        figures = [f"{row[k]:.4f}" if isinstance(row.get(k), float) else "" for k in ("auc", "loss")]
-        table.add_row(row["name"], *(f"{row[k]:,}" for k in ("rows", "removed", "bytes", "learned")), *figures)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+def _print(lineage: str, manifests: list[dict[str, Any]]) -> None:
+    counts, metrics = ("rows", "removed", "bytes", "learned"), ("auc", "loss")
+    columns: dict[str, Justify] = {"name": "left", **dict.fromkeys((*counts, *metrics), "right")}
+    rows = []
+    for m in manifests:
+        figures = [f"{m[k]:.4f}" if isinstance(m.get(k), float) else "" for k in metrics]
+        rows.append([m["name"], *(f"{m[k]:,}" for k in counts), *figures])
+    print_table(columns, rows, lineage)

@@ -1,4 +1,4 @@
-"""`minutehand demo`: the whole loop on one source, with a live screen, and a report at the end.
+"""`minutehand demo`: runs the whole loop on one source, with a live screen, and writes a report.
 
 base from the days before -> platform up -> the last days replayed against the served and the frozen model -> report
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -20,11 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from common.errors import InputError
 from delta_log.log import Log
 from delta_log.manifest import Manifest
 from infra import services
 from infra.airflow import services as airflow
-from infra.cli.flags import settings_flags
+from infra.cli.command import add
 from infra.layout import model_server, rest, sync
 from infra.platform import Platform, PlatformError
 from infra.replay.live import read_lines
@@ -39,16 +39,14 @@ AUTO = "auto"
 
 
 def add_parser(commands: Any) -> None:
-    p = commands.add_parser(
+    p = add(
+        commands,
         "demo",
-        parents=[settings_flags()],
-        help="the whole loop on a source, with a report",
-        description=(
-            "Empties var/demo, learns a base from the source's history, starts the platform, replays the rest against\n"
-            "the served and a frozen copy of the base, and reports both. In a terminal it then stays up until Ctrl-C."
-        ),
-        epilog="example: minutehand demo --source simulator --set sync_every=1s --wall 2m",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        "the whole loop on a source, with a report",
+        "Empties var/demo, learns a base from the source's history, starts the platform, replays the rest against\n"
+        "the served and a frozen copy of the base, and reports both. In a terminal it then stays up until Ctrl-C.",
+        "minutehand demo --source simulator --set sync_every=1s --wall 2m",
     )
     p.add_argument(
         "--source",
@@ -58,37 +56,29 @@ def add_parser(commands: Any) -> None:
     )
     p.add_argument("--wall", default="7m", help="how long the replay takes if the loop keeps up (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="of the model's start and the report's bootstrap (default: 0)")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     console = Console()
     settings = demo_settings(args)
     wall_s = wall_of(args.wall)
-    with contextlib.ExitStack() as stack:
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-        logging.getLogger("kafka").setLevel(logging.ERROR)  # it warns of its own loop being busy
-        logging.getLogger("download").setLevel(logging.INFO)  # whose data it is, under which licence
-        # A SIGTERM ends the demo the way Ctrl-C does: through the `with` blocks.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        source = args.source if args.source != AUTO else choose(console)
-        settings = settings.with_(source=source)
-        platform = stack.enter_context(Platform(settings))
+    settings = settings.with_(source=args.source if args.source != AUTO else choose(console))
+    with Platform(settings) as platform:
         began = time.monotonic()
         base = prepare(platform, args.seed, console)
         with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
             platform.start(only=services.minute_loop(settings))
         setup_s = time.monotonic() - began
-        console.print(f"platform up after {setup_s:.0f} s; logs in {shown(platform.folder / 'logs')}")
+        console.print(f"platform up after {setup_s:.0f} s; logs in {relative(platform.folder / 'logs')}")
         replay(platform, wall_s, console)
         wall_s = time.monotonic() - began - setup_s
         figures = {"seed": args.seed, "wall_s": round(wall_s, 1), "setup_s": round(setup_s, 1)}
-        left = Replayed.of(platform, base.lineage)
-        report = finish(platform, base, left, figures)
-        files = write(platform, left, report)
+        replayed = Replayed.of(platform, base.lineage)
+        report = finish(platform, base, replayed, figures)
+        files = write(platform, replayed, report)
         text = files[0].read_text()
         console.print(Markdown(text) if console.is_terminal else text, soft_wrap=not console.is_terminal)
-        console.print("written: " + ", ".join(shown(f) for f in files), soft_wrap=True)
+        console.print("written: " + ", ".join(relative(f) for f in files), soft_wrap=True)
         if console.is_terminal and sys.stdin.isatty():
             slow_half(platform, console)
             goodbye(platform, console)
@@ -110,12 +100,12 @@ def wall_of(text: str) -> float:
     raise SettingError(f"wall is {text!r}; allowed is {DURATION}, at least 1s")
 
 
-def shown(path: Path) -> str:
+def relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def choose(console: Console) -> str:
-    """KuaiRand where its data is at hand or can be fetched, else the simulator; says which."""
+    """Returns kuairand if its data are cached or can be fetched, else simulator, and prints which it is."""
     from streaming.sources.download import NoConnection
     from streaming.sources.kuairand_files import folder
 
@@ -125,12 +115,12 @@ def choose(console: Console) -> str:
     except NoConnection as e:
         console.print(f"source: simulator ({e})", highlight=False, soft_wrap=True)
         return "simulator"
-    except (ValueError, OSError) as e:
+    except (InputError, ValueError, OSError) as e:
         raise SettingError(f"source is kuairand, whose data cannot be read: {e}; or give --source simulator") from e
 
 
 def commit() -> str:
-    """The project's commit, with + if the tree is changed; `unknown` outside a checkout."""
+    """The project's commit, with + if a file differs from it; `unknown` outside a checkout."""
     words = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -140,7 +130,7 @@ def commit() -> str:
 
 @dataclass(frozen=True)
 class Replayed:
-    """The outcome of a replay: the events sent, the pairs expected of them, the deltas the first replica confirmed."""
+    """A replay's outcome: the events sent, the pairs expected of them, the deltas that the first replica confirmed."""
 
     declaration: Declaration
     sent: Sent
@@ -158,11 +148,11 @@ class Replayed:
 
 
 def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict[str, float]) -> dict[str, Any]:
-    """The report of what the platform's folder and topics hold."""
+    """The report, from the platform's folder and topics."""
     settings, log = platform.settings, Log(platform.layout.log())
     newest = log.manifests(base.lineage)[-1]  # the base itself may be pruned by now
-    where = newest.positions or {"topic": "examples", "offsets": {}}
-    learned, records = joined(platform.address("kafka"), where["topic"], where["offsets"])
+    positions = newest.positions or {"topic": "examples", "offsets": {}}
+    learned, records = joined(platform.address("kafka"), positions["topic"], positions["offsets"])
     about = {"source": settings.source, "commit": commit(), "sync_every_s": settings.sync_every, **figures}
     return build(
         replayed.sent, replayed.pairs, replayed.declaration, learned, records, base, newest, replayed.confirmed, about
@@ -170,7 +160,7 @@ def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict
 
 
 def write(platform: Platform, replayed: Replayed, report: dict[str, Any]) -> list[Path]:
-    """report.md, report.json and the pictures, in var/report/ beside the platform's own folder."""
+    """Writes report.md, report.json and the pictures into var/report/, beside the platform's own folder."""
     from infra.replay.pictures import auc_picture, freshness_picture
 
     folder = platform.folder.parent / "report"
@@ -187,7 +177,7 @@ def write(platform: Platform, replayed: Replayed, report: dict[str, Any]) -> lis
 
 
 def slow_half(platform: Platform, console: Console) -> None:
-    """Airflow, once the replay has ended: its start takes a core for half a minute, which freshness would pay for."""
+    """Starts Airflow. Not before the replay has ended: the start takes a core for half a minute."""
     if not platform.settings.airflow:
         return
     with console.status("starting Airflow (Ctrl-C ends everything)"):

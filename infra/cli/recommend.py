@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
-from infra.cli.flags import settings_flags, settings_of
-from infra.layout import Layout, model_server
+from infra.cli.command import Justify, add, print_table, settings_of
+from infra.layout import model_server
 from infra.platform import Platform, PlatformError
-from infra.settings import Settings
 from serving.signatures import RANKER
 
 
 def add_parser(commands: Any) -> None:
-    p = commands.add_parser(
+    p = add(
+        commands,
         "recommend",
-        parents=[settings_flags()],
-        help="recommend items to a user",
-        description=(
-            "Rank the recently popular items for a user: features from Feast, scores from the served model.\n"
-            "The platform must be running, with its feature push (setting feast)."
-        ),
-        epilog="example: minutehand recommend --user 7 --top 10",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        "recommend items to a user",
+        "Rank the recently popular items for a user: features from Feast, scores from the served model.\n"
+        "The platform must be running, with its feature push (setting feast).",
+        "minutehand recommend --user 7 --top 10",
     )
     p.add_argument("--user", type=int, required=True, metavar="U", help="the user's id; one that is new works too")
     p.add_argument("--top", type=int, default=10, metavar="N", help="how many items (default: %(default)s)")
@@ -33,35 +29,36 @@ def add_parser(commands: Any) -> None:
         "--given", action="append", default=[], metavar="NAME=VALUE", help="a feature of the request, as JSON; repeated"
     )
     p.add_argument("--json", action="store_true", help="one JSON object an item, with all scores and features")
-    p.set_defaults(run=lambda args: run(args, settings_of(args)))
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
+def run(args: argparse.Namespace) -> int:
     from serving.client import PredictionFailed, Scorer, light
     from serving.recommend import NothingToRecommend, recommend
 
-    facts = Platform(settings).facts()
+    platform = Platform(settings_of(args))
+    facts = platform.facts()
     if not facts:
-        raise PlatformError(f"no platform {settings.name!r} has run here: minutehand up")
-    state, addresses = facts["settings"], facts["addresses"]
+        raise PlatformError(f"no platform {platform.settings.name!r} has run here: minutehand up")
+    settings, addresses = facts["settings"], facts["addresses"]
     light()
     from features.store import Features
 
-    folder = Layout(settings).features
+    folder = platform.layout.features
     if not (folder / "state.json").is_file():
         raise PlatformError(f"{folder} holds no features yet: is the service `features` running?")
-    servers = [addresses[model_server(i)] for i in range(int(state["replicas"]))]
+    servers = [addresses[model_server(i)] for i in range(int(settings["replicas"]))]
+    store = Features(folder, settings["source"])
+    scorer = Scorer(servers, RANKER, store.plan.declaration)
     try:
-        store = Features(folder, state["source"])
-        scorer = Scorer(servers, RANKER, store.plan.declaration)
         items = recommend(store, scorer, args.user, args.top, task=args.task, given=dict(map(_pair, args.given)))
-    except (NothingToRecommend, PredictionFailed, ValueError) as e:
+    except (NothingToRecommend, PredictionFailed) as e:
         raise PlatformError(str(e)) from None
     if args.json:
-        for item in items:
-            print(json.dumps(item._asdict()))
-        return 0
-    _print(args.user, items)
+        print("\n".join(json.dumps(item._asdict()) for item in items))
+    else:
+        columns: dict[str, Justify] = {"item": "left", **dict.fromkeys(items[0].scores, "right")}
+        rows = ([str(item.item_id), *(f"{score:.4f}" for score in item.scores.values())] for item in items)
+        print_table(columns, rows, f"user {args.user}, by delta {items[0].seq}")
     return 0
 
 
@@ -71,19 +68,3 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, json.loads(value) if equals else None
     except ValueError:
         raise PlatformError(f"--given is {text!r}; allowed is NAME=VALUE, the value as JSON") from None
-
-
-def _print(user: int, items: list[Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"user {user}, by delta {items[0].seq}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("item", no_wrap=True)
-    for task in items[0].scores:
-        table.add_column(task, justify="right", no_wrap=True)
-    for item in items:
-        table.add_row(str(item.item_id), *(f"{score:.4f}" for score in item.scores.values()))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -19,19 +18,19 @@ PLAIN_EVERY_S = 10.0
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file that may still be growing; nothing if it is not there yet."""
+    """The whole lines of a JSON-lines file that may still grow; none if there is no file yet."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 class Screen:
-    """Reads what the processes leave on disk (progress.json, the delta log, sync.jsonl) and shows it."""
+    """Shows the state that the processes write to disk: progress.json, the delta log, sync.jsonl."""
 
     def __init__(self, send_log: Path, log: Path, sync_lines: Path, console: Console) -> None:
         self.send_log, self.log, self.sync_lines, self.console = send_log, Log(log), sync_lines, console
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self.spoke = 0.0
+        self.printed = 0.0
         self.points: list[tuple[int, int]] = []
 
     def __enter__(self) -> Screen:
@@ -39,12 +38,12 @@ class Screen:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live:
             self.live.stop()
 
     def state(self) -> list[tuple[str, str]]:
-        """What is shown, as (name, text)."""
+        """(name, text) of each line."""
         rows: list[tuple[str, str]] = []
         progress_file = self.send_log / "progress.json"
         if progress_file.is_file():
@@ -82,14 +81,14 @@ class Screen:
         return rows
 
     def show(self) -> None:
-        """Draw once; call it about twice a second."""
+        """Draws once. Call it about twice a second."""
         if self.live:
             table = Table.grid(padding=(0, 2))
             for name, text in self.state():
                 table.add_row(f"[bold]{name}[/]", text)
             self.live.update(table, refresh=True)
-        elif time.monotonic() - self.spoke >= PLAIN_EVERY_S:
-            self.spoke = time.monotonic()
+        elif time.monotonic() - self.printed >= PLAIN_EVERY_S:
+            self.printed = time.monotonic()
             line = "; ".join(f"{name}: {text}" for name, text in self.state())
             if line:
                 self.console.print(line, soft_wrap=True, highlight=False)

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from infra.replay.report import Array, weighted_percentiles
+from infra.replay.report import Array, freshness, weighted_percentiles
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen before it is loaded
@@ -21,12 +21,9 @@ def freshness_picture(confirmed: list[dict[str, Any]], sync_every_s: float, path
     begin = confirmed[0]["confirmed_ms"] if confirmed else 0
     lines = [c for c in confirmed if c["written_ms"]["positive"]]
     at = [(c["confirmed_ms"] - begin) / 1000 for c in lines]
-    for percentile, style in ((50, "o-"), (99, "s--")):
-        ages: list[float] = []
-        for c in lines:
-            histogram = {(c["confirmed_ms"] - int(w)) / 1000: n for w, n in c["written_ms"]["positive"].items()}
-            ages.append(weighted_percentiles(histogram, (percentile,))[f"p{percentile}"] or 0.0)
-        axes.plot(at, ages, style, markersize=3, label=f"p{percentile}")
+    ages = [weighted_percentiles(freshness([c], "positive"), (50, 99)) for c in lines]
+    for name, style in (("p50", "o-"), ("p99", "s--")):
+        axes.plot(at, [age[name] or 0.0 for age in ages], style, markersize=3, label=name)
     axes.axhline(sync_every_s, color="grey", linewidth=0.8, label=f"sync_every {sync_every_s:g} s")
     axes.set(
         xlabel="seconds since the first delta", ylabel="seconds", title="Freshness: from a click to the served model"

@@ -1,7 +1,7 @@
-"""What a replay showed: one table, one report.json, two pictures, from files and the `examples` topic alone.
+"""The report of a replay: one table and one report.json, whose figures are counted, never estimated.
 
-Inputs are the replay's own send log (what was shown, when, with which scores, and what came of it), the delta log's
-manifests, the sync's `sync.jsonl`, and the join's output in Kafka. Nothing here is estimated.
+It is made of the replay's send log (each impression with its time, scores and outcomes), the delta log's manifests,
+the sync's `sync.jsonl`, and the join's output in Kafka.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Sent:
-    """The send log as columns, one row an impression; a failed prediction has NaN scores, an absent outcome is -1."""
+    """The send log as columns, a row an impression. The scores of a failed prediction are NaN; no outcome is -1."""
 
     impression_id: list[str]
     user_id: Array
@@ -68,7 +68,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What the offline join expects of a send log whose events went out in order (docs/example.md)."""
+    """The pairs that the join must make of a send log whose events were sent in order (docs/example.md)."""
 
     positive: Array  # bool[n, tasks]
     late: Array
@@ -79,8 +79,8 @@ class Pairs:
     def of(cls, sent: Sent, declaration: Declaration, pi: float, salt: str) -> Pairs:
         happened = sent.outcome_ms >= 0
         positive = happened & (sent.outcome_ms <= sent.ts_ms[:, None] + declaration.window_ms)
-        kept = (draw(sent.impression_id, salt) < pi)[:, None]
-        return cls(positive, happened & ~positive, ~positive & kept, ~positive & ~kept)
+        sampled = (draw(sent.impression_id, salt) < pi)[:, None]
+        return cls(positive, happened & ~positive, ~positive & sampled, ~positive & ~sampled)
 
     def keys(self, sent: Sent) -> Counter[tuple[str, int, int]]:
         expected: Counter[tuple[str, int, int]] = Counter()
@@ -99,11 +99,11 @@ class Pairs:
 
 
 def joined(bootstrap: str, topic: str, offsets: dict[str, int]) -> tuple[Counter[tuple[str, int, int]], int]:
-    """The pairs of `topic` below `offsets` (read_committed), and the number of records they came in."""
+    """The committed pairs of `topic` below `offsets`, and the number of their records."""
     from kafka import KafkaConsumer, TopicPartition
 
     consumer = KafkaConsumer(bootstrap_servers=bootstrap, isolation_level="read_committed", enable_auto_commit=False)
-    found: Counter[tuple[str, int, int]] = Counter()
+    pairs: Counter[tuple[str, int, int]] = Counter()
     records = 0
     try:
         ends = {TopicPartition(topic, int(p)): end for p, end in offsets.items()}
@@ -120,14 +120,14 @@ def joined(bootstrap: str, topic: str, offsets: dict[str, int]) -> tuple[Counter
                     records += 1
                     for task, weight in enumerate(record["weights"]):
                         if weight > 0:
-                            found[record["impression_id"], task, int(record["labels"][task])] += 1
+                            pairs[record["impression_id"], task, int(record["labels"][task])] += 1
     finally:
         consumer.close()
-    return found, records
+    return pairs, records
 
 
 def weighted_percentiles(histogram: dict[float, int], at: tuple[int, ...]) -> dict[str, float | None]:
-    """Percentiles of value -> count; None of an empty one."""
+    """Percentiles of a histogram (value -> count); None if it is empty."""
     values = np.array(sorted(histogram), float)
     if not len(values):
         return {f"p{p}": None for p in at}
@@ -146,7 +146,7 @@ def freshness(confirmed: list[dict[str, Any]], kind: str) -> dict[float, int]:
 
 
 def compared(labels: Array, served: Array, frozen: Array, users: Array, seed: int) -> dict[str, float | None]:
-    """AUC of both scores and the interval of their difference, rounded; None where it cannot be said."""
+    """The AUC of both scores and the interval of their difference, rounded; None where it is undefined."""
     figures = zip(("served", "frozen", "difference", "low", "high"), auc.compared(labels, served, frozen, users, seed),
                   strict=True)  # fmt: skip
     return {name: None if np.isnan(value) else round(value, 4) for name, value in figures}
@@ -156,20 +156,23 @@ def build(
     sent: Sent,
     pairs: Pairs,
     declaration: Declaration,
-    found: Counter[tuple[str, int, int]],
+    joined_pairs: Counter[tuple[str, int, int]],
     records: int,
     base: Manifest,
     newest: Manifest,
     confirmed: list[dict[str, Any]],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The report as plain data, of what lies between `base` and `newest`; `confirmed` is one replica's sync.jsonl."""
+    """The report as plain data, for all that was learned between `base` and `newest`.
+
+    `confirmed` are the lines of one replica's sync.jsonl.
+    """
     expected = pairs.keys(sent)
     # The base's pairs came from the history, not through the join.
     learned = newest.learned["count"] - base.learned["count"]
     learned_total = (int(newest.learned["sum"]) - int(base.learned["sum"])) % 2**64
     count, total = pairs.learned(sent)
-    unlearned = found.total() - learned
+    unlearned = joined_pairs.total() - learned
     judged = declaration.tasks.index(declaration.judged)
     later = (sent.ts_ms >= sent.ts_ms.min() + 2 * declaration.window_ms) & sent.ok
     labels = pairs.positive[later, judged].astype(int)
@@ -189,12 +192,12 @@ def build(
         "records": records,
         "pairs": {
             "offered": int(pairs.positive.size),
-            "learned_pos": sum(n for (_, _, label), n in found.items() if label == 1),
-            "learned_neg": sum(n for (_, _, label), n in found.items() if label == 0),
+            "learned_pos": sum(n for (_, _, label), n in joined_pairs.items() if label == 1),
+            "learned_neg": sum(n for (_, _, label), n in joined_pairs.items() if label == 0),
             "sampled_out": int(pairs.sampled_out.sum()),
             "late": int(pairs.late.sum()),
-            "lost": (expected - found).total() + max(unlearned, 0),
-            "double": (found - expected).total() + max(-unlearned, 0),
+            "lost": (expected - joined_pairs).total() + max(unlearned, 0),
+            "double": (joined_pairs - expected).total() + max(-unlearned, 0),
         },
         "learned_equal": (learned, learned_total) == (count, total),
         "deltas": newest.seq - base.seq,
@@ -208,13 +211,13 @@ def build(
         "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
         "calibration": round(float(served.mean() / labels.mean()), 4) if labels.sum() else None,
         "tasks": rare,
-        # None: the replica had gone on before it was asked (after a kill), so there was nothing to compare.
+        # None: after a kill, a replica was ahead before sync asked for its digest, which was then not compared.
         "digests_equal": {line["digests_equal"] for line in confirmed} - {None} == {True},
     }
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report for people: report.md, and the table at the end of a demo."""
+    """The report as text: report.md, and the table at the end of a demo."""
     pairs, auc, age = report["pairs"], report["auc"], report["freshness_s"]
 
     def shown(value: float | None, digits: int = 4) -> str:
@@ -243,7 +246,7 @@ def markdown(report: dict[str, Any]) -> str:
         ("calibration (mean score / rate)", shown(report["calibration"], 3)),
         ("served digest == trained digest", "yes" if report["digests_equal"] else "NO"),
     ]
-    lines = ["| what | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
+    lines = ["| figure | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
     lines += ["| task | positives | AUC served | AUC frozen |", "|---|---|---|---|"]
     lines += [
         f"| {t['task']} | {t['positives']} | {shown(t['served'])} | {shown(t['frozen'])} |" for t in report["tasks"]

@@ -1,25 +1,21 @@
-"""A replay on a platform: a base from the days before, the events, and the wait until all is learned and served."""
+"""A replay on a platform: makes a base from the days before, replays the events, and waits until all are served."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 
 from rich.console import Console
 
 from delta_log.log import Log
 from delta_log.manifest import Manifest
+from infra.http_client import metrics
 from infra.layout import model_server, sync, trainer
-from infra.metrics import metrics
 from infra.platform import Platform, PlatformError
 from infra.replay.live import Screen
-from infra.supervise.processes import die_with_parent
+from infra.services import python
+from infra.supervise.processes import child
 from serving.signatures import FROZEN
 from streaming.source import load as load_source
 
@@ -27,63 +23,48 @@ LEARNED_WITHIN_S = 180.0
 """After the replay's end the loop has this long to learn and serve the rest, beside two more syncs."""
 
 
-@contextlib.contextmanager
-def child(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A python module as a child that cannot outlive this process."""
-    process = subprocess.Popen([sys.executable, "-m", *words], preexec_fn=die_with_parent(signal.SIGKILL))
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        process.kill()
-        process.wait()
-
-
-def step(*words: str) -> None:
-    with child(*words) as process:
+def step(module: str, *words: str, **flags: object) -> None:
+    with child(python(module, *words, **flags)) as process:
         if code := process.wait():
-            raise PlatformError(f"`python -m {words[0]}` ended with exit code {code}: see above")
+            raise PlatformError(f"`python -m {module}` ended with exit code {code}: see above")
 
 
 def prepare(platform: Platform, seed: int, console: Console) -> Manifest:
-    """A new lineage in an emptied folder: its base from the source's history, and the frozen copy of that."""
+    """Empties the platform's folder and makes a new lineage: its base from the source's history, and a frozen copy."""
     platform.stop()
     shutil.rmtree(platform.folder, ignore_errors=True)
     settings, layout = platform.settings, platform.layout
     layout.make(settings)
     console.print("one batch pass over the days before makes the base")
     for model in settings.models:
-        words = ("--source", settings.source, "--log", str(layout.log(model.name)), "--model", model.spec)
-        step("training.learn.batch_pass", *words, "--seed", str(seed))
+        flags = {"source": settings.source, "log": layout.log(model.name), "model": model.spec, "seed": seed}
+        step("training.learn.batch_pass", **flags)
     log = Log(layout.log())
     lineage = log.serving()
-    assert lineage is not None  # the batch pass moved it
+    assert lineage is not None  # the batch pass has made it
     for i in range(settings.replicas):
-        common = ("--source", settings.source, "--log", str(log.path), "--lineage", lineage)
-        step("serving.export", *common, "--frozen", "--to", str(layout.frozen(i)))
+        flags = {"source": settings.source, "log": log.path, "lineage": lineage, "to": layout.frozen(i)}
+        step("serving.export", "--frozen", **flags)
     return log.manifest(lineage, "base", 0)
 
 
 def replay(platform: Platform, wall_s: float, console: Console) -> None:
+    """Replays the source's live events, and returns when the last of them is learned and served."""
     settings = platform.settings
-    serving = ",".join(platform.address(model_server(i)) for i in range(settings.replicas))
     send_log = platform.folder / "sent"
-    words = [
-        "infra.replay.replay",
-        "--source",
-        settings.source,
-        "--kafka",
-        platform.address("kafka"),
-        "--serving",
-        serving,
-    ]
-    words += ["--wall-s", f"{wall_s:g}", "--sync-every-ms", str(settings.sync_every_ms), "--out", str(send_log)]
-    words += ["--frozen", FROZEN, "--features", settings.features_from]
-    words += ["--feature-folder", str(platform.layout.features)] if settings.features_from == "feast" else []
+    flags = {
+        "source": settings.source,
+        "kafka": platform.address("kafka"),
+        "serving": ",".join(platform.address(model_server(i)) for i in range(settings.replicas)),
+        "wall-s": f"{wall_s:g}",
+        "sync-every-ms": settings.sync_every_ms,
+        "out": send_log,
+        "frozen": FROZEN,
+        "features": settings.features_from,
+        "feature-folder": platform.layout.features,
+    }
     screen = Screen(send_log, platform.layout.log(), platform.layout.confirmations(0), console)
-    with child(*words) as process, screen:
+    with child(python("infra.replay.replay", **flags)) as process, screen:
         while process.poll() is None:
             if not platform.is_running():
                 raise PlatformError(f"the platform ended: see {platform.log('supervisor')}")
@@ -94,7 +75,8 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
     console.print("replayed; waiting until the last window is learned and served")
     end_ms: int = json.loads((send_log / "progress.json").read_text())["end_ms"]
     until = end_ms - load_source(settings.source).declaration.max_disorder_ms - 1
-    platform.wait(lambda: caught_up(platform, until), LEARNED_WITHIN_S + 2 * settings.sync_every, "learned and served")
+    timeout_s = LEARNED_WITHIN_S + 2 * settings.sync_every
+    platform.wait(lambda: caught_up(platform, until), timeout_s, "all events learned and served")
 
 
 def caught_up(platform: Platform, until_ms: int) -> bool:

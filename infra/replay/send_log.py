@@ -1,13 +1,12 @@
-"""The replay's send log: every impression it sent, with its outcomes and scores, and its progress for a live screen.
+"""The replay's send log: every impression that was sent, with its outcomes and scores, and the replay's progress.
 
-`impressions-<part>.parquet` hold one row an impression, written when the last of its outcomes was sent, so that they
-say what was sent and not what was going to be. `progress.json` is replaced atomically.
+`impressions-<part>.parquet` hold a row for each impression. A row is written when the last of its outcomes was sent, so
+it tells what was sent, not what was planned. `progress.json` is replaced twice a second, for a live screen.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.auc import auc
+from common.disk import replace, replacing
+from infra.replay.scoring import Prediction
 from streaming.declaration import Declaration
 from streaming.source import Exposure
 
-_PART_ROWS = 20_000
-_CURVE_S = 2.0
-"""AUC so far is computed this often: it sorts all scores."""
+PART_ROWS = 20_000
+AUC_EVERY_S = 2.0
+"""The AUC so far is computed this often: it sorts all scores."""
 
 
 def schema(declaration: Declaration) -> pa.Schema:
-    """The columns of a part: outcome_<task> is when it was sent to have happened, null where it was not."""
+    """The columns of a part. outcome_<task> is the time of the action that was sent, or null."""
     tasks = declaration.tasks
     return pa.schema(
         [
@@ -45,33 +46,25 @@ def schema(declaration: Declaration) -> pa.Schema:
 
 
 class SendLog:
-    """Writes DIR; what a former replay left there is removed."""
+    """Writes the log into a folder, in place of a former replay's."""
 
     def __init__(self, folder: Path, declaration: Declaration) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("impressions-*.parquet*"):
+        for old in folder.glob("*impressions-*.parquet*"):
             old.unlink()
         self.folder, self.declaration, self.schema = folder, declaration, schema(declaration)
-        self._open: dict[str, tuple[dict[str, Any], set[str]]] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._parts = 0
-        self._unjudged: list[tuple[int, dict[str, Any]]] = []
-        self._judged: list[tuple[float, float, float]] = []
-        self._auc: dict[str, Any] = {"task": declaration.judged, "served": None, "frozen": None, "labels": 0}
-        self._next_curve = 0.0
         self.predict_ms: list[float] = []
         self.predictions = self.failed = self.failed_frozen = 0
+        self._open: dict[str, tuple[dict[str, Any], set[str]]] = {}  # rows, and the tasks whose outcome is to come
+        self._rows: list[dict[str, Any]] = []
+        self._parts = 0
+        self._unjudged: list[tuple[int, dict[str, Any]]] = []  # rows, and when their windows close
+        self._judged: list[tuple[float, float, float]] = []  # label, served score, frozen score
+        self._auc: dict[str, Any] = {"task": declaration.judged, "served": None, "frozen": None, "labels": 0}
+        self._next_auc = 0.0
 
-    def impression(
-        self,
-        exposure: Exposure,
-        served: Mapping[str, float],
-        frozen: Mapping[str, float],
-        seq: int,
-        lineage: str,
-        predict_ms: float,
-    ) -> None:
-        """One impression that was sent; empty scores mean that the prediction failed."""
+    def impression(self, exposure: Exposure, served: Prediction, frozen: Prediction, lineage: str) -> None:
+        """Adds an impression that was sent."""
         tasks = self.declaration.tasks
         row: dict[str, Any] = {
             "impression_id": exposure.impression_id,
@@ -80,17 +73,17 @@ class SendLog:
             "ts_ms": exposure.ts_ms,
             "wall_ms": time.time_ns() // 1_000_000,
             **{f"outcome_{task}": None for task in tasks},
-            **{f"served_{task}": served.get(task) for task in tasks},
-            **{f"frozen_{task}": frozen.get(task) for task in tasks},
-            "seq": seq,
+            **{f"served_{task}": served.scores.get(task) for task in tasks},
+            **{f"frozen_{task}": frozen.scores.get(task) for task in tasks},
+            "seq": served.seq,
             "lineage": lineage,
-            "predict_ms": predict_ms,
-            "ok": bool(served),
+            "predict_ms": served.ms,
+            "ok": bool(served.scores),
         }
-        self.predictions += bool(served)
-        self.failed += not served
-        self.failed_frozen += not frozen
-        if served and frozen:
+        self.predictions += bool(served.scores)
+        self.failed += not served.scores
+        self.failed_frozen += not frozen.scores
+        if served.scores and frozen.scores:
             self._unjudged.append((exposure.ts_ms + self.declaration.window_ms, row))
         waiting = {task for task in exposure.outcomes if task in tasks}
         if waiting:
@@ -99,22 +92,22 @@ class SendLog:
             self._close(row)
 
     def outcome(self, impression_id: str, task: str, ts_ms: int) -> None:
-        """One action that was sent."""
-        if impression_id in self._open:
-            row, waiting = self._open[impression_id]
-            if task in waiting:
-                row[f"outcome_{task}"] = ts_ms
-                waiting.remove(task)
+        """Adds an action that was sent."""
+        row, waiting = self._open.get(impression_id, ({}, set()))
+        if task in waiting:
+            row[f"outcome_{task}"] = ts_ms
+            waiting.remove(task)
             if not waiting:
-                self._close(self._open.pop(impression_id)[0])
+                del self._open[impression_id]
+                self._close(row)
 
     def progress(self, clock_ms: int, more: Mapping[str, Any], now: bool = False) -> None:
-        """Replaces progress.json with the counts, latencies, AUC so far, and `more`. `now`: AUC anew."""
-        if now or time.monotonic() >= self._next_curve:
+        """Replaces progress.json: counts, latencies, the AUC so far, and `more`. `now`: computes the AUC anew."""
+        if now or time.monotonic() >= self._next_auc:
             self._judge(clock_ms)
-            self._next_curve = time.monotonic() + _CURVE_S
+            self._next_auc = time.monotonic() + AUC_EVERY_S
         p50, p99 = np.percentile(self.predict_ms, (50, 99)).round(3).tolist() if self.predict_ms else (None, None)
-        text = {
+        facts = {
             "predictions": self.predictions,
             "failed": self.failed,
             "failed_frozen": self.failed_frozen,
@@ -123,45 +116,39 @@ class SendLog:
             "clock_ms": clock_ms,
             **more,
         }
-        aside = self.folder / "progress.json.new"
-        aside.write_text(json.dumps(text))
-        os.replace(aside, self.folder / "progress.json")
+        replace(self.folder / "progress.json", json.dumps(facts).encode())
 
     def close(self) -> None:
-        """Writes what is left; outcomes that were not sent stay null."""
-        for row, _ in self._open.values():
-            self._rows.append(row)
+        """Writes the rows that are left. Outcomes that were not sent stay null."""
+        self._rows += [row for row, _ in self._open.values()]
         self._open.clear()
         self._write()
 
     def _close(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
-        if len(self._rows) >= _PART_ROWS:
+        if len(self._rows) >= PART_ROWS:
             self._write()
 
     def _write(self) -> None:
-        if not self._rows:
-            return
-        path = self.folder / f"impressions-{self._parts:05}.parquet"
-        aside = path.with_suffix(".parquet.new")
-        pq.write_table(pa.Table.from_pylist(self._rows, self.schema), aside)
-        os.replace(aside, path)
-        self._rows, self._parts = [], self._parts + 1
+        if self._rows:
+            with replacing(self.folder / f"impressions-{self._parts:05}.parquet") as aside:
+                pq.write_table(pa.Table.from_pylist(self._rows, self.schema), aside)
+            self._rows, self._parts = [], self._parts + 1
 
     def _judge(self, clock_ms: int) -> None:
-        """AUC of the judged task over the impressions whose window has closed: earlier, positives would be too many."""
-        task, window = self.declaration.judged, self.declaration.window_ms
-        rest = []
+        """The AUC of the judged task over the impressions whose windows have closed. Others would lack positives."""
+        task, window_ms = self.declaration.judged, self.declaration.window_ms
+        waiting = []
         for closes_ms, row in self._unjudged:
             if closes_ms > clock_ms:
-                rest.append((closes_ms, row))
+                waiting.append((closes_ms, row))
                 continue
             at = row[f"outcome_{task}"]
-            label = float(at is not None and at <= row["ts_ms"] + window)
+            label = float(at is not None and at <= row["ts_ms"] + window_ms)
             self._judged.append((label, row[f"served_{task}"], row[f"frozen_{task}"]))
-        self._unjudged = rest
+        self._unjudged = waiting
         if self._judged:
-            label, served, frozen = np.array(self._judged).T
-            both = [auc(label, scores) for scores in (served, frozen)]
-            known = [None if np.isnan(value) else round(value, 5) for value in both]
-            self._auc = {"task": task, "served": known[0], "frozen": known[1], "labels": len(label)}
+            labels, served, frozen = np.array(self._judged).T
+            both = [auc(labels, scores) for scores in (served, frozen)]
+            rounded = [None if np.isnan(value) else round(value, 5) for value in both]
+            self._auc = {"task": task, "served": rounded[0], "frozen": rounded[1], "labels": len(labels)}

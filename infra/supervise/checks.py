@@ -1,45 +1,37 @@
-"""Readiness checks: each is called without arguments and returns why a service is not ready, "" when it is.
+"""Readiness checks. Each is called without arguments and returns the reason why a service is not ready, or "".
 
 They run in the supervisor's main thread, so each ends within a second.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
 import socket
 import struct
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable
+
+from infra.http_client import RequestFailed, fetch
 
 Check = Callable[[], str]
 TIMEOUT_S = 1.0
-# Not the environment's proxies: what is asked is on this machine.
-_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 def http_ok(url: str, complaint: Callable[[bytes], str] = lambda body: "") -> Check:
-    """GET answers 200 and `complaint` of its body is empty; a 503's body is the reason."""
+    """A GET is answered with 200, and `complaint` finds nothing wrong with the body. Else that is the reason."""
 
     def check() -> str:
         try:
-            with _open(url, timeout=TIMEOUT_S) as answer:
-                return complaint(answer.read(1 << 20))
-        except urllib.error.HTTPError as e:
-            body = ""
-            with e, contextlib.suppress(OSError, http.client.HTTPException):  # it may stall in the middle
-                body = e.read(500).decode(errors="replace").strip()
-            return f"{url} answers {e.code} {body}".strip()
-        except (OSError, http.client.HTTPException, ValueError) as e:
-            return f"{url}: {getattr(e, 'reason', None) or e or type(e).__name__}"
+            return complaint(fetch(url, timeout_s=TIMEOUT_S))
+        except RequestFailed as e:
+            return str(e)
+        except ValueError as e:
+            return f"{url}: {e}"
 
     return check
 
 
 def first_of(checks: Iterable[Check]) -> Check:
-    """All of the checks: the first reason that one gives."""
+    """All of the checks; returns the first reason."""
     every = list(checks)
     return lambda: next(filter(None, (check() for check in every)), "")
 
@@ -58,7 +50,7 @@ def tcp(host: str, port: int) -> Check:
 
 
 def kafka(host: str, port: int) -> Check:
-    """A broker that names at least one broker: the port alone opens before the broker can be used.
+    """The broker lists at least one broker. Its port opens before it can be used.
 
     One Metadata request, version 1, no topics: https://kafka.apache.org/protocol. In plain bytes, because a client
     library brings threads, and a process with threads must not fork.
@@ -80,7 +72,7 @@ def kafka(host: str, port: int) -> Check:
 
 
 def flink_running(url: str) -> Check:
-    """One job, and it is RUNNING."""
+    """A job of Flink is RUNNING."""
 
     def complaint(body: bytes) -> str:
         states = [str(job["state"]) for job in json.loads(body)["jobs"]]
@@ -90,7 +82,7 @@ def flink_running(url: str) -> Check:
 
 
 def model_available(url: str, model: str) -> Check:
-    """TF Serving's REST status of `model`: a version is AVAILABLE."""
+    """A version of `model` is AVAILABLE, as TensorFlow Serving's REST status reports it."""
 
     def complaint(body: bytes) -> str:
         states = [str(v["state"]) for v in json.loads(body)["model_version_status"]]
@@ -100,7 +92,7 @@ def model_available(url: str, model: str) -> Check:
 
 
 def airflow_component(url: str, name: str) -> Check:
-    """Airflow's own report on one of its processes (scheduler, dag_processor, triggerer): by heartbeat, not by pid."""
+    """A process of Airflow (scheduler, dag_processor, triggerer) is healthy. Airflow judges that by its heartbeat."""
 
     def complaint(body: bytes) -> str:
         status = (json.loads(body).get(name) or {}).get("status")
@@ -110,6 +102,6 @@ def airflow_component(url: str, name: str) -> Check:
 
 
 def airflow_stalled(url: str, name: str) -> Check:
-    """The same check for a component that was ready: the API server's silence is no fault of the others."""
-    ask = airflow_component(url, name)
-    return lambda: reason if (reason := ask()).startswith(f"{name} is") else ""
+    """The same check for a component that was ready. It passes if the API server does not answer."""
+    check = airflow_component(url, name)
+    return lambda: reason if (reason := check()).startswith(f"{name} is") else ""

@@ -1,4 +1,4 @@
-"""The manager of services: starts them in order, watches, restarts, stops. The sentinel runs it and cleans up."""
+"""The manager of services: it starts them in order, watches, restarts and stops them. The sentinel runs it."""
 
 from __future__ import annotations
 
@@ -30,22 +30,25 @@ TICK_S = 0.1
 CHECK_S = 0.25  # between two readiness checks
 INSPECT_S = 2.0  # between two looks at descendants and log sizes
 ALIVE_S = 5.0  # between two looks at what is ready
-STALLED_S = 60.0  # what says for so long that it is not alive is ended
-STEADY_S = 10.0  # ready for so long: the deaths before are forgotten
+STALLED_S = 60.0  # a service that is not alive for so long is ended
+STEADY_S = 10.0  # a service that is ready for so long starts with no deaths again
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 GIVE_UP = 5  # deaths in a row
 TAIL_LINES = 30
-LAST_WORDS = 400  # characters of what a service said last, as the reason of its end
+MAX_REASON = 400  # characters of a service's last line, which is the reason of its end
 
 
 @dataclass(frozen=True)
 class Service:
-    """A command, when it is run, and how one knows that it is ready.
+    """A command, the conditions of its start, and a check that it is ready.
 
-    `after`: services that must be ready (or done) before its first start. `when`: says what it still waits for, ""
-    when nothing. `ready`: as in infra.supervise.checks. `alive`: the same of a service that was ready; the manager ends
-    the service after a minute of complaints. `prepare` is called before each start. `once`: runs to exit 0 and is
-    done; `unless`: is done without running. `nice`: how far it gives way to the others.
+    - `after`: the services that must be ready (or done) before its first start.
+    - `when`: returns what it still waits for, or "".
+    - `ready`: a check of infra.supervise.checks. `alive`: the same for a service that was ready. The manager ends the
+      service after a minute of complaints.
+    - `prepare`: is called before each start.
+    - `once`: the service runs to exit 0 and is done. `unless`: it is done without running.
+    - `nice`: how far it gives way to other services.
     """
 
     name: str
@@ -64,8 +67,8 @@ class Service:
 
 @dataclass
 class Run:
-    """A service's life so far. `state`: off (until it is asked for), waiting, starting, ready, done, dead (will be
-    started again), stopped."""
+    """The state of a service: off (until `start` asks for it), waiting, starting, ready, done, dead (the manager will
+    start it again), or stopped."""
 
     service: Service
     state: str = "waiting"
@@ -78,8 +81,8 @@ class Run:
     next_start: float = 0.0
     next_check: float = 0.0
     stalled_since: float = 0.0
-    kill_at: float = 0.0  # it was asked to end; KILL then
-    restart_requested: bool = False  # its end is no death
+    kill_at: float = 0.0  # when a service that was asked to end gets KILL
+    restart_requested: bool = False  # the next end is no death
     given_up: bool = False
     family: list[Identity] = field(default_factory=list)
 
@@ -116,13 +119,13 @@ def _prologue(nice: int) -> Callable[[], None]:
 
 
 def report(text: str) -> None:
-    """Prints a line. The manager must be able to stop when the terminal is gone."""
+    """Prints a line. The manager must stop properly when the terminal is gone."""
     with contextlib.suppress(OSError, ValueError):
         print(text, flush=True)
 
 
 class Manager:
-    """Starts, watches and stops; see the module. `run` returns the exit code. `off`: what waits for an order."""
+    """Starts, watches and stops services. `run` returns the exit code. `off`: services that wait for an order."""
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class Manager:
         names = [s.name for s in services]
         for s in services:
             if missing := [a for a in s.after if a not in names]:
-                raise ValueError(f"service {s.name} comes after {missing[0]!r}; there are {', '.join(names)}")
+                raise ValueError(f"service {s.name} comes after {missing[0]!r}, allowed are {', '.join(names)}")
         self.runs = {s.name: Run(s, "off" if s.name in off else "waiting") for s in services}
         self.folder, self.logs, self.control = folder, folder / "logs", folder / "control"
         self.stop_within, self.start_within, self.log_bytes = stop_within, start_within, log_bytes
@@ -174,7 +177,7 @@ class Manager:
         return self.code
 
     def _request_stop(self, signum: int, frame: object) -> None:
-        self.kill_now = self.stopping  # asked twice: no more patience
+        self.kill_now = self.stopping  # the second signal ends it at once
         self.stopping = True
 
     # One step of one service
@@ -227,8 +230,8 @@ class Manager:
         run.state = "starting"
         try:
             service.prepare()
-            # Straight to the file, never through a pipe: nobody has to live for it to be written. Appending, so that
-            # a cut log goes on at its new end.
+            # The log is a file, not a pipe: the service can write it when no other process lives. It is appended to,
+            # so that the service continues at the new end when the log is cut.
             with (self.logs / f"{service.name}.log").open("ab") as log:
                 process = subprocess.Popen(
                     list(service.command),
@@ -244,7 +247,7 @@ class Manager:
                 log.write(f"cannot be started: {e}\n")
             self._record_death(run, str(e))
             return
-        process.returncode = 0  # reaped by us, all children in one place
+        process.returncode = 0  # `reap` waits for all children
         run.process = identity(process.pid)
         self._report(run, f"starting, pid {process.pid}")
 
@@ -263,14 +266,14 @@ class Manager:
             elif code < 0:
                 self._record_death(run, f"killed by {signal.Signals(-code).name}")
             else:
-                last = tail(self.logs / f"{run.service.name}.log", 1).strip()[:LAST_WORDS]
-                self._record_death(run, f"exit code {code}{': ' if last else ''}{last}")
+                line = tail(self.logs / f"{run.service.name}.log", 1).strip()[:MAX_REASON]
+                self._record_death(run, f"exit code {code}{': ' if line else ''}{line}")
 
-    def _record_death(self, run: Run, how: str) -> None:
+    def _record_death(self, run: Run, reason: str) -> None:
         wait = BACK_OFF_S[min(run.deaths, len(BACK_OFF_S) - 1)]
         run.deaths += 1
-        run.state, run.reason, run.next_start = "dead", how, time.monotonic() + wait
-        self._report(run, f"ended: {how}; again in {wait:g} s")
+        run.state, run.reason, run.next_start = "dead", reason, time.monotonic() + wait
+        self._report(run, f"ended: {reason}; again in {wait:g} s")
         if run.deaths >= GIVE_UP and not run.given_up:
             run.given_up = True
             log = self.logs / f"{run.service.name}.log"
@@ -280,7 +283,7 @@ class Manager:
                 self.code, self.stopping = 1, True
 
     def _kill_family(self, run: Run) -> None:
-        """Kills a service and all that it started: every descendant of ours that is not another service's."""
+        """Kills a service and all that it started: every descendant that does not belong to another service."""
         others = [r.process for r in self.runs.values() if r is not run and r.process]
         spared = {*others, *(who for r in self.runs.values() if r is not run for who in r.family)}
         spared.update(who for other in others for who in descendants(other[0]))
@@ -312,14 +315,14 @@ class Manager:
                 run.deaths, run.next_start = 0, 0.0
 
     def _enable(self, run: Run) -> None:
-        """Starts a service that is off, and what it comes after."""
+        """Starts a service that is off, and those it starts after."""
         if run.state == "off":
             run.state = "waiting"
             for name in run.service.after:
                 self._enable(self.runs[name])
 
     def _stop(self) -> None:
-        """TERM to those nobody needs any more, and so on down the order; KILL to all that is left at the end."""
+        """Ends services in reverse order: TERM to each that no other one needs. Kills all that are left in the end."""
         report("stopping")
         deadline = time.monotonic() + self.stop_within
         terminated: set[str] = set()
@@ -335,7 +338,7 @@ class Manager:
             for run in alive:
                 if run.service.name not in needed | terminated:
                     terminated.add(run.service.name)
-                    run.kill_at = 0.0  # of a restart that was under way
+                    run.kill_at = 0.0  # a restart may have set it
                     self._terminate(run)
             self._write_state()
             time.sleep(0.05)
@@ -360,7 +363,7 @@ class Manager:
             run.family = descendants(run.process[0]) if run.process else []
             log = self.logs / f"{run.service.name}.log"
             if log.is_file() and log.stat().st_size > self.log_bytes:
-                # Copy and truncate: the service has the file open. What it writes in between is lost.
+                # The service has the file open: copy and truncate. A line that it writes in between is lost.
                 log.with_suffix(".log.1").write_bytes(log.read_bytes())
                 os.truncate(log, 0)
 
@@ -377,5 +380,5 @@ class Manager:
             self.last_state = state
             write_json(self.folder / STATE, state)
 
-    def _report(self, run: Run, what: str, more: str = "") -> None:
-        report(f"{run.service.name:<16} {what}{'  ' if more else ''}{more}")
+    def _report(self, run: Run, text: str, address: str = "") -> None:
+        report(f"{run.service.name:<16} {text}{'  ' if address else ''}{address}")

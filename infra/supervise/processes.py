@@ -1,4 +1,4 @@
-"""Ending processes so that none is left: Linux's parent-death signal, subreapers, and a file of (pid, create time)."""
+"""Ends processes so that none is left: by Linux's parent-death signal, subreapers, and a file of (pid, create time)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from common.disk import replace
+
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a forked child must not
 
 Identity = tuple[int, float]
-"""A process for sure: pids are used again, (pid, create time) is not."""
+"""(pid, create time): names one process. A pid alone may be used again."""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -28,22 +31,36 @@ def _prctl(option: int, value: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """From now on, a descendant whose parent dies becomes this process' child instead of init's, setsid or not."""
+    """From now on, a descendant whose parent dies becomes this process's child instead of init's, even after setsid."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(signum: int) -> Callable[[], None]:
-    """For `preexec_fn`: the child gets `signum` when the *thread* that starts it ends: only from the main thread."""
+    """A `preexec_fn`: the child gets `signum` when this thread ends. Only the main thread may call it."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("a process that dies with its parent must be started from the main thread")
     parent = os.getpid()
 
     def preexec() -> None:
         _prctl(PR_SET_PDEATHSIG, signum)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
 
     return preexec
+
+
+@contextlib.contextmanager
+def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process that ends with the block, and with this process."""
+    process = subprocess.Popen(command, preexec_fn=die_with_parent(signal.SIGKILL), **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait()
 
 
 def identity(pid: int) -> Identity | None:
@@ -69,7 +86,7 @@ def send(who: Identity, signum: int) -> None:
 
 
 def descendants(pid: int | None = None) -> list[Identity]:
-    """All living descendants of `pid` (of this process), those it adopted too."""
+    """All living descendants of `pid`, or of this process, with those that it adopted."""
     living: list[Identity] = []
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):
@@ -80,7 +97,7 @@ def descendants(pid: int | None = None) -> list[Identity]:
 
 
 def reap() -> dict[int, int]:
-    """Exit codes (negative: the signal) of children that ended, adopted ones too."""
+    """pid -> exit code (negative: the signal) of children that have ended, with adopted ones."""
     ended: dict[int, int] = {}
     while True:
         try:
@@ -93,7 +110,7 @@ def reap() -> dict[int, int]:
 
 
 def end_descendants(grace_s: float) -> None:
-    """TERM to all descendants of this process, KILL to those left after `grace_s`; returns when there is none."""
+    """Sends TERM to all descendants of this process, and KILL after `grace_s`. Returns when none is left."""
     for who in descendants():
         send(who, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
@@ -107,7 +124,7 @@ def end_descendants(grace_s: float) -> None:
 
 
 def end(processes: Iterable[Identity], grace_s: float) -> int:
-    """Ends processes that may be nobody's descendants any more, in the same way; returns how many lived."""
+    """Ends processes in the same way, whoever their parents are. Returns how many were alive."""
     left = [who for who in processes if alive(who)]
     for who in left:
         send(who, signal.SIGTERM)
@@ -120,20 +137,13 @@ def end(processes: Iterable[Identity], grace_s: float) -> int:
     return count
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replaces the file whole: a reader sees the old or the new one. Its owner alone reads it: it may hold a secret."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
-        f.write(text)
-    aside.replace(path)
-
-
 def write_json(path: Path, value: Any) -> None:
-    write_private(path, json.dumps(value, indent=1))
+    """Replaces a file that only its owner can read."""
+    replace(path, json.dumps(value, indent=1).encode(), 0o600)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's object; empty if there is none."""
+    """The object in a file; empty if there is no file."""
     try:
         value: dict[str, Any] = json.loads(path.read_text())
         return value

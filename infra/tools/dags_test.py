@@ -1,10 +1,10 @@
-"""Every DAG by `airflow dags test`, one after the other, on a running platform; what its tasks came to.
+"""Runs DAGs by `airflow dags test` on a running platform, one after the other, and prints the state of each task.
 
 python -m infra.tools.dags_test --name demo                                  # all five, in the order of the data
-python -m infra.tools.dags_test --name demo 'watch_platform={"drift": 1}'    # one, with a form
+python -m infra.tools.dags_test --name demo 'watch_platform={"drift": 1}'    # one, with values of its form
 
-Airflow runs the tasks in the command's own process, on a database of its own (<var>/<name>/dags_test): in the
-platform's, the scheduler would take the same run up. Exit code 1 if a run failed.
+The runs have a database of their own (<var>/<name>/dags_test): in the platform's database, the scheduler would start
+the same runs. Exit code 1 if a run failed.
 """
 
 from __future__ import annotations
@@ -16,30 +16,28 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
+from common import process
 from infra.airflow import services as airflow
-from infra.cli.flags import settings_flags, settings_of
-from infra.platform import Platform, PlatformError
-from infra.settings import SettingError, Settings
+from infra.cli.command import settings_flags, settings_of
+from infra.platform import Platform
+from infra.settings import Settings
 
 DAGS = ("sample_examples", "batch_warm_start", "materialize_features", "publish_base", "watch_platform")
 
 
 class Bench:
-    """`airflow dags test` on a platform, in `folder`, which is emptied."""
+    """`airflow dags test` on a platform, in a folder that is emptied first."""
 
     def __init__(self, platform: Platform) -> None:
-        if not platform.is_running():
-            raise PlatformError(f"the platform is not running ({platform.folder}); start it with: minutehand up")
+        platform.require_running()
         facts = platform.facts()
         self.folder = platform.folder / "dags_test"
         shutil.rmtree(self.folder, ignore_errors=True)
         settings = Settings.from_dict(facts["settings"]).with_(airflow_db="sqlite")
-        where = {"airflow": "http://127.0.0.1:0"} | facts["addresses"]  # no server is asked
-        hidden = airflow.secrets_of(self.folder)
-        self.env = airflow.environment(settings, self.folder, where, hidden)
+        addresses = {"airflow": "http://127.0.0.1:0"} | facts["addresses"]  # the runs ask no API server
+        self.env = airflow.environment(settings, self.folder, addresses, airflow.secrets_of(self.folder))
         self._airflow("db", "migrate", to="migrate")
 
     def _airflow(self, *words: str, to: str) -> int:
@@ -51,31 +49,27 @@ class Bench:
         return self.folder / f"{name}.log"
 
     def run(self, dag: str, conf: str) -> tuple[bool, list[tuple[str, str, float]]]:
-        """True if the run succeeded, and each task's name, state and seconds, in the order of their start."""
+        """Returns True if the run succeeds, and each task's name, state and seconds, in the order of their start."""
         code = self._airflow("dags", "test", dag, *(["--conf", conf] if conf else []), to=dag)
         with sqlite3.connect(self.folder / "airflow.db") as db:
             (state, run) = db.execute(
                 "select state, run_id from dag_run where dag_id = ? order by id desc", (dag,)
             ).fetchone() or ("not run", "")
-            asked = "select task_id, state, coalesce(duration, 0) from task_instance where dag_id = ? and run_id = ?"
-            tasks = db.execute(f"{asked} order by start_date is null, start_date", (dag, run)).fetchall()
+            query = "select task_id, state, coalesce(duration, 0) from task_instance where dag_id = ? and run_id = ?"
+            tasks = db.execute(f"{query} order by start_date is null, start_date", (dag, run)).fetchall()
         return code == 0 and state == "success", tasks
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        parents=[settings_flags()], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("dag", nargs="*", metavar="DAG[=FORM]", default=DAGS, help="with the form's values as JSON")
-    args = parser.parse_args(argv)
-    chosen = [given.partition("=")[::2] for given in args.dag]
-    if wrong := [dag for dag, _ in chosen if dag not in DAGS]:
-        parser.error(f"DAG is {wrong[0]!r}, allowed are {', '.join(DAGS)}")
-    try:
-        bench = Bench(Platform(settings_of(args)))
-    except (SettingError, PlatformError) as e:
-        print(f"dags_test: {e}", file=sys.stderr)
-        return 2
+def dag_and_form(text: str) -> tuple[str, str]:
+    dag, _, form = text.partition("=")
+    if dag not in DAGS:
+        raise argparse.ArgumentTypeError(f"is {dag!r}, allowed are {', '.join(DAGS)}")
+    return dag, form
+
+
+def run(args: argparse.Namespace) -> int:
+    bench = Bench(Platform(settings_of(args)))
+    chosen = args.dag or [(dag, "") for dag in DAGS]
     failed = []
     for dag, conf in chosen:
         began = time.monotonic()
@@ -88,7 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed.append(dag)
             print(f"  see {bench.log(dag)}", flush=True)
     print(f"{len(chosen) - len(failed)} of {len(chosen)} green" + (f"; failed: {', '.join(failed)}" if failed else ""))
-    return 1 if failed else 0
+    return process.FAILED if failed else process.DONE
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("infra.tools.dags_test", __doc__ or "", parents=[settings_flags()])
+    parser.add_argument("dag", nargs="*", metavar="DAG[=FORM]", type=dag_and_form, help="with form values as JSON")
+    args = parser.parse_args(argv)
+    return process.run(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Refuses a uv.lock that names another host than the public Python index's two.
+"""Checks that a uv.lock names no host but the two of the public Python index. Exit code 1 if it does.
 
 python -m infra.tools.lock_guard uv.lock
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+
+from common import process
 
 ALLOWED = ("pypi.org", "files.pythonhosted.org")
 
@@ -22,12 +24,14 @@ def foreign(text: str) -> list[tuple[int, str]]:
     return addresses
 
 
-def main() -> int:
-    path = Path(sys.argv[1])
-    wrong = foreign(path.read_text())
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("infra.tools.lock_guard", __doc__ or "")
+    parser.add_argument("file", type=Path)
+    file = parser.parse_args(argv).file
+    wrong = foreign(file.read_text())
     for number, address in wrong[:5]:
-        print(f"{path}:{number}: {address}; allowed are {' and '.join(ALLOWED)}", file=sys.stderr)
-    return 1 if wrong else 0
+        print(f"{file}:{number}: {address}; allowed are {' and '.join(ALLOWED)}", file=sys.stderr)
+    return process.FAILED if wrong else process.DONE
 
 
 if __name__ == "__main__":

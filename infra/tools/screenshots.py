@@ -1,4 +1,4 @@
-"""Pictures of the running platform's pages, by Debian's chromium without a screen (DevTools protocol).
+"""Takes pictures of a running platform's pages with a headless chromium, by its DevTools protocol.
 
 python -m infra.tools.screenshots --name demo          # after `minutehand pipeline`; writes docs/pictures/*.png
 """
@@ -11,28 +11,28 @@ import contextlib
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common import process
 from infra.airflow.rest import Airflow
-from infra.cli.flags import settings_flags, settings_of
+from infra.cli.command import settings_flags, settings_of
 from infra.cli.pipeline import session
+from infra.http_client import fetch
 from infra.platform import Platform, PlatformError
 from infra.settings import PROJECT, SettingError
-from infra.supervise.processes import die_with_parent
+from infra.supervise.processes import child
 
 SIZE = (1400, 900)
 TALL = (1400, 1300)
 SETTLED_WITHIN_S = 90.0
-COLOURS = 128  # of a picture: pages are flat, and a picture of the docs must be small
+COLOURS = 128  # of a picture: pages have few, and the docs' pictures must be small
 
 
 class Browser:
@@ -41,8 +41,7 @@ class Browser:
     def __init__(self, port: int) -> None:
         from websockets.sync.client import connect
 
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
-            pages = [t for t in json.load(answer) if t["type"] == "page"]
+        pages = [t for t in json.loads(fetch(f"http://127.0.0.1:{port}/json/list")) if t["type"] == "page"]
         self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
         self._count = 0
         self.call("Page.enable")
@@ -62,7 +61,7 @@ class Browser:
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def open(self, url: str, shows: str) -> None:
-        """Goes there and waits until the page's text matches `shows` and stands still."""
+        """Opens an address, and waits until the page's text matches `shows` and does not change for 3 s."""
         self.call("Page.navigate", url=url)
         deadline, last, since = time.monotonic() + SETTLED_WITHIN_S, None, time.monotonic()
         while True:
@@ -97,13 +96,8 @@ def chromium() -> Iterator[Browser]:
     with tempfile.TemporaryDirectory() as profile:
         words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         words += [f"--window-size={SIZE[0]},{SIZE[1]}", "--hide-scrollbars", "--remote-debugging-port=0"]
-        process = subprocess.Popen(
-            [binary, *words, f"--user-data-dir={profile}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=die_with_parent(signal.SIGKILL),
-        )
-        try:
+        command = [binary, *words, f"--user-data-dir={profile}", "about:blank"]
+        with child(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             port_file, deadline = Path(profile) / "DevToolsActivePort", time.monotonic() + 60
             while not port_file.is_file() or not port_file.read_text().strip():
                 if process.poll() is not None or time.monotonic() > deadline:
@@ -112,37 +106,29 @@ def chromium() -> Iterator[Browser]:
             browser = Browser(int(port_file.read_text().splitlines()[0]))
             browser.size(*SIZE)
             yield browser
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
-def airflow_pages(browser: Browser, ask: Airflow, to: Path) -> None:
-    """The graph of the newest run of each of the two DAGs that a warm start is made of."""
-    browser.call("Network.setCookie", name="_token", value=ask.token, url=ask.url)
+def airflow_pages(browser: Browser, client: Airflow, to: Path) -> None:
+    """The graph of the newest run of sample_examples, and of batch_warm_start."""
+    browser.call("Network.setCookie", name="_token", value=client.token, url=client.url)
     for dag in ("sample_examples", "batch_warm_start"):
-        runs = ask.call(f"/api/v2/dags/{dag}/dagRuns?order_by=-run_after&limit=1&state=success")["dag_runs"]
+        runs = client.call(f"/api/v2/dags/{dag}/dagRuns?order_by=-run_after&limit=1&state=success")["dag_runs"]
         if not runs:
             raise PlatformError(f"{dag} has no run that succeeded: minutehand pipeline makes one")
         last = "sample" if dag == "sample_examples" else "promote"
-        browser.open(f"{ask.url}/dags/{dag}", dag)
+        browser.open(f"{client.url}/dags/{dag}", dag)
         browser.eval("localStorage.setItem('default_dag_view', JSON.stringify('graph'))")
         run = urllib.parse.quote(runs[0]["dag_run_id"])
-        browser.open(f"{ask.url}/dags/{dag}/runs/{run}", rf"{dag}.*{last}")
+        browser.open(f"{client.url}/dags/{dag}/runs/{run}", rf"{dag}.*{last}")
         browser.picture(to / f"airflow-{dag.replace('_', '-')}.png")
 
 
 def mlflow_pages(browser: Browser, url: str, to: Path) -> None:
-    """The newest candidate's run, and it beside another one."""
-
-    def post(path: str, body: dict[str, Any]) -> Any:
-        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(f"{url}{path}", data, kind), timeout=30) as answer:
-            return json.load(answer)
-
-    experiments = post("/api/2.0/mlflow/experiments/search", {"max_results": 100})["experiments"]
-    ids = [e["experiment_id"] for e in experiments]
-    runs = post("/api/2.0/mlflow/runs/search", {"experiment_ids": ids, "order_by": ["start_time DESC"]})["runs"]
+    """The newest candidate's run, and its comparison with the run before."""
+    api = f"{url}/api/2.0/mlflow"
+    experiments = json.loads(fetch(f"{api}/experiments/search", {"max_results": 100}))["experiments"]
+    query = {"experiment_ids": [e["experiment_id"] for e in experiments], "order_by": ["start_time DESC"]}
+    runs = json.loads(fetch(f"{api}/runs/search", query))["runs"]
     if len(runs) < 2:
         raise PlatformError(
             f"MLflow has {len(runs)} runs, to compare it takes two: minutehand pipeline makes the second"
@@ -158,13 +144,13 @@ def mlflow_pages(browser: Browser, url: str, to: Path) -> None:
     browser.open(f"{page}/experiments/{newest['experiment_id']}/runs/{newest['run_id']}", shows)
     browser.picture(to / "mlflow-run.png")
     pair = {"runs": [r["run_id"] for r in two], "experiments": sorted({r["experiment_id"] for r in two})}
-    query = urllib.parse.urlencode({name: json.dumps(value) for name, value in pair.items()})
-    browser.open(f"{page}/compare-runs?{query}", "Run ID.*" + two[1]["run_id"])
+    words = urllib.parse.urlencode({name: json.dumps(value) for name, value in pair.items()})
+    browser.open(f"{page}/compare-runs?{words}", "Run ID.*" + two[1]["run_id"])
     browser.picture(to / "mlflow-compare.png")
 
 
 def data_docs_page(browser: Browser, url: str, folder: Path, to: Path) -> None:
-    """The newest verdict on an interval's examples. Without the internet it has Great Expectations' text, no looks."""
+    """The newest verdict on an interval's examples. (Without the internet, Data Docs have no styles.)"""
     pages = sorted(folder.rglob("validations/examples/**/*.html"), key=lambda p: p.stat().st_mtime)
     if not pages:
         raise PlatformError(f"there are no Data Docs in {folder}: minutehand pipeline makes them")
@@ -174,19 +160,21 @@ def data_docs_page(browser: Browser, url: str, folder: Path, to: Path) -> None:
     browser.picture(to / "data-docs.png")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m infra.tools.screenshots", parents=[settings_flags()], description=__doc__
-    )
-    parser.add_argument("--to", type=Path, default=PROJECT / "docs/pictures", help="(default: docs/pictures)")
-    args = parser.parse_args(argv)
+def take(args: argparse.Namespace) -> None:
     platform = Platform(settings_of(args))
+    platform.require_running()
     args.to.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         airflow_pages(browser, session(platform), args.to)
         mlflow_pages(browser, platform.address("mlflow"), args.to)
         data_docs_page(browser, platform.address("data-docs"), platform.layout.data_docs, args.to)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("infra.tools.screenshots", __doc__ or "", parents=[settings_flags()])
+    parser.add_argument("--to", type=Path, default=PROJECT / "docs/pictures", help="(default: docs/pictures)")
+    args = parser.parse_args(argv)
+    return process.run(lambda: take(args))
 
 
 if __name__ == "__main__":

@@ -79,18 +79,18 @@ def test_the_flags_of_its_python_commands_exist(page: str) -> None:
             spec = importlib.util.find_spec(command[1])
             assert spec and spec.origin
             source = Path(spec.origin).read_text()
-            for flag in re.findall(r"(?<=\s)--[a-z-]+", command[2]):
-                names = (f'"{flag}"', f'"{flag[2:]}"')  # add_argument("--port"), shared("port")
-                assert any(name in source for name in names), f"docs/{page}: {command[1]} has no {flag}"
+            for name in re.findall(r"(?<=\s)--([a-z-]+)", command[2]):
+                flag = re.search(rf'"--{name}"|shared\([^)]*"{name}"', source)
+                assert flag, f"docs/{page}: {command[1]} has no --{name}"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_that_a_page_names_exists(page: str) -> None:
     """Files by their path in the project, and `room.module.name`: the module defines the name."""
-    for found in re.findall(r"`([^`\n]+)`", text(page)):
-        if re.fullmatch(r"\w[\w-]*(/[\w-]+)+\.(py|java|h|cc|toml)", found):
-            assert (PROJECT / found).is_file(), f"docs/{page} names {found}"
-        if dotted := re.match(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+", found):
+    for name in re.findall(r"`([^`\n]+)`", text(page)):
+        if re.fullmatch(r"\w[\w-]*(/[\w-]+)+\.(py|java|h|cc|toml)", name):
+            assert (PROJECT / name).is_file(), f"docs/{page} names {name}"
+        if dotted := re.match(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+", name):
             parts, path = dotted[0].split("."), PROJECT
             while parts and ((path / parts[0]).is_dir() or (path / f"{parts[0]}.py").is_file()):
                 path = path / parts[0] if (path / parts[0]).is_dir() else path / f"{parts[0]}.py"
@@ -101,4 +101,4 @@ def test_the_code_that_a_page_names_exists(page: str) -> None:
 
 def code(page: str) -> list[str]:
     """What stands in code style in the page's prose."""
-    return [f"`{found}`" for found in re.findall(r"`([^`\n]+)`", text(page))]
+    return re.findall(r"`[^`\n]+`", text(page))

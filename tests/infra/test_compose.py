@@ -205,12 +205,12 @@ def test_prepare_writes_what_the_others_read(tmp_path: Path, monkeypatch: pytest
     assert facts["models"]["ranker"]["log"] == str(home / "log/ranker") and facts["settings"]["source"] == "simulator"
     # A browser on the host reads these; their folder must be there before they are served.
     assert facts["addresses"]["data-docs"] == "http://127.0.0.1:8592" and (home / "data_docs").is_dir()
-    assert set(facts["addresses"]) == set(layout.addresses(Settings(), prepare.ports_of(Settings())))
+    assert set(facts["addresses"]) == set(prepare.site_of(Settings(), {}).addresses)
     job = json.loads((home / "join/join.json").read_text())
     assert job["bootstrap"] == "kafka:9092" and job["declaration"]["features"]
     lists = (home / "models/replica-0/models.config").read_text()
     settings = prepare.settings_of_containers()
-    assert lists == services.model_config(layout.Layout(settings), settings, 0)
+    assert lists == services.model_config(settings, 0)
     assert f'base_path: "{home}/models/replica-0/ranker/served"' in lists
     assert json.loads((home / "airflow/passwords.json").read_text()) == {airflow.USER: "secret"}
     assert owners["minutehand/join/state"] == prepare.FLINK_UID and owners["minutehand/log/ranker"] == prepare.UID

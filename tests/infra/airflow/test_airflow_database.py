@@ -37,7 +37,7 @@ def test_a_wrong_password_is_one_line_that_names_the_setting_and_holds_none(post
     wrong = "s3cret/%wrong"
     done = refused(postgres.url("postgres", wrong))
     said = f"airflow_db is postgresql://minutehand:***@127.0.0.1:{postgres.port}/postgres, which cannot be used: "
-    assert done.returncode == 2 and done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
     assert "password authentication failed" in done.stderr
     assert not any(word in done.stdout + done.stderr for word in (wrong, quote(wrong, safe="")))
 

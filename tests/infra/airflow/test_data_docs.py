@@ -20,7 +20,7 @@ def test_pages_are_served_from_their_folder_and_from_nowhere_else(tmp_path: Path
     resolved, at = ports.resolve(settings), layout.Layout(settings)
     where = layout.addresses(settings, resolved)
     hidden = dict.fromkeys(("MINUTEHAND_WRITE_TOKEN", *airflow.KEYS), "x")
-    service = {s.name: s for s in services.declare(settings, resolved, where, hidden, "{}")}["data-docs"]
+    service = {s.name: s for s in services.declare(services.Site(settings, resolved, where, hidden), "{}")}["data-docs"]
     at.make(settings)
     (at.folder / "token").write_text("secret")
     (at.data_docs / "day").mkdir()

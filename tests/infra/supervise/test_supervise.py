@@ -48,7 +48,8 @@ while True:
 MAIN = """
 import sys
 from pathlib import Path
-from infra.supervise.sentinel import AlreadyRunning, supervise
+from common.disk import Busy
+from infra.supervise.sentinel import supervise
 import infra.supervise.manager
 from infra.supervise.manager import Manager, Service
 PATIENCE
@@ -64,7 +65,7 @@ def prepare():
     return Manager(services, folder, off=OFF, stop_within=0.5, log_bytes=100_000, when_ready=said).run
 try:
     sys.exit(supervise(folder, prepare))
-except AlreadyRunning as e:
+except Busy as e:
     sys.exit(str(e))
 """
 
@@ -185,10 +186,8 @@ def test_what_is_left_by_kill_9_of_both_is_swept_by_the_next_up(rig: Rig) -> Non
     up.wait(30)
     assert service is not None
     rig.wait(lambda: not alive(service), "the service went with its manager")
-    held = lock(rig.folder)
-    assert held is not None
-    assert sweep(rig.folder, 0.1) == 2  # the child and grandchild, which had left the session
-    os.close(held)
+    with lock(rig.folder):
+        assert sweep(rig.folder, 0.1) == 2  # the child and grandchild, which had left the session
     rig.wait_gone()
 
 
