@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import InputError
 from streaming.declaration import INT64_MIN, Declaration
 
 PADDING = INT64_MIN
@@ -33,7 +34,7 @@ _FIELD = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bo
 _STRING = 7
 
 
-class PredictionFailed(RuntimeError):
+class PredictionFailed(InputError):
     """No replica answered within the deadline, or one refused the call; the text has each replica's last error."""
 
 

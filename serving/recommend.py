@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from common.errors import InputError
 from features.store import Features
 from serving.client import Scorer
 
 CANDIDATES = 200
 
 
-class NothingToRecommend(RuntimeError):
+class NothingToRecommend(InputError):
     """There is no candidate: no item has been counted yet."""
 
 

@@ -13,7 +13,7 @@ from serving.signatures import RANKER
 from tests.support import PROJECT
 from tests.support.lineage import SOURCE, TOKEN, Lineage
 from tests.support.ports import free_port
-from tests.support.process import Process
+from tests.support.process import Process, running
 from tests.support.wait import until
 
 BASE = 1_000_000_000
@@ -89,13 +89,20 @@ class SharedServer:
         paths = {name: folder / name / "models" / name / "served" for name in self._unused}
         config = "".join(f'config {{ name: "{name}" base_path: "{path}" }}' for name, path in paths.items())
         (folder / "models.config").write_text(f"model_config_list {{ {config} }}")
+        self.start()
+
+    def start(self) -> None:
+        """Starts the server, again after a test has killed it. It runs until the file's fixture ends it."""
         self.process = Process(
-            folder / "server.log", "serving.server.model_server", f"--port={self._port}",
-            f"--model_config_file={folder / 'models.config'}", "--file_system_poll_wait_seconds=0.2",
+            self._folder / "server.log", "serving.server.model_server", f"--port={self._port}",
+            f"--model_config_file={self._folder / 'models.config'}", "--file_system_poll_wait_seconds=0.2",
         )  # fmt: skip
+        running.discard(self.process)  # else it would be killed at the end of the test that starts it
 
     def rig(self, prepared: Path, lineage: Lineage, *, installed: bool = True) -> Rig:
         """A copy of what was prepared, as a new model of this server. `installed`: its base is there already."""
+        if self.process.code is not None:
+            self.start()
         model = self._unused.pop()
         folder, copy = self._folder / model, self._folder / f"{model}.copy"
         shutil.copytree(prepared, copy)

@@ -31,7 +31,7 @@ from serving.server.servable import from_proto, to_proto
 from tests.support.lineage import ROW_DIM, D, Lineage, request
 from tests.support.ports import free_port
 from tests.support.process import Process
-from tests.support.rig import BASE, Rig, export
+from tests.support.rig import BASE, export
 from tests.support.wait import until
 
 CONFIG = """
@@ -361,21 +361,3 @@ def test_a_port_that_is_taken_is_reported_in_a_line(tmp_path: Path, caplog: pyte
         assert main(["--port", str(port), "--model_base_path", str(tmp_path)]) == 2
     (record,) = caplog.records
     assert f"--port {port}" in record.message and record.exc_info is None
-
-
-def test_a_request_under_way_is_answered_at_the_end(own_rig: Rig) -> None:
-    server = own_rig.start_server()
-    until(lambda: own_rig.seq() == 0, "the server is up", 90)
-    x = request(own_rig.lineage, 20_000)
-    answers: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(own_rig.replica.call(BASE, "serving_default", x)))
-        for _ in range(4)
-    ]
-    for t in threads:
-        t.start()
-    until(lambda: len(answers) >= 1, "the first of four answered")
-    assert server.end() == 0
-    for t in threads:
-        t.join()
-    assert len(answers) >= 1 and all(len(a["click"]) == 20_000 for a in answers)

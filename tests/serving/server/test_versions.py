@@ -1,10 +1,12 @@
-"""The versions of a model server: loaded and unloaded as their folders come and go, with errors that are named."""
+"""The versions of a model server: loaded and unloaded as their folders come and go, and as the server ends."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -14,7 +16,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 from common.errors import InputError
 from serving.replica import RefusedCall
 from serving.server.versions import read_config
-from tests.support.lineage import TOKEN
+from tests.support.lineage import TOKEN, request
 from tests.support.rig import BASE, Rig, SharedServer
 from tests.support.wait import until
 
@@ -73,3 +75,19 @@ def test_the_token_is_in_no_error(rig: Rig, shared_server: SharedServer) -> None
         rig.replica.call(BASE, "apply_dense", call)
     assert TOKEN not in str(refused.value) and "guess" not in str(refused.value)
     assert TOKEN not in shared_server.process.text()
+
+
+def test_a_request_under_way_is_answered_at_the_end(rig: Rig, shared_server: SharedServer) -> None:
+    until(lambda: rig.seq() == 0, "the version is AVAILABLE", 90)
+    x = request(rig.lineage, 20_000)
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(rig.replica.call(BASE, "serving_default", x))) for _ in range(4)
+    ]
+    for t in threads:
+        t.start()
+    until(lambda: len(answers) >= 1, "the first of four answered")
+    assert shared_server.process.end() == 0
+    for t in threads:
+        t.join()
+    assert len(answers) >= 1 and all(len(a["click"]) == 20_000 for a in answers)

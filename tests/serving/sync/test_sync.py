@@ -72,38 +72,37 @@ def test_the_base_is_installed_by_sync(prepared: tuple[Path, Lineage], shared_se
     assert rig.seq() == 1 and rig.digest() == rig.lineage.digest()
 
 
-def test_killed_server_comes_up_by_its_journal_and_is_caught_up(own_rig: Rig) -> None:
-    server, sync = own_rig.start_server(), own_rig.start_sync()
-    ready(own_rig)
+def test_killed_server_comes_up_by_its_journal_and_is_caught_up(rig: Rig, shared_server: SharedServer) -> None:
+    sync = rig.start_sync()
+    ready(rig)
     for _ in range(3):
-        own_rig.lineage.delta()
-    own_rig.stands_at(3)
+        rig.lineage.delta()
+    rig.stands_at(3)
     sync.end()  # writes the journal: to 3
-    server.kill()
-    own_rig.lineage.delta()
-    own_rig.start_server()
-    own_rig.stands_at(3)  # by the warm-up alone, there is no sync
-    own_rig.start_sync()
-    own_rig.stands_at(4)
-    assert own_rig.digest() == own_rig.lineage.digest()
-    until(lambda: [line["seq"] for line in lines(own_rig)] == [1, 2, 3, 4], "each delta confirmed once")
+    shared_server.process.kill()
+    rig.lineage.delta()
+    shared_server.start()
+    rig.stands_at(3)  # by the warm-up alone, there is no sync
+    rig.start_sync()
+    rig.stands_at(4)
+    assert rig.digest() == rig.lineage.digest()
+    until(lambda: [line["seq"] for line in lines(rig)] == [1, 2, 3, 4], "each delta confirmed once")
 
 
-def test_server_killed_under_a_living_sync(own_rig: Rig) -> None:
-    server = own_rig.start_server()
-    own_rig.start_sync()
-    ready(own_rig)
-    own_rig.lineage.delta()
-    own_rig.stands_at(1)
-    server.kill()
-    says(own_rig, "replica")
-    own_rig.lineage.delta()
-    own_rig.lineage.delta()
-    own_rig.start_server()
-    own_rig.stands_at(3)
-    ready(own_rig)
-    assert own_rig.digest() == own_rig.lineage.digest()
-    assert [line["seq"] for line in lines(own_rig)] == [1, 2, 3]
+def test_server_killed_under_a_living_sync(rig: Rig, shared_server: SharedServer) -> None:
+    rig.start_sync()
+    ready(rig)
+    rig.lineage.delta()
+    rig.stands_at(1)
+    shared_server.process.kill()
+    says(rig, "replica")
+    rig.lineage.delta()
+    rig.lineage.delta()
+    shared_server.start()
+    rig.stands_at(3)
+    ready(rig)
+    assert rig.digest() == rig.lineage.digest()
+    assert [line["seq"] for line in lines(rig)] == [1, 2, 3]
 
 
 def test_killed_sync_goes_on(rig: Rig) -> None:
