@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
+
 FORMAT = 3
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.new"
@@ -21,7 +23,7 @@ LINEAGE = re.compile(r"\d{6}-[0-9a-f]{8}")
 FOLDER = re.compile(r"(base|delta)-(\d{9})")
 
 
-class LogError(RuntimeError):
+class LogError(InputError):
     """Something is wrong with the delta log; the message names the file, what was found and what was expected."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.errors import InputError
 from streaming.archive import commits
 from streaming.archive.columns import TIME
 from streaming.archive.commits import Commit, File
@@ -21,7 +22,7 @@ from streaming.topics import ACTIONS, EXAMPLES, IMPRESSIONS
 TOPICS = (EXAMPLES, IMPRESSIONS, ACTIONS)
 
 
-class NotArchived(RuntimeError):
+class NotArchived(InputError):
     """What was asked for is not in the archive, or not yet; the message says what is."""
 
 

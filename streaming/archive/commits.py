@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.disk import flush_folder, flushed, publish
+from common.errors import InputError
 from streaming.archive.columns import TIME
 
 FORMAT = 2
@@ -29,7 +30,7 @@ WHOLE_EVERY = 100
 """A manifest that names all files comes so often: a reader opens no more than this many."""
 
 
-class ArchiveError(RuntimeError):
+class ArchiveError(InputError):
     """Something is wrong with the archive's folder; the message names the file, what was found, what was expected."""
 
 
