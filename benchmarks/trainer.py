@@ -1,17 +1,19 @@
-"""DeepFM learning from the same examples three ways, each step of the same net and size in turn.
+"""Measures how fast DeepFM learns the same examples in three ways, and how fast the trainer learns from Kafka.
 
     python -m benchmarks.trainer                          # goals: 3 x plain Keras; 10,000 examples/s a core from Kafka
     python -m benchmarks.trainer --examples 20000 --ids 20000 --rounds 5 --out build/trainer.json
 
-ours     training.learn.learner.Learner on the cuckoo tables; a test before each step is part of it
+ours     training.learn.learner.Learner on the cuckoo tables; each step scores its batch before it learns it
 keras    keras.layers.Embedding with a place for each id, keras.optimizers.Adagrad over all, one tf.function
 mutable  MutableHashTable for rows and for accumulators: find, gradient, Adagrad in the graph, insert
 
-The examples are the simulator's with many viewers and clips. The race is run at several sizes: what a step of Keras
-costs grows with the ids that there are, ours with the batch's. The headline is of the largest: where ids are few, the
-net is all of a step. Then the trainer's own path from a real broker: training.learn.feed.Feed polls and decodes,
-training.learn.state.State learns, counted by the CPU time of the whole process; and where that goes. Prints a table and
-writes benchmarks/results/trainer.json, and README.md's rows of it.
+The steps take turns, with the same net and batch size. The examples are the simulator's, with many viewers and clips.
+The race runs at several sizes: the cost of a Keras step grows with the number of all ids, that of ours with a batch's
+ids. The headline is the largest size, since with few ids the net is most of a step.
+
+Then the trainer's own path from a real broker is measured, in CPU time of the whole process and by stages:
+training.learn.feed.Feed polls and decodes, training.learn.state.State learns. It prints a table and writes
+benchmarks/results/trainer.json, and its rows of README.md.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from kafka import KafkaProducer  # noqa: E402
 from benchmarks.cuckoo import pages  # noqa: E402
 from benchmarks.cuckoo.figures import commit, machine, spread, timed, times_faster  # noqa: E402
 from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
+from common import process  # noqa: E402
 from streaming import topics  # noqa: E402
 from streaming.example import Batch, decode  # noqa: E402
 from streaming.sources import simulator  # noqa: E402
@@ -54,11 +57,11 @@ RESULT = ROOT / "benchmarks" / "results" / "trainer.json"
 GOAL_KERAS, GOAL_RATE = 3.0, 10_000
 DECLARATION = simulator.declaration
 AT_ONCE = 4096
-"""What the trainer reads at once (training.learn.online)."""
+"""Records that the trainer reads at once (training.learn.online)."""
 
 
 def source_of(ids: int) -> simulator.Simulator:
-    """`ids` viewers and as many clips."""
+    """A simulator of `ids` viewers and as many clips."""
     return simulator.configure(minutes=600, history_minutes=0, rate=2000, viewers=ids, clips=ids, new_clips=0)
 
 
@@ -72,18 +75,18 @@ def batches_of(lines: list[bytes], size: int) -> list[Batch]:
 
 
 def vocabulary_of(source: simulator.Simulator, batches: list[Batch]) -> dict[str, Any]:
-    """A place for each id a table may see: of the source where it is known beforehand, else of the examples."""
-    known: dict[str, list[Any]] = {"viewer": [np.arange(len(source.viewer_weight))], "clip": [source.clip_id]}
+    """Table -> its ids: all those of the source for viewers and clips, else those of the examples."""
+    columns: dict[str, list[Any]] = {"viewer": [np.arange(len(source.viewer_weight))], "clip": [source.clip_id]}
     for batch in batches:
         for f in DECLARATION.features:
             if f.table and f.table not in ("viewer", "clip"):
                 column = batch.features[f.name]
-                known.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
-    return {table: np.unique(np.concatenate(ids)) for table, ids in known.items()}
+                columns.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
+    return {table: np.unique(np.concatenate(ids)) for table, ids in columns.items()}
 
 
 def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, Any]:
-    """Seconds a step of the three, batches in turn; Keras' cost grows with the ids, ours with the batch."""
+    """Examples a second of the three, and the ratios of their steps' times. The batches take turns."""
     source = source_of(ids)
     batches = batches_of(lines_of(source, number), settings.batch)
     learner, keras, mutable = Learner(load("deepfm", DECLARATION), settings), None, MutableNet(DECLARATION, settings)
@@ -93,7 +96,7 @@ def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, An
         "keras": lambda b: float(keras.train(*keras.inputs(b))),
         "mutable": lambda b: float(mutable.train(*mutable.inputs(b))),
     }
-    for batch in batches:  # all have seen all ids, and have their traces
+    for batch in batches:  # all ids are in the tables, and each step is traced
         steps["ours"](batch)
         steps["mutable"](batch)
     for batch in batches[:3]:
@@ -114,7 +117,7 @@ def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, An
 
 
 def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
-    """The trainer's path, poll to learned, over all lines twice: the first time ids are new, the second known."""
+    """Measures the trainer's path, from poll to learned, over all lines twice: with new ids, then with known ones."""
     with Broker() as broker:
         topics.create(broker.bootstrap)
         producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=20, batch_size=2**18)
@@ -148,9 +151,9 @@ def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
 
 
 def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, float]:
-    """Microseconds of CPU an example in each stage, the median of rounds; a step's stages as graphs of their own.
+    """Microseconds of CPU an example in each stage, the median of rounds. A step's stages are graphs of their own.
 
-    Learning is the step, the test metrics and the learned sum; a step is its stages, gathers and the call.
+    `learn` is the step, the test metrics and the learned sum. A step is its stages, gathers and the call.
     """
     learner = Learner(load("deepfm", DECLARATION), settings)
     state = State(learner, "simulator")
@@ -214,17 +217,22 @@ def median(do: Callable[[], Any], rounds: int) -> float:
     return float(np.median([timed(do, time.process_time) for _ in range(rounds)]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=200_000, help="written to the broker (default: %(default)s)")
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("benchmarks.trainer", __doc__)
+    count = process.at_least(1)
+    parser.add_argument("--examples", type=count, default=200_000, help="written to the broker (default: %(default)s)")
     parser.add_argument(
-        "--ids", type=int, nargs="+", default=[20_000, 200_000, 1_000_000],
+        "--ids", type=count, nargs="+", default=[20_000, 200_000, 1_000_000],
         help="viewers, and as many clips; the first is also the broker's (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=40, help="steps of each (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=512, help="examples a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=40, help="steps of each (default: %(default)s)")
+    parser.add_argument("--batch", type=count, default=512, help="examples a step (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return process.run(lambda: measure(args))
+
+
+def measure(args: argparse.Namespace) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     settings = Settings(batch=args.batch)
@@ -271,4 +279,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

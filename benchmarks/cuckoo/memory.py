@@ -1,4 +1,4 @@
-"""What a table costs: growth of a fresh process by rows grown from empty, the index of a key, a table of ten ids."""
+"""Measures the memory of a table that grows from empty, of its index a key, and of a table of ten ids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from benchmarks.cuckoo import contestants
 
 SLOT_BYTES = 16
-"""A key, its row, its tick: what one place of the index takes."""
+"""One place of the index: a key, its row, its tick."""
 SMALL = 100
 
 

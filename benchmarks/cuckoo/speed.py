@@ -1,4 +1,4 @@
-"""Rates of each verb of each contestant at one size: batches interleaved, in a new order each round."""
+"""Measures the rate of each verb of each contestant. The contestants' batches take turns, in a new order each round."""
 
 from __future__ import annotations
 
@@ -31,26 +31,25 @@ def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[st
     verbs: dict[str, Verbs] = {}
     fill: dict[str, float] = {}
 
-    def join(name: str, made: Any) -> None:
+    def join(name: str, make: Any) -> None:
         print(f"  filling {name}", flush=True)
         begin = time.perf_counter()
-        for verb, of in made().items():
-            verbs.setdefault(verb, {}).update(of)
+        for verb, calls in make().items():
+            verbs.setdefault(verb, {}).update(calls)
         fill[name] = round(keys / (time.perf_counter() - begin) / 1e6, 3)
 
-    kept: list[Any] = []
+    tables: list[Any] = []
 
-    def keeping(made: Any) -> Any:
-        thing, of = made
-        kept.append(thing)
-        return of
+    def keep(table: Any, calls: Any) -> Any:
+        tables.append(table)
+        return calls
 
-    join("ours", lambda: keeping(contestants.ours(keys, dim)))
-    join("ceiling", lambda: keeping(contestants.ceilings(keys, dim)))
+    join("ours", lambda: keep(*contestants.ours(keys, dim)))
+    join("ceiling", lambda: keep(*contestants.ceilings(keys, dim)))
     join("dense", lambda: contestants.dense(keys, dim))
     for kind in ("DenseHashTable", "MutableHashTable"):
         join(kind, lambda kind=kind: contestants.hash_table(keys, dim, kind))
-    table, ceiling = kept
+    table, ceiling = tables
     warm = Stream(keys, "uniform", seed=1).batches(16_384, 24)
     ahead = ceiling.tune([w.places for w in warm], [w.keys for w in warm])
     cells, ratios = [], []
@@ -73,14 +72,17 @@ def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[st
 def race(
     verbs: dict[str, Verbs], stream: Stream, size: int, dim: int, rounds: int
 ) -> dict[tuple[str, str], list[float]]:
-    """(verb, contestant) -> seconds of each round. Verbs of a round have batches of their own, their contestants share
-    one: nothing finds what the call before it left in the cache."""
+    """(verb, contestant) -> seconds of each round.
+
+    In a round each verb has a batch of its own, which its contestants share. So no call profits from the cache of the
+    call before.
+    """
     pool = min(len(VERBS) * (rounds + 1), max(24, 2_000_000 // size))
     batches = [Batch.of(ids, dim) for ids in stream.batches(size, pool)]
     turn = [(verb, who) for verb in VERBS for who in verbs[verb]]
     took: dict[tuple[str, str], list[float]] = {t: [] for t in turn}
     rng = random.Random(size)
-    for number in range(-1, rounds):  # the first one warms up
+    for number in range(-1, rounds):  # the first round warms up
         rng.shuffle(turn)
         for verb, who in turn:
             batch = batches[(number * len(VERBS) + VERBS.index(verb)) % pool]
@@ -92,7 +94,7 @@ def race(
 
 
 def slow(verbs: Verbs, stream: Stream, sizes: list[int], keys: int, dim: int) -> list[dict[str, Any]]:
-    """What takes up to seconds a batch: three of each."""
+    """The cells of calls that take up to seconds: three batches of each size."""
     cells = []
     for who, call in verbs.items():
         for size in sizes:
@@ -104,7 +106,7 @@ def slow(verbs: Verbs, stream: Stream, sizes: list[int], keys: int, dim: int) ->
 
 
 def scans(table: Any, keys: int, rounds: int = 3) -> dict[str, Any]:
-    """Export of the tenth of the rows that was applied to last, of none; then evictions of what is older and older."""
+    """Exports the tenth of the rows that changed last, then no rows; then evicts the oldest rows several times."""
     stream = Stream(keys, "uniform", seed=3)
     export, nothing, evicted = [], [], []
     share, first = max(1, keys // 10), int(table.tick())
@@ -121,7 +123,7 @@ def scans(table: Any, keys: int, rounds: int = 3) -> dict[str, Any]:
 
 
 def counted(scan: Callable[[], Any]) -> dict[str, float]:
-    """Rows that a scan gave, its time, and the rate."""
-    found: list[int] = []
-    seconds = timed(lambda: found.append(len(scan())), time.perf_counter)
-    return {"rows": found[0], "ms": round(1e3 * seconds, 2), "M_rows_per_s": round(found[0] / seconds / 1e6, 3)}
+    """The rows that a scan returned, its time, and the rate."""
+    counts: list[int] = []
+    seconds = timed(lambda: counts.append(len(scan())), time.perf_counter)
+    return {"rows": counts[0], "ms": round(1e3 * seconds, 2), "M_rows_per_s": round(counts[0] / seconds / 1e6, 3)}

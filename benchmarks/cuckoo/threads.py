@@ -1,4 +1,4 @@
-"""Two threads against one: find and the index-line ceiling, each thread with batches of its own."""
+"""Measures two threads beside one: find and the index-line ceiling, each thread with batches of its own."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def measure(keys: int, dim: int, batch: int, rounds: int, batches: int = 16) -> 
         rng.shuffle(turn)
         begin = (number % 4) * batches
         for who, threads in turn:
-            mine = [pool[begin : begin + batches] for pool in pools[:threads]]
-            seconds = together(calls[who], mine)
+            parts = [pool[begin : begin + batches] for pool in pools[:threads]]
+            seconds = together(calls[who], parts)
             if number >= 0:
                 took[who, threads].append(seconds)
     speed_up = {who: [2 * a / b for a, b in zip(took[who, 1], took[who, 2], strict=True)] for who in calls}
@@ -51,19 +51,19 @@ def measure(keys: int, dim: int, batch: int, rounds: int, batches: int = 16) -> 
 
 
 def together(call: Call, batches: list[list[Batch]]) -> float:
-    """Seconds from the first start to the last end of as many threads as there are lists of batches."""
+    """Runs each list of batches in a thread. Returns the seconds from the first start to the last end."""
     start = threading.Barrier(len(batches))
     begins: list[float] = []
     ends: list[float] = []
 
-    def run(mine: list[Batch]) -> None:
+    def run(part: list[Batch]) -> None:
         start.wait()
         begins.append(time.perf_counter())
-        for batch in mine:
+        for batch in part:
             call(batch)
         ends.append(time.perf_counter())
 
-    threads = [threading.Thread(target=run, args=(mine,)) for mine in batches]
+    threads = [threading.Thread(target=run, args=(part,)) for part in batches]
     for thread in threads:
         thread.start()
     for thread in threads:
