@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks.cuckoo.figures import commit  # noqa: E402
+from benchmarks.cuckoo.figures import commit, machine  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import InputError  # noqa: E402
 from features.counters import Counters  # noqa: E402
@@ -82,20 +81,13 @@ def raw(port: int, store: Features) -> dict[str, Callable[[int, list[int]], Any]
 
     client = redis.Redis(port=port, db=1)
     entities: dict[str, dict[str, Any]] = {}
+    columns: dict[str, list[str]] = {"u": [], "i": []}
     for view in store.plan.columns:
-        key, kind = store.plan.key(view), "u" if store.plan.key(view) == store.plan.user_key else "i"
-        table = store.newest(view)
-        for row in table.select([key, *(c.name for c in store.plan.columns[view])]).to_pylist():
+        key, names = store.plan.key(view), [c.name for c in store.plan.columns[view]]
+        kind = "u" if key == store.plan.user_key else "i"
+        columns[kind] += names
+        for row in store.newest(view).select([key, *names]).to_pylist():
             entities.setdefault(f"{kind}:{row.pop(key)}", {}).update(row)
-    columns = {
-        kind: [
-            c.name
-            for view, cs in store.plan.columns.items()
-            if (store.plan.key(view) == store.plan.user_key) == (kind == "u")
-            for c in cs
-        ]
-        for kind in "ui"
-    }
     with client.pipeline(transaction=False) as pipe:
         for name, row in entities.items():
             pipe.hset(f"h:{name}", mapping={column: json.dumps(value) for column, value in row.items()})
@@ -162,8 +154,7 @@ def measure(args: argparse.Namespace) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "command": " ".join(["python -m benchmarks.features", *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
+        "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
         "items": ITEMS,
         "features": features,

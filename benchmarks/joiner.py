@@ -76,10 +76,10 @@ def backlog(bootstrap: str, impressions: int, seed: int = 7) -> tuple[int, int]:
             send("impressions", key, json.dumps(event, separators=(",", ":")).encode())
             for task, rate in zip(TASKS, RATES, strict=True):
                 if rng.random() < rate:
-                    then = ts + int(min(WINDOW_MS, rng.expovariate(1 / 60_000)))
-                    action = {"impression_id": key, "action": task, "ts_ms": then, "value": 1.0}
+                    action_ms = ts + int(min(WINDOW_MS, rng.expovariate(1 / 60_000)))
+                    action = {"impression_id": key, "action": task, "ts_ms": action_ms, "value": 1.0}
                     message = json.dumps(action, separators=(",", ":")).encode()
-                    actions.setdefault(then // STEP_MS, []).append((key, message))
+                    actions.setdefault(action_ms // STEP_MS, []).append((key, message))
             shown += 1
         for key, message in actions.pop(now // STEP_MS, []):
             send("actions", key, message)

@@ -76,13 +76,18 @@ def batches_of(lines: list[bytes], size: int) -> list[Batch]:
 
 def vocabulary_of(source: simulator.Simulator, batches: list[Batch]) -> dict[str, Any]:
     """Table -> its ids: all those of the source for viewers and clips, else those of the examples."""
-    columns: dict[str, list[Any]] = {"viewer": [np.arange(len(source.viewer_weight))], "clip": [source.clip_id]}
-    for batch in batches:
-        for f in DECLARATION.features:
-            if f.table and f.table not in ("viewer", "clip"):
-                column = batch.features[f.name]
-                columns.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
-    return {table: np.unique(np.concatenate(ids)) for table, ids in columns.items()}
+    ids = ids_of(batches) | {"viewer": np.arange(len(source.viewer_weight)), "clip": source.clip_id}
+    return {table: np.unique(values) for table, values in ids.items()}
+
+
+def ids_of(batches: list[Batch]) -> dict[str, Any]:
+    """Table -> all ids of its features, in the batches' order."""
+    ids: dict[str, list[Any]] = {}
+    for batch, f in itertools.product(batches, DECLARATION.features):
+        if f.table:
+            column = batch.features[f.name]
+            ids.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
+    return {table: np.concatenate(parts) for table, parts in ids.items()}
 
 
 def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, Any]:
@@ -101,12 +106,12 @@ def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, An
         steps["mutable"](batch)
     for batch in batches[:3]:
         steps["keras"](batch)
-    took: dict[str, list[float]] = {who: [] for who in steps}
+    took: dict[str, list[float]] = {side: [] for side in steps}
     rng, turn = random.Random(0), list(steps)
     for batch in (batches[k % len(batches)] for k in range(rounds)):
         rng.shuffle(turn)
-        for who in turn:
-            took[who].append(timed(lambda who=who, batch=batch: steps[who](batch), time.perf_counter))
+        for side in turn:
+            took[side].append(timed(lambda side=side, batch=batch: steps[side](batch), time.perf_counter))
     return {
         "viewers": ids,
         "clips": ids,
@@ -150,7 +155,7 @@ def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
     }
 
 
-def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, float]:
+def stage_times(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, float]:
     """Microseconds of CPU an example in each stage, the median of rounds. A step's stages are graphs of their own.
 
     `learn` is the step, the test metrics and the learned sum. A step is its stages, gathers and the call.
@@ -161,12 +166,7 @@ def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, floa
     for batch in batches:
         learner.train(batch)
     batch = batches[0]
-    ids = {}
-    for f in DECLARATION.features:
-        if f.table:
-            column = batch.features[f.name]
-            ids.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
-    flat = {table: tf.constant(np.concatenate(parts)) for table, parts in ids.items()}
+    flat = {table: tf.constant(ids) for table, ids in ids_of([batch]).items()}
     unique = {table: tf.unique(x)[0] for table, x in flat.items()}
     model = learner.model
     gradients = {table: tf.zeros([len(x), model.dims[table]]) for table, x in unique.items()}
@@ -240,14 +240,14 @@ def measure(args: argparse.Namespace) -> None:
     for ids in args.ids:
         print(f"{ids} viewers, {ids} clips", flush=True)
         races.append(race(ids, 40 * settings.batch, args.rounds, settings))
-        for who, rate in races[-1]["examples_per_s"].items():
-            print(f"  {who:8}{rate['median']:10,.0f} examples/s ({rate['p10']:,.0f} - {rate['p90']:,.0f})", flush=True)
+        for side, rate in races[-1]["examples_per_s"].items():
+            print(f"  {side:8}{rate['median']:10,.0f} examples/s ({rate['p10']:,.0f} - {rate['p90']:,.0f})", flush=True)
     print(f"{args.examples} examples of {args.ids[0]} viewers and clips, from a broker", flush=True)
     lines = lines_of(source_of(args.ids[0]), args.examples)
     kafka = from_kafka(lines, settings)
     for name, figures in kafka.items():
         print(f"  {name:10}{figures['per_cpu_s']:10,} examples a second of CPU, {figures['per_s']:,} by the wall")
-    stages = where(lines, settings, args.rounds)
+    stages = stage_times(lines, settings, args.rounds)
     whole = kafka["known ids"]["cpu_us"]
     rest = round(whole - stages["decode"] - stages["learn"], 2)
     stages = {"from Kafka to learned": whole, "Kafka's client and the loop, the rest": rest, **stages}

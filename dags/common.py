@@ -29,10 +29,8 @@ STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \S+ ")
 
 INTERVAL = {
     "day": Param(None, type=["null", "string"], format="date", description="A day of event time (UTC), as 2022-05-07."),
-    "begin": Param(
-        None, type=["null", "string"], format="date-time", description="Instead of a day: the first event time."
-    ),
-    "end": Param(None, type=["null", "string"], format="date-time", description="The event time after the last one."),
+    "begin": Param(None, type=["null", "string"], format="date-time", description="Or the begin, in event time (UTC)."),
+    "end": Param(None, type=["null", "string"], format="date-time", description="The end, which is not included."),
 }
 
 MODEL = {
@@ -66,7 +64,7 @@ def arguments(doc: str, form: dict[str, Param] | None = None, cron: str = "0 0 *
     }
 
 
-def where() -> str:
+def platform_file() -> str:
     """The path of platform.json, which the platform sets for its Airflow."""
     path = os.environ.get("MINUTEHAND_PLATFORM", "")
     if not Path(path).is_file():
@@ -76,7 +74,7 @@ def where() -> str:
 
 def facts() -> dict[str, Any]:
     """The settings, addresses and folders of the platform that this Airflow belongs to."""
-    content: dict[str, Any] = json.loads(Path(where()).read_text())
+    content: dict[str, Any] = json.loads(Path(platform_file()).read_text())
     return content
 
 

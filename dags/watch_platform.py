@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task
 
-from dags.common import arguments, flags, run, where
+from dags.common import arguments, flags, platform_file, run
 
 FORM = {
     "minutes": Param(60, type="integer", minimum=1, description="Judge drift and calibration of so many new minutes."),
@@ -22,7 +22,7 @@ FORM = {
 def watch_platform() -> None:
     @task(retries=0)
     def look(params: Any = None) -> dict[str, Any]:
-        return run("infra.watch", *flags(platform=where(), **{name: params[name] for name in FORM}))
+        return run("infra.watch", *flags(platform=platform_file(), **{name: params[name] for name in FORM}))
 
     look()
 

@@ -118,7 +118,7 @@ def beside(peer: Peer, keys: int, dim: int, batch: int, rounds: int) -> dict[str
         table.apply(ids, gradient)
 
     calls = {"lookup and apply": lookup_and_apply, "step": step, "find": table.find}
-    took: dict[tuple[str, str], list[float]] = {(c, who): [] for c in calls for who in ("ours", "addons")}
+    took: dict[tuple[str, str], list[float]] = {(c, side): [] for c in calls for side in ("ours", "addons")}
     pool = Stream(keys, "uniform", seed=4).batches(batch, len(calls) * (rounds + 2))
     for number in range(-2, rounds):
         for name, call in calls.items():
@@ -136,7 +136,7 @@ def beside(peer: Peer, keys: int, dim: int, batch: int, rounds: int) -> dict[str
         "addons": peer.versions,
         "fill_M_rows_per_s": round(keys / fill_s / 1e6, 3),
         "longest_fill_batch_s": round(worst_s, 3),
-        "M_keys_per_s": {f"{name}, {who}": rates(seconds, batch) for (name, who), seconds in took.items()},
+        "M_keys_per_s": {f"{name}, {side}": rates(seconds, batch) for (name, side), seconds in took.items()},
         "step_vs_addons": times_faster(took["lookup and apply", "ours"], took["lookup and apply", "addons"]),
         "whole_step_vs_addons": times_faster(took["step", "ours"], took["step", "addons"]),
         "find_vs_addons": times_faster(took["find", "ours"], took["find", "addons"]),

@@ -106,10 +106,9 @@ def hash_table(n: int, dim: int, kind: str) -> dict[str, Verbs]:
         table = tf.lookup.experimental.DenseHashTable(
             tf.int64, tf.float32, zeros, empty_key=-1, deleted_key=-2, initial_num_buckets=buckets
         )
-        find, insert = tf.raw_ops.LookupTableFindV2, tf.raw_ops.LookupTableInsertV2
     else:
         table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, zeros)
-        find, insert = tf.raw_ops.LookupTableFindV2, tf.raw_ops.LookupTableInsertV2
+    find, insert = tf.raw_ops.LookupTableFindV2, tf.raw_ops.LookupTableInsertV2
     handle = table.resource_handle
     rows = tf.zeros([FILL, dim])
     for keys in all_keys(n):

@@ -42,7 +42,7 @@ def measure(keys: int, dim: int) -> dict[str, Any]:
         "payload_bytes": payload,
         "bytes_per_row": round(growth / keys, 2),
         "memory_vs_payload": round(growth / keys / payload, 4),
-        "index_bytes_per_key": round(stats.get("index_bytes", stats["capacity"] * SLOT_BYTES) / stats["size"], 3),
+        "index_bytes_per_key": round(stats["capacity"] * SLOT_BYTES / stats["size"], 3),
         "load": round(stats["load"], 4),
         "bytes_said_per_row": round(stats["bytes"] / keys, 2),
         "table_of_ten_bytes": small_stats["bytes"],

@@ -106,9 +106,9 @@ def cells(table: dict[str, Any]) -> str:
         head = " | ".join(f"dim {dim}, {stream}" for dim, stream in columns)
         lines += [f"| {keys} M keys | {head} |", "|---" * (len(columns) + 1) + "|"]
         for verb, contestants in CONTESTANTS.items():
-            for who in contestants:
-                row = [rates.get((verb, who, keys, *column)) for column in columns]
+            for side in contestants:
+                row = [rates.get((verb, side, keys, *column)) for column in columns]
                 shown = " | ".join(f"{r['median']:.2f} / {r['p10']:.2f}" if r else "" for r in row)
-                lines.append(f"| {verb}, {who} | {shown} |")
+                lines.append(f"| {verb}, {side} | {shown} |")
         lines.append("")
     return "\n".join(lines)

@@ -31,25 +31,20 @@ def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[st
     verbs: dict[str, Verbs] = {}
     fill: dict[str, float] = {}
 
-    def join(name: str, make: Any) -> None:
+    def join(name: str, make: Any) -> Any:
         print(f"  filling {name}", flush=True)
         begin = time.perf_counter()
-        for verb, calls in make().items():
-            verbs.setdefault(verb, {}).update(calls)
+        table, calls = make()
+        for verb, of in calls.items():
+            verbs.setdefault(verb, {}).update(of)
         fill[name] = round(keys / (time.perf_counter() - begin) / 1e6, 3)
+        return table
 
-    tables: list[Any] = []
-
-    def keep(table: Any, calls: Any) -> Any:
-        tables.append(table)
-        return calls
-
-    join("ours", lambda: keep(*contestants.ours(keys, dim)))
-    join("ceiling", lambda: keep(*contestants.ceilings(keys, dim)))
-    join("dense", lambda: contestants.dense(keys, dim))
+    table = join("ours", lambda: contestants.ours(keys, dim))
+    ceiling = join("ceiling", lambda: contestants.ceilings(keys, dim))
+    join("dense", lambda: (None, contestants.dense(keys, dim)))
     for kind in ("DenseHashTable", "MutableHashTable"):
-        join(kind, lambda kind=kind: contestants.hash_table(keys, dim, kind))
-    table, ceiling = tables
+        join(kind, lambda kind=kind: (None, contestants.hash_table(keys, dim, kind)))
     warm = Stream(keys, "uniform", seed=1).batches(16_384, 24)
     ahead = ceiling.tune([w.places for w in warm], [w.keys for w in warm])
     cells, ratios = [], []
@@ -58,12 +53,12 @@ def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[st
         for size in sizes:
             print(f"  {kind}, batches of {size}", flush=True)
             took = race(verbs, stream, size, dim, rounds if size < 65_536 else max(2, rounds // 2))
-            where = {"keys": keys, "dim": dim, "stream": kind, "batch": size}
-            for (verb, who), seconds in took.items():
-                cells.append({"verb": verb, "contestant": who, **where, "M_keys_per_s": rates(seconds, size)})
-            for name, (verb, who) in RATIOS.items():
-                other = took.get((verb, who)) or took[("find", who)]
-                ratios.append({"name": name, **where, **times_faster(took[(verb, "ours")], other)})
+            setting = {"keys": keys, "dim": dim, "stream": kind, "batch": size}
+            for (verb, side), seconds in took.items():
+                cells.append({"verb": verb, "contestant": side, **setting, "M_keys_per_s": rates(seconds, size)})
+            for name, (verb, side) in RATIOS.items():
+                other = took.get((verb, side)) or took[("find", side)]
+                ratios.append({"name": name, **setting, **times_faster(took[(verb, "ours")], other)})
     if "uniform" in streams:
         cells += slow(verbs["apply once"], Stream(keys, "uniform", seed=2), sizes, keys, dim)
     return {"cells": cells, "ratios": ratios, "fill_M_rows_per_s": fill, "prefetch_ahead": ahead, **scans(table, keys)}
@@ -79,29 +74,29 @@ def race(
     """
     pool = min(len(VERBS) * (rounds + 1), max(24, 2_000_000 // size))
     batches = [Batch.of(ids, dim) for ids in stream.batches(size, pool)]
-    turn = [(verb, who) for verb in VERBS for who in verbs[verb]]
+    turn = [(verb, side) for verb in VERBS for side in verbs[verb]]
     took: dict[tuple[str, str], list[float]] = {t: [] for t in turn}
     rng = random.Random(size)
     for number in range(-1, rounds):  # the first round warms up
         rng.shuffle(turn)
-        for verb, who in turn:
+        for verb, side in turn:
             batch = batches[(number * len(VERBS) + VERBS.index(verb)) % pool]
-            call = verbs[verb][who]
+            call = verbs[verb][side]
             seconds = timed(lambda call=call, batch=batch: call(batch), time.perf_counter)
             if number >= 0:
-                took[verb, who].append(seconds)
+                took[verb, side].append(seconds)
     return took
 
 
 def slow(verbs: Verbs, stream: Stream, sizes: list[int], keys: int, dim: int) -> list[dict[str, Any]]:
     """The cells of calls that take up to seconds: three batches of each size."""
     cells = []
-    for who, call in verbs.items():
+    for side, call in verbs.items():
         for size in sizes:
             batches = [Batch.of(ids, dim) for ids in stream.batches(size, 4)]
             seconds = [timed(lambda call=call, b=b: call(b), time.perf_counter) for b in batches][1:]
-            where = {"keys": keys, "dim": dim, "stream": "uniform", "batch": size}
-            cells.append({"verb": "apply", "contestant": who, **where, "M_keys_per_s": rates(seconds, size)})
+            setting = {"keys": keys, "dim": dim, "stream": "uniform", "batch": size}
+            cells.append({"verb": "apply", "contestant": side, **setting, "M_keys_per_s": rates(seconds, size)})
     return cells
 
 

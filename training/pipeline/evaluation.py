@@ -95,8 +95,7 @@ def compare(batch: Batch, logits: Floats, declaration: Declaration, seed: int = 
             "candidate": auc(label, logits[rows, place], weight),
             "served": auc(label, batch.scores[rows, place], weight),
         }
-    without_nan: dict[str, Any] = _without_nan(report)
-    return without_nan
+    return {name: _without_nan(value) for name, value in report.items()}
 
 
 def _scored(batch: Batch, task: int) -> npt.NDArray[np.intp]:

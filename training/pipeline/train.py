@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,7 @@ class Data(NamedTuple):
     until_ms: int
 
 
-def train(args: argparse.Namespace) -> dict[str, Any]:
+def train(args: Namespace) -> dict[str, Any]:
     """Begins a lineage with the examples, or finds the lineage that began with them. Returns its record."""
     declaration, delta_log, archive = load(args.source).declaration, Log(args.log), Archive(args.archive)
     if args.examples:
@@ -79,12 +79,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _begin(
-    args: argparse.Namespace,
-    declaration: Declaration,
-    delta_log: Log,
-    table: pa.Table,
-    positions: dict[str, Any],
-    sha256: str,
+    args: Namespace, declaration: Declaration, delta_log: Log, table: pa.Table, positions: dict[str, Any], sha256: str
 ) -> dict[str, Any]:
     """The record of the lineage that the examples begin, or began before. Raises Refused if nothing is left to learn.
 
@@ -120,7 +115,7 @@ def _begin(
     return record
 
 
-def _model(args: argparse.Namespace, delta_log: Log) -> str:
+def _model(args: Namespace, delta_log: Log) -> str:
     """The model to train: the command line's, else that of the served lineage, else the default."""
     lineage = delta_log.serving()
     if args.model or lineage is None:
