@@ -229,9 +229,9 @@ _SHARED: dict[str, dict[str, Any]] = {
 class Arguments(argparse.ArgumentParser):
     """A command's arguments. Those that several commands have are written here, once."""
 
-    def __init__(self, module: str, description: str, **more: Any) -> None:
+    def __init__(self, prog: str, description: str = "", **more: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(module, description=description, formatter_class=formatter, **more)
+        super().__init__(prog, description=description, formatter_class=formatter, **more)
 
     def shared(self, *names: str, **changes: Any) -> None:
         """Adds --<name> for each of `names`, as all commands have it, but for `changes`."""
