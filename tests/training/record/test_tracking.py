@@ -13,7 +13,7 @@ from delta_log.compaction import compact
 from delta_log.log import Log
 from delta_log.manifest import Manifest
 from delta_log.writer import Writer
-from tests.delta_log.test_log import Oracle
+from tests.support.log_oracle import Oracle
 from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.wait import until
