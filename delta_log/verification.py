@@ -27,7 +27,7 @@ def listing(log: Log, lineage: str) -> list[dict[str, Any]]:
 
 
 def verify(log: Log, lineage: str) -> list[str]:
-    """Checks a lineage and returns every problem in words. The list is empty if the lineage is whole.
+    """Checks a lineage and returns a text for every problem. The list is empty if the lineage is whole.
 
     It checks the sha256 and content of each file, each link of the chain from the oldest base on, and that every newer
     base names the delta it was made of.
