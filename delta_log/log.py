@@ -82,6 +82,13 @@ class Log:
         except FileNotFoundError as e:
             raise LogError(f"{folder}: no {kind} {seq} in lineage {lineage}") from e
 
+    def newest_base(self, lineage: str) -> Manifest:
+        """Reads the manifest of the newest base. Raises LogError if the lineage has none."""
+        bases = self.seqs(lineage, "base")
+        if not bases:
+            raise LogError(f"{self.path / lineage}: no base, so no chain")
+        return self.manifest(lineage, "base", bases[-1])
+
     def manifests(self, lineage: str) -> list[Manifest]:
         """Reads all manifests of a lineage by seq, a delta before the base of its seq. Checks no files, no links."""
         folders = sorted((seq, kind != "delta", folder) for kind, seq, folder in self.folders(lineage))
@@ -89,10 +96,7 @@ class Log:
 
     def chain(self, lineage: str, base_seq: int | None = None) -> tuple[Manifest, list[Manifest]]:
         """Reads and verifies the newest chain, or the one from base `base_seq`: (base, its deltas in order)."""
-        bases = self.seqs(lineage, "base")
-        if not bases:
-            raise LogError(f"{self.path / lineage}: no base, so no chain")
-        base = self.manifest(lineage, "base", bases[-1] if base_seq is None else base_seq)
+        base = self.newest_base(lineage) if base_seq is None else self.manifest(lineage, "base", base_seq)
         deltas = self.follow(base)
         for manifest in (base, *deltas):
             check_files(manifest)
