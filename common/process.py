@@ -116,13 +116,9 @@ class Service:
     """
 
     def __init__(
-        self,
-        port: int,
-        registry: CollectorRegistry,
-        errors: Counter,
-        end_within_s: float | None = None,
+        self, port: int, registry: CollectorRegistry, errors: Counter, end_within_s: float | None = None,
         ended_by: threading.Event | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._errors, self._end_within_s = errors, end_within_s
         self._log = logger("process")
         self.late = False

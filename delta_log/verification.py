@@ -82,15 +82,8 @@ def explain(log: Log, lineage: str, seq: int) -> dict[str, Any]:
         "metrics": m.metrics,
         "digest": m.digest,
         "tables": {
-            name: {
-                "dim": info.dim,
-                "rows": info.rows,
-                "removed": info.removed,
-                "total": info.total,
-                "admission": info.admission,
-                "lines": info.lines,
-                "keys": tables[name].keys[:5].tolist(),
-            }
+            name: {field: getattr(info, field) for field in ("dim", "rows", "removed", "total", "admission", "lines")}
+            | {"keys": tables[name].keys[:5].tolist()}
             for name, info in m.tables.items()
         },
         "dense": {name: list(w.value.shape) for name, w in read_dense(m).items()},

@@ -52,13 +52,6 @@ def begin(state: State, delta_log: Log, positions: Mapping[str, Any]) -> Manifes
     return base
 
 
-def publish(state: State, delta_log: Log) -> Manifest:
-    """Writes base-0 of a new lineage and moves the serving pointer to it."""
-    base = begin(state, delta_log, {})
-    delta_log.serve(base.lineage)
-    return base
-
-
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     return process.run(lambda: _begin(args))
@@ -70,7 +63,9 @@ def _begin(args: argparse.Namespace) -> None:
     state = State(Learner(model, Settings(args.batch, args.seed)), args.source)
     if not args.untrained:
         _train(state, source, args.epochs)
-    base = publish(state, Log(args.log))
+    delta_log = Log(args.log)
+    base = begin(state, delta_log, {})
+    delta_log.serve(base.lineage)
     rows = {name: info.total for name, info in base.tables.items()}
     log.info("%s/%s: rows %s, %.1f MB, serving", base.lineage, base.name, rows, base.bytes / 1e6)
 

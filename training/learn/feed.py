@@ -15,28 +15,24 @@ from streaming.topics import EXAMPLES
 
 
 class Feed:
-    """Reads all partitions of `examples`. Raises KafkaError while no broker answers.
+    """Reads all partitions of `examples`, with `reader`. Raises KafkaError while no broker answers.
 
     Raises ForeignTopic if the positions are of another topic, PositionGone if Kafka no longer has their records.
     """
 
     def __init__(self, bootstrap: str, declaration: Declaration, positions: Mapping[str, Any]) -> None:
         self._declaration, self._beats = declaration, Beats()
-        self._reader = Reader(bootstrap, [EXAMPLES], {EXAMPLES: dict(positions)})
-
-    @property
-    def dead(self) -> int:
-        """The number of lines that were no example."""
-        return self._reader.dead
+        self.reader = Reader(bootstrap, [EXAMPLES], {EXAMPLES: dict(positions)})
+        self.close = self.reader.close
 
     def poll(self, timeout_ms: int, most: int) -> list[Batch]:
         """Reads one batch a partition. Waits at most `timeout_ms` for the first record."""
         batches = []
-        for (topic, partition), records in self._reader.poll(timeout_ms, most).items():
+        for (topic, partition), records in self.reader.poll(timeout_ms, most).items():
             lines = [r.value or b"" for r in records]
             batch = decode(lines, self._declaration)
             for place, reason in batch.bad:
-                self._reader.bury(topic, partition, records[place].offset, lines[place], "example", reason)
+                self.reader.bury(topic, partition, records[place].offset, lines[place], "example", reason)
             for beat in batch.progress:
                 self._beats.see(partition, beat.heartbeat_ms, beat.subtask, beat.subtasks)
             batches.append(batch)
@@ -45,26 +41,11 @@ class Feed:
     def read_until_ms(self) -> int:
         """Returns the event time up to which all was read: the least of the newest heartbeats of all partitions and
         subtasks; -1 while one of them has sent none."""
-        return self._beats.least(self._reader.partitions(EXAMPLES))
+        return self._beats.least(self.reader.partitions(EXAMPLES))
 
     def positions(self) -> dict[str, Any]:
         """Returns where the next poll begins, with the ids of cluster and topic.
 
         Raises KafkaError while the broker has not acknowledged a dead letter; each call sends it again.
         """
-        return self._reader.positions()[EXAMPLES]
-
-    def lag(self) -> int:
-        """Returns how many records, as far as Kafka has reported, are not read yet."""
-        return self._reader.lag()
-
-    def heads(self) -> Mapping[Any, int]:
-        """Asks Kafka where each partition ends now."""
-        return self._reader.heads()
-
-    def passed(self, heads: Mapping[Any, int]) -> bool:
-        """Returns whether everything below `heads` was read."""
-        return self._reader.passed(heads)
-
-    def close(self) -> None:
-        self._reader.close()
+        return self.reader.positions()[EXAMPLES]

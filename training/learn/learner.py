@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from streaming.declaration import Policy
 from streaming.example import Batch, Ragged
 from training.cuckoo import SGD, Adagrad, Admission, Table
 from training.models.model import Context, Model
@@ -47,14 +46,12 @@ class Learner:
 
     def __init__(self, model: Model, settings: Settings | None = None) -> None:
         self.model, self.declaration = model, model.declaration
-        self.settings = s = settings or Settings()
-        self.tables = {
-            name: Table(
-                [segment.of_table() for segment in segments], name,
-                admission=_admission(self.declaration.policy(name)), seed=s.seed,
-            )
-            for name, segments in model.tables.items()
-        }  # fmt: skip
+        self.settings = settings = settings or Settings()
+        self.tables = {}
+        for name, segments in model.tables.items():
+            policy = self.declaration.policy(name)
+            admission = Admission(policy.admit_after, policy.admit_probability, policy.pending_ids)
+            self.tables[name] = Table([s.of_table() for s in segments], name, admission=admission, seed=settings.seed)
         self.weights = {name: weight.variable for name, weight in model.dense.items()}
         self.slots = {name: _slots(model, name) for name in model.dense}
         # Ids of any number, examples of any number: one trace.
@@ -152,7 +149,3 @@ def _slots(model: Model, name: str) -> tf.Variable:
     if isinstance(optimizer, SGD):
         return tf.Variable(tf.zeros([0]), trainable=False)
     raise ValueError(f"model {model.info}: the optimizer of {name} is {optimizer!r}, allowed are Adagrad, SGD")
-
-
-def _admission(policy: Policy) -> Admission:
-    return Admission(policy.admit_after, policy.admit_probability, policy.pending_ids)

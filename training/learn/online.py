@@ -2,10 +2,6 @@
 
     python -m training.learn.online --source simulator --log var/log --kafka 127.0.0.1:9092 --sync-every-ms 60000
 
-    service = process.Service(port, gauges.registry, gauges.errors)
-    follow(Setup("simulator", Path("var/log"), "127.0.0.1:9092"), service, gauges)   # the served lineage, as it changes
-    reached = catch_up(setup, lineage)                                               # another one, to the topic's head
-
 It continues where the newest manifest of the lineage ends: a kill loses nothing that was committed, and nothing is
 learned twice. While Kafka is down it waits. SIGTERM: a last delta, then exit 0.
 """
@@ -83,15 +79,11 @@ def catch_up(setup: Setup, lineage: str, stopping: threading.Event | None = None
 
 
 def _learn(
-    setup: Setup,
-    lineage: str,
-    service: process.Service,
-    gauges: Gauges,
-    over: Callable[[Feed], bool],
+    setup: Setup, lineage: str, service: process.Service, gauges: Gauges, over: Callable[[Feed], bool],
     counts_freshness: bool = True,
-) -> bool:
+) -> bool:  # fmt: skip
     """Learns a lineage until it is over or the service ends. Returns whether the log holds all that was read."""
-    service.health.reason = f"lineage {lineage} is loaded"
+    service.health.reason = f"loading lineage {lineage}"
     declaration, delta_log = load(setup.source).declaration, Log(setup.log)
     with Writer(delta_log, lineage) as writer:
         base = delta_log.newest_base(lineage)

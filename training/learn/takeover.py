@@ -52,8 +52,8 @@ class AtHead:
     def __call__(self, feed: Feed) -> bool:
         try:
             if self._heads is None:
-                self._began, self._heads = time.monotonic(), feed.heads()
-            elif feed.passed(self._heads):
+                self._began, self._heads = time.monotonic(), feed.reader.heads()
+            elif feed.reader.passed(self._heads):
                 self.reached, self._heads = time.monotonic() - self._began < SHORT_ROUND_S, None
         except KafkaError as e:
             log.info("kafka does not report where the topic ends: %s", e)

@@ -1,10 +1,4 @@
-"""The trainer of one lineage: it reads examples, takes steps, and cuts a delta each sync.
-
-    trainer = Trainer(state, writer, feed, Pace(60_000), tracking, gauges, service.health)
-    committed = trainer.run(service.stopping, over)     # True: the log holds all that it learned
-
-Threads beside it write deltas and bases, so training continues meanwhile.
-"""
+"""The trainer of one lineage: it reads examples, takes steps, and writes a delta each sync, in a thread beside it."""
 
 from __future__ import annotations
 
@@ -104,7 +98,9 @@ class Trainer:
     def turn(self) -> None:
         """Reads, takes steps, and makes the cut when it is due."""
         wait_s = max(0.0, self._next_cut - time.monotonic())
-        self._read(self.feed.poll(min(POLL_MS, int(wait_s * 1000)), READ_AT_ONCE))
+        batches = [b for b in self.feed.poll(min(POLL_MS, int(wait_s * 1000)), READ_AT_ONCE) if b.size]
+        self._buffer += batches
+        self._buffered += sum(batch.size for batch in batches)
         while self._buffered >= self.state.learner.settings.batch:
             self._step()
         self._settle()
@@ -125,12 +121,6 @@ class Trainer:
             log.error("no last delta: the next start learns %d examples again", self.state.examples)
         return not self.state.examples
 
-    def _read(self, batches: list[Batch]) -> None:
-        for batch in batches:
-            if batch.size:
-                self._buffer.append(batch)
-                self._buffered += batch.size
-
     def _step(self) -> None:
         """Learns the buffered examples, but for a rest that does not fill a batch."""
         batch, size = concat(self._buffer), self.state.learner.settings.batch
@@ -146,8 +136,8 @@ class Trainer:
         self.gauges.learned_until.set(self.state.learned_until_ms)
         being_written = self._writing[0].metrics["examples"] if self._writing else 0
         self.gauges.uncommitted.set(self.state.examples + self._buffered + being_written)
-        self.gauges.dead.set(self.feed.dead)
-        self.gauges.lag.set(self.feed.lag() + self._buffered)
+        self.gauges.dead.set(self.feed.reader.dead)
+        self.gauges.lag.set(self.feed.reader.lag() + self._buffered)
         for name, table in self.state.learner.tables.items():
             stats = table.stats()
             self.gauges.table_rows.labels(name).set(stats["size"])
@@ -228,9 +218,8 @@ class Trainer:
     def _committed(self, cut: Cut, manifest: Manifest) -> None:
         self.state.committed(cut)
         rows = sum(t.rows for t in manifest.tables.values())
-        log.info(
-            "%s: %d examples, %d rows, %d kB", manifest.name, cut.metrics["examples"], rows, manifest.bytes // 1000
-        )
+        examples, kilobytes = cut.metrics["examples"], manifest.bytes // 1000
+        log.info("%s: %d examples, %d rows, %d kB", manifest.name, examples, rows, kilobytes)
         self.gauges.deltas.inc()
         self.gauges.seq.set(manifest.seq)
         self.gauges.rows.set(rows)

@@ -40,6 +40,7 @@ class Topic:
     dead = 0
 
     def __init__(self) -> None:
+        self.reader = self
         self.batches: deque[Batch] = deque()
         self.offset = 0
         self.acknowledges = self.answers = True
