@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -122,6 +123,30 @@ def test_a_service_that_is_told_to_end_stops_waiting(errors: Counter) -> None:
     with process.Service(0, CollectorRegistry(), errors) as service:
         assert service.connected("127.0.0.1:1", connect) is None
         assert service.stopping.is_set()
+
+
+INTERRUPTED_WAIT = """
+import signal
+from common import process
+
+event = process.stopping()
+with event._cond:  # Event.wait takes this lock, and holds it for some microseconds
+    signal.raise_signal(signal.SIGTERM)
+assert event.wait(5)
+"""
+
+
+def test_a_signal_may_come_at_any_moment_of_a_wait(tmp_path: Path) -> None:
+    with Child(tmp_path / "out", sys.executable, "-c", INTERRUPTED_WAIT) as child:
+        assert child.wait(10) == 0
+
+
+def test_a_service_may_be_ended_by_an_event_in_place_of_signals(errors: Counter) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with process.Service(0, CollectorRegistry(), errors, ended_by=threading.Event()) as service:
+        assert signal.getsignal(signal.SIGTERM) is before
+        service.stopping.set()
+        assert service.connected("127.0.0.1:1", Client) is None
 
 
 def test_an_end_is_bounded_in_time(errors: Counter) -> None:
