@@ -1,9 +1,9 @@
-"""Online read of all features for one user and 100 items: Feast on SQLite and on Redis, beside Redis itself.
+"""Measures the online read of all features of one user and 100 items: Feast on SQLite and on Redis, and Redis itself.
 
-    python benchmarks/features.py [--reads 300]
+    python -m benchmarks.features [--reads 300]
 
-Both of Feast's stores hold the same simulator's views; raw Redis holds the same values, read by pipelined HMGET (a hash
-an entity) and as packed blobs (one MGET). Needs redis-server on PATH; it is started on a free port and ended.
+Both of Feast's stores hold the same simulator's views. Redis itself holds the same values, read by pipelined HMGET (a
+hash an entity) and as packed blobs (one MGET). It starts the redis-server on PATH on a free port, and ends it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,30 +23,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-from features.counters import Counters
-from features.push import begin
-from features.store import Features
-from streaming.event_time import MAX_DISORDER_MS
+import numpy as np  # noqa: E402
+
+from benchmarks.cuckoo.figures import commit, machine  # noqa: E402
+from common import process  # noqa: E402
+from common.errors import InputError  # noqa: E402
+from features.counters import Counters  # noqa: E402
+from features.push import begin  # noqa: E402
+from features.store import Features  # noqa: E402
+from streaming.event_time import MAX_DISORDER_MS  # noqa: E402
+from streaming.source import load  # noqa: E402
+from tests.support.ports import free_port  # noqa: E402
 
 ITEMS = 100
 SOURCE = "simulator?seed=1&minutes=1&history_minutes=10&viewers=2000&clips=2000"
-RESULTS = Path(__file__).parent / "results" / "features.json"
-ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "features.json"
 
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[int]:
-    """The port of a server of our own."""
+    """Starts a Redis server for the block. Yields its port."""
     binary = shutil.which("redis-server")
     if binary is None:
-        sys.exit("benchmarks/features.py: there is no redis-server on PATH (Debian: apt-get install redis-server)")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
+        raise InputError("there is no redis-server on PATH (Debian: apt-get install redis-server)")
+    port = free_port()
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         import redis
 
@@ -61,41 +64,31 @@ def redis_server(folder: Path) -> Iterator[int]:
                 time.sleep(0.05)
         yield port
     finally:
-        process.terminate()
-        process.wait(10)
+        server.terminate()
+        server.wait(10)
 
 
 def filled(folder: Path, yaml: Path | None) -> Features:
     """A store with the batch views and the counters of the source's history."""
-    store = Features(folder, SOURCE, yaml)
-    from streaming.source import load
-
-    source = load(SOURCE)
+    store, source = Features(folder, SOURCE, yaml), load(SOURCE)
     declaration = source.declaration
     begin(store, source, Counters(declaration.judged, declaration.window_ms, MAX_DISORDER_MS))
     return store
 
 
 def raw(port: int, store: Features) -> dict[str, Callable[[int, list[int]], Any]]:
-    """Readers of the same rows from Redis itself, all columns of all four views of each entity."""
+    """Two readers of the same rows from Redis itself: all columns of all four views of each entity."""
     import redis
 
     client = redis.Redis(port=port, db=1)
     entities: dict[str, dict[str, Any]] = {}
+    columns: dict[str, list[str]] = {"u": [], "i": []}
     for view in store.plan.columns:
-        key, kind = store.plan.key(view), "u" if store.plan.key(view) == store.plan.user_key else "i"
-        table = store.newest(view)
-        for row in table.select([key, *(c.name for c in store.plan.columns[view])]).to_pylist():
+        key, names = store.plan.key(view), [c.name for c in store.plan.columns[view]]
+        kind = "u" if key == store.plan.user_key else "i"
+        columns[kind] += names
+        for row in store.newest(view).select([key, *names]).to_pylist():
             entities.setdefault(f"{kind}:{row.pop(key)}", {}).update(row)
-    columns = {
-        kind: [
-            c.name
-            for view, cs in store.plan.columns.items()
-            if (store.plan.key(view) == store.plan.user_key) == (kind == "u")
-            for c in cs
-        ]
-        for kind in "ui"
-    }
     with client.pipeline(transaction=False) as pipe:
         for name, row in entities.items():
             pipe.hset(f"h:{name}", mapping={column: json.dumps(value) for column, value in row.items()})
@@ -110,8 +103,8 @@ def raw(port: int, store: Features) -> dict[str, Callable[[int, list[int]], Any]
             return [[None if v is None else json.loads(v) for v in row] for row in pipe.execute()]
 
     def blobs(user: int, items: list[int]) -> Any:
-        found = client.mget([f"b:u:{user}", *(f"b:i:{item}" for item in items)])
-        return [None if blob is None else json.loads(blob) for blob in found]
+        packed = client.mget([f"b:u:{user}", *(f"b:i:{item}" for item in items)])
+        return [None if blob is None else json.loads(blob) for blob in packed]
 
     return {"redis, pipelined HMGET": hashes, "redis, packed blobs": blobs}
 
@@ -128,10 +121,14 @@ def timed(read: Callable[[int, list[int]], Any], users: list[int], items: list[i
     return {"p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser("benchmarks.features", description=__doc__)
-    parser.add_argument("--reads", type=int, default=300, help="reads of each kind (default: %(default)s)")
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("benchmarks.features", __doc__)
+    parser.add_argument("--reads", type=process.at_least(1), default=300, help="of each kind (default: %(default)s)")
+    args = parser.parse_args(argv)
+    return process.run(lambda: measure(args))
+
+
+def measure(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="minutehand-features-") as name, redis_server(Path(name)) as port:
         folder = Path(name)
         yaml = folder / "redis.yaml"
@@ -149,19 +146,16 @@ def main() -> None:
             return lambda user, some: store.read(user, some, [now_ms] * len(some), [{}] * len(some))
 
         same = [through(store)(users[3], items[:ITEMS])[0] for store in stores.values()]
-        assert same[0] == same[1], "both stores say the same"
+        assert same[0] == same[1], "both stores hold the same values"
         readers = {**{kind: through(store) for kind, store in stores.items()}, **raw(port, local)}
         figures = {kind: timed(read, users, items, args.reads) for kind, read in readers.items()}
     features = len(local.plan.declaration.features)
     columns = sum(map(len, local.plan.columns.values()))
     result = {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip(),
-        "command": "python benchmarks/features.py " + " ".join(sys.argv[1:]),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
+        "commit": commit(),
+        "command": " ".join(["python -m benchmarks.features", *sys.argv[1:]]),
+        "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
         "items": ITEMS,
         "features": features,
@@ -180,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Throughput of the join beside a pass-through job: the same events, parser, keys and guarantees, but no join.
+"""Measures the throughput of the join beside a pass-through job, which has all but the join itself.
 
     python benchmarks/joiner.py                 # both jobs, three times each in turn; goal: join >= 0.35 x pass-through
     python benchmarks/joiner.py --impressions 50000 --rounds 1
 
-A backlog of events is written to a broker of its own; each job reads it from the beginning. The clock runs from the
-first to the last record it wrote, by Kafka's own timestamps, so Java's start is not in it. Prints a table and writes
-benchmarks/results/joiner.json.
+A backlog of events is written to a broker. Each job reads it from the beginning, with the same parser, keys and
+guarantees. Its time is that from the first to the last record it wrote, by Kafka's timestamps, without Java's start. It
+prints a table and writes benchmarks/results/joiner.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,8 @@ sys.path.insert(0, str(ROOT))
 import psutil  # noqa: E402
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
 
+from benchmarks.cuckoo.figures import commit  # noqa: E402
+from common import process  # noqa: E402
 from streaming import topics  # noqa: E402
 from streaming.declaration import Declaration, Feature  # noqa: E402
 from tests.support.broker import Broker  # noqa: E402
@@ -44,47 +45,44 @@ RATES = (0.35, 0.05, 0.02, 0.02)
 WINDOW_MS = 1_200_000
 DECLARATION = Declaration("benchmark", (*IDS, Feature("tags", "ids"), *NUMBERS), TASKS, "click", WINDOW_MS)
 STEP_MS, PER_STEP = 1_000, 50
-"""Event time between two heartbeats, and the impressions in it: 60,000 of them wait at any time."""
+"""Event time between two heartbeats, and the impressions in it. So 60,000 impressions wait at any time."""
 
 
 def backlog(bootstrap: str, impressions: int, seed: int = 7) -> tuple[int, int]:
-    """Writes the events in the order of their time; returns their number and that of their bytes."""
+    """Writes the events in the order of their time. Returns the numbers of events and bytes."""
     rng = random.Random(seed)
     producer = KafkaProducer(
         bootstrap_servers=bootstrap, acks="all", linger_ms=20, batch_size=2**18, compression_type="lz4"
     )
     events = size = shown = now = 0
-    later: dict[int, list[tuple[str, bytes]]] = {}
+    actions: dict[int, list[tuple[str, bytes]]] = {}
 
     def send(topic: str, key: str, message: bytes) -> None:
         nonlocal events, size
         producer.send(topic, message, key=key.encode())
         events, size = events + 1, size + len(message)
 
-    while shown < impressions or later:
+    while shown < impressions or actions:
         for _ in range(min(PER_STEP, impressions - shown)):
             key, ts = f"impression-{shown:09d}", now + rng.randrange(STEP_MS)
             features: dict[str, Any] = {f.name: rng.getrandbits(40) for f in IDS}
             features["tags"] = [rng.randrange(1000) for _ in range(3)]
             features |= {f.name: round(rng.gauss(0, 1), 4) for f in NUMBERS}
             scores = {task: round(rng.random(), 6) for task in TASKS}
-            who = {
-                "impression_id": key,
-                "request_id": key,
-                "user_id": rng.getrandbits(30),
-                "item_id": rng.getrandbits(30),
-            }
-            where = {"lineage": "000001-abcdef01", "seq": 12, "position": 3, "arm": "served"}
-            event = who | {"ts_ms": ts, "features": features, "scores": scores} | where
+            event = {
+                "impression_id": key, "request_id": key, "user_id": rng.getrandbits(30),
+                "item_id": rng.getrandbits(30), "ts_ms": ts, "features": features, "scores": scores,
+                "lineage": "000001-abcdef01", "seq": 12, "position": 3, "arm": "served",
+            }  # fmt: skip
             send("impressions", key, json.dumps(event, separators=(",", ":")).encode())
             for task, rate in zip(TASKS, RATES, strict=True):
                 if rng.random() < rate:
-                    then = ts + int(min(WINDOW_MS, rng.expovariate(1 / 60_000)))
-                    action = {"impression_id": key, "action": task, "ts_ms": then, "value": 1.0}
+                    action_ms = ts + int(min(WINDOW_MS, rng.expovariate(1 / 60_000)))
+                    action = {"impression_id": key, "action": task, "ts_ms": action_ms, "value": 1.0}
                     message = json.dumps(action, separators=(",", ":")).encode()
-                    later.setdefault(then // STEP_MS, []).append((key, message))
+                    actions.setdefault(action_ms // STEP_MS, []).append((key, message))
             shown += 1
-        for key, message in later.pop(now // STEP_MS, []):
+        for key, message in actions.pop(now // STEP_MS, []):
             send("actions", key, message)
         now += STEP_MS
         heartbeat(producer, now)
@@ -101,16 +99,16 @@ def heartbeat(producer: KafkaProducer, t: int) -> None:
 
 
 class Run(NamedTuple):
-    """What one job did: its records, the seconds between its first and its last, and its CPU time meanwhile."""
+    """The records that one job wrote, the seconds between the first and the last, and its CPU time meanwhile."""
 
     records: int
     seconds: float
     cpu_s: float
 
 
-def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: JoinProcess) -> Run:
-    """Waits until the job has written all."""
-    process = psutil.Process(job.process.pid)
+def wait_for(bootstrap: str, topic: str, events: int, last_w: int | None, job: JoinProcess) -> Run:
+    """Waits until the job has written everything."""
+    java = psutil.Process(job.process.pid)
     consumer = KafkaConsumer(
         bootstrap_servers=bootstrap, group_id=None, auto_offset_reset="earliest", isolation_level="read_committed",
         max_partition_fetch_bytes=2**24,
@@ -121,7 +119,7 @@ def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: Jo
     while (done < topics.PARTITIONS) if last_w is not None else (records < events):
         for batch in consumer.poll(500).values():
             if not records:
-                cpu_s = sum(process.cpu_times()[:2])
+                cpu_s = sum(java.cpu_times()[:2])
             first, last = min(first, batch[0].timestamp), max(last, batch[-1].timestamp)
             for record in batch:
                 if record.key is None:
@@ -131,10 +129,10 @@ def written(bootstrap: str, topic: str, events: int, last_w: int | None, job: Jo
         if job.process.code is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{records} records of {events} events:\n{job.process.tail()}")
     consumer.close()
-    return Run(records, (last - first) / 1000, sum(process.cpu_times()[:2]) - cpu_s)
+    return Run(records, (last - first) / 1000, sum(java.cpu_times()[:2]) - cpu_s)
 
 
-def measure(bootstrap: str, main: str, number: int, events: int, last_w: int, checkpoint_ms: int) -> Run:
+def measure_job(bootstrap: str, main: str, number: int, events: int, last_w: int, checkpoint_ms: int) -> Run:
     from kafka.admin import KafkaAdminClient, NewTopic
 
     topic = f"{main.lower()}-{number}"
@@ -148,20 +146,23 @@ def measure(bootstrap: str, main: str, number: int, events: int, last_w: int, ch
     )
     job.start()
     try:
-        return written(bootstrap, topic, events, last_w if main == "JoinJob" else None, job)
+        return wait_for(bootstrap, topic, events, last_w if main == "JoinJob" else None, job)
     finally:
         job.process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--impressions", type=int, default=300_000, help="in the backlog (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each job, in turn (default: %(default)s)")
-    parser.add_argument(
-        "--checkpoint-ms", type=int, default=1000, help="as at sync_every 5 s and more (default: %(default)s)"
-    )
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("benchmarks.joiner", __doc__)
+    count = process.at_least(1)
+    parser.add_argument("--impressions", type=count, default=300_000, help="in the backlog (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=3, help="runs of each job, in turn (default: %(default)s)")
+    parser.add_argument("--checkpoint-ms", type=count, default=1000, help="as at sync_every >= 5 s (default: 1000)")
+    args = parser.parse_args(argv)
+    return process.run(lambda: measure(args))
+
+
+def measure(args: argparse.Namespace) -> None:
     jobs = ("PassThrough", "JoinJob")
     rates: dict[str, list[float]] = {job: [] for job in jobs}
     cpu: dict[str, list[float]] = {job: [] for job in jobs}
@@ -173,7 +174,7 @@ def main() -> None:
         print(f"{events} events, {size / events:.0f} bytes each, {args.impressions} impressions", flush=True)
         for number in range(args.rounds):
             for job in rates:
-                run = measure(broker.bootstrap, job, number, events, last_w, args.checkpoint_ms)
+                run = measure_job(broker.bootstrap, job, number, events, last_w, args.checkpoint_ms)
                 records[job] = run.records
                 rates[job].append(events / run.seconds)
                 cpu[job].append(1e6 * run.cpu_s / events)
@@ -186,12 +187,9 @@ def main() -> None:
         line = f"{middle[job]:18,.0f}{min(values):10,.0f}{max(values):10,.0f}{statistics.median(cpu[job]):16.1f}"
         print(f"{job:14}{line}")
     print(f"ratio {ratio:.2f}, goal {GOAL}: {'reached' if ratio >= GOAL else 'missed'}")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     result = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit,
+        "commit": commit(),
         "command": " ".join(["python", "benchmarks/joiner.py", *sys.argv[1:]]),
         "cores": os.cpu_count(),
         "events": events,
@@ -210,7 +208,7 @@ def main() -> None:
 
 
 def newest(bootstrap: str) -> bytes:
-    """The last message of a partition: the last heartbeat."""
+    """The last message of a partition, which is the last heartbeat."""
     consumer = KafkaConsumer(bootstrap_servers=bootstrap, group_id=None)
     partition = TopicPartition(topics.IMPRESSIONS, 0)
     consumer.assign([partition])
@@ -222,4 +220,4 @@ def newest(bootstrap: str) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

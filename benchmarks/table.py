@@ -1,14 +1,14 @@
-"""The cuckoo table beside what else there is, and beside what the memory allows.
+"""Measures the cuckoo table beside other tables, and beside what the memory allows.
 
-    python -m benchmarks.table                  # all of it: about 20 minutes of 2 quiet cores, 16 GB
-    python -m benchmarks.table --quick          # under a minute: small, no addons, writes nothing
-    python -m benchmarks.table --only growth    # parts whose names begin so; the others' figures stay
-    python -m benchmarks.table --resume         # what this commit has not measured yet
+    python -m benchmarks.table                  # all parts: about 20 minutes of 2 quiet cores, 16 GB
+    python -m benchmarks.table --quick          # under a minute: small tables, no addons, writes nothing
+    python -m benchmarks.table --only growth    # parts whose names begin with growth; the others keep their figures
+    python -m benchmarks.table --resume         # the parts that this commit has not measured yet
 
-Each part is a process of its own (all in one, if --quick). In a part the contestants' batches come in turn, in a new
-order each round, so that a slow moment of the machine falls on all; ratios are medians of the ratios of single rounds.
-Prints the ratios and writes benchmarks/results/table.json after each part: all cells with median, p10, p90, and
-`summary`; at the end the tables of README.md and docs/table.md.
+Each part runs in a process of its own (with --quick all in one). In a part the contestants' batches take turns, in a
+new order each round, so that a slow moment of the machine falls on all. Ratios are medians of the ratios of single
+rounds. After each part it writes benchmarks/results/table.json: `summary`, and all cells with median, p10 and p90. At
+the end it prints the ratios and writes the tables of README.md and docs/table.md.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.cuckoo import pages, summary  # noqa: E402  # no package: found by the line above
+from benchmarks.cuckoo import pages, summary  # noqa: E402  # not installed: imported by the line above
 from benchmarks.cuckoo.figures import commit, machine  # noqa: E402
+from common import process  # noqa: E402
+from common.errors import InputError  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "table.json"
 M = 1_000_000
@@ -68,15 +70,15 @@ QUICK: dict[str, Part] = {
     "memory-10M-16": (("memory", {"keys": 400 * K, "dim": 16}), 6),
     "memory-10M-32": (("memory", {"keys": 400 * K, "dim": 32}), 6),
 }
-"""The same names, other sizes: the same summary, of a table too small to say much."""
+"""The same parts of small tables. They make the same summary, but their figures mean little."""
 
 
 def run(parts: dict[str, Part]) -> dict[str, Any]:
-    """What these parts measure, in one process."""
+    """Runs these parts in one process. Returns the results."""
     with tempfile.NamedTemporaryFile(suffix=".json") as out, tempfile.TemporaryFile() as log:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-        what = json.dumps({name: part for name, (part, _) in parts.items()})
-        command = [sys.executable, "-m", "benchmarks.cuckoo.part", what, out.name]
+        options = json.dumps({name: part for name, (part, _) in parts.items()})
+        command = [sys.executable, "-m", "benchmarks.cuckoo.part", options, out.name]
         if subprocess.run(command, cwd=ROOT, env=environment, stderr=log).returncode:
             log.seek(0)
             raise RuntimeError(f"{', '.join(parts)} failed:\n{log.read().decode()[-3000:]}")
@@ -84,16 +86,20 @@ def run(parts: dict[str, Part]) -> dict[str, Any]:
         return results
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("benchmarks.table", __doc__)
     parser.add_argument("--quick", action="store_true", help="small tables, no addons; writes nothing without --out")
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--resume", action="store_true", help="leave out what this commit has measured already")
     parser.add_argument("--out", type=Path, help=f"where to write (default: {RESULT.relative_to(ROOT)})")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return process.run(lambda: measure(args))
+
+
+def measure(args: argparse.Namespace) -> int:
     parts = {n: p for n, p in (QUICK if args.quick else PARTS).items() if n.startswith(tuple(args.only))}
     if not parts:
-        parser.error(f"--only {' '.join(args.only)}: no such part; there are {', '.join(PARTS)}")
+        raise InputError(f"--only is {' '.join(args.only)}, allowed are {', '.join(PARTS)}")
     out: Path | None = args.out or (None if args.quick else RESULT)
     whole: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {"parts": {}}
     at, failed = commit(), []
@@ -107,7 +113,7 @@ def main() -> int:
         begin = time.monotonic()
         try:
             results = run(group)
-        except RuntimeError as e:  # the others still have something to say
+        except RuntimeError as e:  # the other parts are still measured
             failed += group
             print(e, file=sys.stderr)
         else:
@@ -117,7 +123,7 @@ def main() -> int:
             whole = {**stamp, "machine": machine(), **summary.of(whole["parts"]), "parts": whole["parts"]}
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(written(whole))
+                out.write_text(to_json(whole))
         left -= expected
         print(f"  took {time.monotonic() - begin:.0f} s, load average {os.getloadavg()[0]:.1f}", flush=True)
     if out == RESULT:
@@ -128,8 +134,8 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def written(whole: dict[str, Any]) -> str:
-    """JSON with a line for each thing that fits one: some hundred cells."""
+def to_json(whole: dict[str, Any]) -> str:
+    """JSON with one line for each cell."""
     text = json.dumps({k: v for k, v in whole.items() if k != "parts"}, indent=1)
     parts = []
     for name, part in whole["parts"].items():

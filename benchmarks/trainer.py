@@ -1,17 +1,19 @@
-"""DeepFM learning from the same examples three ways, each step of the same net and size in turn.
+"""Measures how fast DeepFM learns the same examples in three ways, and how fast the trainer learns from Kafka.
 
     python -m benchmarks.trainer                          # goals: 3 x plain Keras; 10,000 examples/s a core from Kafka
     python -m benchmarks.trainer --examples 20000 --ids 20000 --rounds 5 --out build/trainer.json
 
-ours     training.learn.learner.Learner on the cuckoo tables; a test before each step is part of it
+ours     training.learn.learner.Learner on the cuckoo tables; each step scores its batch before it learns it
 keras    keras.layers.Embedding with a place for each id, keras.optimizers.Adagrad over all, one tf.function
 mutable  MutableHashTable for rows and for accumulators: find, gradient, Adagrad in the graph, insert
 
-The examples are the simulator's with many viewers and clips. The race is run at several sizes: what a step of Keras
-costs grows with the ids that there are, ours with the batch's. The headline is of the largest: where ids are few, the
-net is all of a step. Then the trainer's own path from a real broker: training.learn.feed.Feed polls and decodes,
-training.learn.state.State learns, counted by the CPU time of the whole process; and where that goes. Prints a table and
-writes benchmarks/results/trainer.json, and README.md's rows of it.
+The steps take turns, with the same net and batch size. The examples are the simulator's, with many viewers and clips.
+The race runs at several sizes: the cost of a Keras step grows with the number of all ids, that of ours with a batch's
+ids. The headline is the largest size, since with few ids the net is most of a step.
+
+Then the trainer's own path from a real broker is measured, in CPU time of the whole process and by stages:
+training.learn.feed.Feed polls and decodes, training.learn.state.State learns. It prints a table and writes
+benchmarks/results/trainer.json, and its rows of README.md.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from kafka import KafkaProducer  # noqa: E402
 from benchmarks.cuckoo import pages  # noqa: E402
 from benchmarks.cuckoo.figures import commit, machine, spread, timed, times_faster  # noqa: E402
 from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
+from common import process  # noqa: E402
 from streaming import topics  # noqa: E402
 from streaming.example import Batch, decode  # noqa: E402
 from streaming.sources import simulator  # noqa: E402
@@ -54,11 +57,11 @@ RESULT = ROOT / "benchmarks" / "results" / "trainer.json"
 GOAL_KERAS, GOAL_RATE = 3.0, 10_000
 DECLARATION = simulator.declaration
 AT_ONCE = 4096
-"""What the trainer reads at once (training.learn.online)."""
+"""Records that the trainer reads at once (training.learn.online)."""
 
 
 def source_of(ids: int) -> simulator.Simulator:
-    """`ids` viewers and as many clips."""
+    """A simulator of `ids` viewers and as many clips."""
     return simulator.configure(minutes=600, history_minutes=0, rate=2000, viewers=ids, clips=ids, new_clips=0)
 
 
@@ -72,18 +75,23 @@ def batches_of(lines: list[bytes], size: int) -> list[Batch]:
 
 
 def vocabulary_of(source: simulator.Simulator, batches: list[Batch]) -> dict[str, Any]:
-    """A place for each id a table may see: of the source where it is known beforehand, else of the examples."""
-    known: dict[str, list[Any]] = {"viewer": [np.arange(len(source.viewer_weight))], "clip": [source.clip_id]}
-    for batch in batches:
-        for f in DECLARATION.features:
-            if f.table and f.table not in ("viewer", "clip"):
-                column = batch.features[f.name]
-                known.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
-    return {table: np.unique(np.concatenate(ids)) for table, ids in known.items()}
+    """Table -> its ids: all those of the source for viewers and clips, else those of the examples."""
+    ids = ids_of(batches) | {"viewer": np.arange(len(source.viewer_weight)), "clip": source.clip_id}
+    return {table: np.unique(values) for table, values in ids.items()}
+
+
+def ids_of(batches: list[Batch]) -> dict[str, Any]:
+    """Table -> all ids of its features, in the batches' order."""
+    ids: dict[str, list[Any]] = {}
+    for batch, f in itertools.product(batches, DECLARATION.features):
+        if f.table:
+            column = batch.features[f.name]
+            ids.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
+    return {table: np.concatenate(parts) for table, parts in ids.items()}
 
 
 def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, Any]:
-    """Seconds a step of the three, batches in turn; Keras' cost grows with the ids, ours with the batch."""
+    """Examples a second of the three, and the ratios of their steps' times. The batches take turns."""
     source = source_of(ids)
     batches = batches_of(lines_of(source, number), settings.batch)
     learner, keras, mutable = Learner(load("deepfm", DECLARATION), settings), None, MutableNet(DECLARATION, settings)
@@ -93,17 +101,17 @@ def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, An
         "keras": lambda b: float(keras.train(*keras.inputs(b))),
         "mutable": lambda b: float(mutable.train(*mutable.inputs(b))),
     }
-    for batch in batches:  # all have seen all ids, and have their traces
+    for batch in batches:  # all ids are in the tables, and each step is traced
         steps["ours"](batch)
         steps["mutable"](batch)
     for batch in batches[:3]:
         steps["keras"](batch)
-    took: dict[str, list[float]] = {who: [] for who in steps}
+    took: dict[str, list[float]] = {side: [] for side in steps}
     rng, turn = random.Random(0), list(steps)
     for batch in (batches[k % len(batches)] for k in range(rounds)):
         rng.shuffle(turn)
-        for who in turn:
-            took[who].append(timed(lambda who=who, batch=batch: steps[who](batch), time.perf_counter))
+        for side in turn:
+            took[side].append(timed(lambda side=side, batch=batch: steps[side](batch), time.perf_counter))
     return {
         "viewers": ids,
         "clips": ids,
@@ -114,7 +122,7 @@ def race(ids: int, number: int, rounds: int, settings: Settings) -> dict[str, An
 
 
 def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
-    """The trainer's path, poll to learned, over all lines twice: the first time ids are new, the second known."""
+    """Measures the trainer's path, from poll to learned, over all lines twice: with new ids, then with known ones."""
     with Broker() as broker:
         topics.create(broker.bootstrap)
         producer = KafkaProducer(bootstrap_servers=broker.bootstrap, linger_ms=20, batch_size=2**18)
@@ -147,10 +155,10 @@ def from_kafka(lines: list[bytes], settings: Settings) -> dict[str, Any]:
     }
 
 
-def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, float]:
-    """Microseconds of CPU an example in each stage, the median of rounds; a step's stages as graphs of their own.
+def stage_times(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, float]:
+    """Microseconds of CPU an example in each stage, the median of rounds. A step's stages are graphs of their own.
 
-    Learning is the step, the test metrics and the learned sum; a step is its stages, gathers and the call.
+    `learn` is the step, the test metrics and the learned sum. A step is its stages, gathers and the call.
     """
     learner = Learner(load("deepfm", DECLARATION), settings)
     state = State(learner, "simulator")
@@ -158,12 +166,7 @@ def where(lines: list[bytes], settings: Settings, rounds: int) -> dict[str, floa
     for batch in batches:
         learner.train(batch)
     batch = batches[0]
-    ids = {}
-    for f in DECLARATION.features:
-        if f.table:
-            column = batch.features[f.name]
-            ids.setdefault(f.table, []).append(column.values if f.kind == "ids" else column)
-    flat = {table: tf.constant(np.concatenate(parts)) for table, parts in ids.items()}
+    flat = {table: tf.constant(ids) for table, ids in ids_of([batch]).items()}
     unique = {table: tf.unique(x)[0] for table, x in flat.items()}
     model = learner.model
     gradients = {table: tf.zeros([len(x), model.dims[table]]) for table, x in unique.items()}
@@ -214,17 +217,22 @@ def median(do: Callable[[], Any], rounds: int) -> float:
     return float(np.median([timed(do, time.process_time) for _ in range(rounds)]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=200_000, help="written to the broker (default: %(default)s)")
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("benchmarks.trainer", __doc__)
+    count = process.at_least(1)
+    parser.add_argument("--examples", type=count, default=200_000, help="written to the broker (default: %(default)s)")
     parser.add_argument(
-        "--ids", type=int, nargs="+", default=[20_000, 200_000, 1_000_000],
+        "--ids", type=count, nargs="+", default=[20_000, 200_000, 1_000_000],
         help="viewers, and as many clips; the first is also the broker's (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=40, help="steps of each (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=512, help="examples a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=40, help="steps of each (default: %(default)s)")
+    parser.add_argument("--batch", type=count, default=512, help="examples a step (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return process.run(lambda: measure(args))
+
+
+def measure(args: argparse.Namespace) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     settings = Settings(batch=args.batch)
@@ -232,14 +240,14 @@ def main() -> None:
     for ids in args.ids:
         print(f"{ids} viewers, {ids} clips", flush=True)
         races.append(race(ids, 40 * settings.batch, args.rounds, settings))
-        for who, rate in races[-1]["examples_per_s"].items():
-            print(f"  {who:8}{rate['median']:10,.0f} examples/s ({rate['p10']:,.0f} - {rate['p90']:,.0f})", flush=True)
+        for side, rate in races[-1]["examples_per_s"].items():
+            print(f"  {side:8}{rate['median']:10,.0f} examples/s ({rate['p10']:,.0f} - {rate['p90']:,.0f})", flush=True)
     print(f"{args.examples} examples of {args.ids[0]} viewers and clips, from a broker", flush=True)
     lines = lines_of(source_of(args.ids[0]), args.examples)
     kafka = from_kafka(lines, settings)
     for name, figures in kafka.items():
         print(f"  {name:10}{figures['per_cpu_s']:10,} examples a second of CPU, {figures['per_s']:,} by the wall")
-    stages = where(lines, settings, args.rounds)
+    stages = stage_times(lines, settings, args.rounds)
     whole = kafka["known ids"]["cpu_us"]
     rest = round(whole - stages["decode"] - stages["learn"], 2)
     stages = {"from Kafka to learned": whole, "Kafka's client and the loop, the rest": rest, **stages}
@@ -271,4 +279,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

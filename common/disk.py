@@ -82,9 +82,18 @@ def publish(new: Path, final: Path, data: bytes) -> None:
     flush_folder(final.parent)
 
 
+def move(folder: Path, final: Path) -> None:
+    """Flushes all files of a folder, then gives it the name `final`. Raises OSError if that exists and is not empty."""
+    for path in folder.rglob("*"):
+        _flush(path)
+    flush_folder(folder)
+    os.rename(folder, final)
+    flush_folder(final.parent)
+
+
 @contextmanager
 def made_once(final: Path) -> Iterator[Path]:
-    """A new folder beside `final` to fill; at the end its files are flushed and it gets the name `final`.
+    """A new folder beside `final` to fill; at the end it gets the name `final`, as `move` does it.
 
     Raises OSError if `final` exists by then and is not empty. If the block raises, nothing is left.
     """
@@ -93,13 +102,9 @@ def made_once(final: Path) -> Iterator[Path]:
     try:
         aside.chmod(0o755)
         yield aside
-        for path in aside.rglob("*"):
-            _flush(path)
-        flush_folder(aside)
-        os.rename(aside, final)
+        move(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    flush_folder(final.parent)
 
 
 def hold(path: Path, reason: str) -> IO[str]:

@@ -14,6 +14,7 @@ A service that reads Kafka until it is told to end:
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import logging
 import signal
@@ -94,7 +95,7 @@ def stopping(act: Callable[[], None] = lambda: None) -> threading.Event:
     event = threading.Event()
 
     def stop(*_: object) -> None:
-        event.set()
+        _thread.start_new_thread(event.set, ())  # `set` takes a lock that `wait`, in this thread, may be holding
         act()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,19 +110,21 @@ class Late(BaseException):
 class Service:
     """A process that runs until SIGTERM or Ctrl-C, answers /healthz and /metrics on `port`, and waits for Kafka.
 
+    `ended_by`, an event of the caller, ends it in place of the signals, whose handlers then stay as they are.
     `errors` counts failed attempts. `end_within_s` bounds the end: the clients of a broker that is gone wait for half a
     minute. After that time the `with` block is left, and `late` is true.
     """
 
     def __init__(
-        self, port: int, registry: CollectorRegistry, errors: Counter, end_within_s: float | None = None
-    ) -> None:
+        self, port: int, registry: CollectorRegistry, errors: Counter, end_within_s: float | None = None,
+        ended_by: threading.Event | None = None,
+    ) -> None:  # fmt: skip
         self._errors, self._end_within_s = errors, end_within_s
         self._log = logger("process")
         self.late = False
         if end_within_s is not None:
             signal.signal(signal.SIGALRM, self._alarm)
-        self.stopping = stopping(self._set_alarm)
+        self.stopping = ended_by or stopping(self._set_alarm)
         self.health = Health(port, registry)
 
     def __enter__(self) -> Self:
@@ -229,9 +232,9 @@ _SHARED: dict[str, dict[str, Any]] = {
 class Arguments(argparse.ArgumentParser):
     """A command's arguments. Those that several commands have are written here, once."""
 
-    def __init__(self, module: str, description: str, **more: Any) -> None:
+    def __init__(self, prog: str, description: str = "", **more: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(module, description=description, formatter_class=formatter, **more)
+        super().__init__(prog, description=description, formatter_class=formatter, **more)
 
     def shared(self, *names: str, **changes: Any) -> None:
         """Adds --<name> for each of `names`, as all commands have it, but for `changes`."""

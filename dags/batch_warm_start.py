@@ -1,12 +1,12 @@
-"""### A new lineage from samples: trained, compared with what serves, and promoted if it may be
+"""### Trains a lineage from samples, compares it with what was served, and promotes it if the gate accepts
 
 `choose` → `train` → `evaluate` → `promote`
 
-- **choose**: the newest samples (or those of the form's interval), and the interval after them to judge on.
-- **train**: one pass over them in a process of its own: a new lineage, whose base names where its data ends.
-- **evaluate**: on the interval after, against the scores as served: paired, with an interval; all of it in MLflow.
-- **promote**: the gate. It learns on to the head while the old one serves, then trainer and replicas take it over;
-  what is refused ends skipped, with the reason. Begins by itself when `sample_examples` has written a sample.
+- **choose** takes the newest samples (or those of the form's interval), and the interval after them to judge on.
+- **train** begins a new lineage by one pass over the samples, in a process of its own.
+- **evaluate** compares its scores of the later interval with those that were served, and records the figures in MLflow.
+- **promote** asks the gate. If it accepts, the lineage learns to the head while the old one serves. Then trainer
+  and replicas take it over. If it refuses, the task is skipped. A new sample of `sample_examples` starts this DAG.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from airflow.sdk.exceptions import AirflowSkipException
 from dags.common import EXAMPLES, GATE, INTERVAL, MODEL, arguments, flags, gate, platform, run
 
 CHOICE = INTERVAL | {
-    "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest, and those before."),
-    "judge_end": Param(None, type=["null", "string"], format="date-time", description="Judge on what follows, up to."),
+    "days": Param(1, type="integer", minimum=1, description="Train on so many samples: the newest ones."),
+    "judge_end": Param(None, type=["null", "string"], format="date-time", description="The end of what to judge on."),
 }
 FORM = CHOICE | MODEL | GATE
 FORM |= {
-    "begin_from": Param("serving", enum=["serving", "none"], description="The serving lineage's base, or none."),
-    "promote": Param(True, type="boolean", description="Ask the gate; without, the candidate stands in MLflow only."),
+    "begin_from": Param("serving", enum=["serving", "none"], description="The served lineage's base, or none."),
+    "promote": Param(True, type="boolean", description="Ask the gate; else the candidate stays in MLflow only."),
 }
 
 
@@ -48,7 +48,7 @@ def batch_warm_start() -> None:
     @task
     def promote(lineage: str, params: Any = None) -> dict[str, Any]:
         if not params["promote"]:
-            raise AirflowSkipException("promote is off: the candidate waits in MLflow")
+            raise AirflowSkipException("promote is off: the candidate stays in MLflow")
         return warm_start("promote", lineage=lineage, **platform("kafka"), **gate(params))
 
     chosen = choose()

@@ -1,9 +1,9 @@
-"""### The offline features of an interval go into Feast's online store
+"""### Copies the offline features of an interval to Feast's online store
 
 `interval` → `materialize`
 
-The newest row of each key of the interval; a row that is older than what the store holds changes nothing, so that it
-may run again, and beside the service that pushes.
+It copies the newest row of each key in the interval. A row that is older than the store's changes nothing. So the DAG
+may run again, and beside the service that pushes features.
 """
 
 from typing import Any

@@ -1,10 +1,10 @@
-"""### The lineage that serves gets a new base in the model servers
+"""### Publishes a new base of the served lineage to the model servers
 
 `check` → `publish`
 
-- **check**: what the delta log says of its deltas keeps its contract (no gap, time moves on).
-- **publish**: base and deltas become one new version in each model server, watched until it is AVAILABLE and has caught
-  up with the log; if it does not, the old version is put back and the task fails with the reason.
+- **check** judges the lineage's deltas by their manifests: there is no gap, and time moves on.
+- **publish** makes base and deltas one new version in each model server, and waits until that is AVAILABLE and at the
+  log's head. Otherwise it puts the old version back, and the task fails with the reason.
 """
 
 from typing import Any

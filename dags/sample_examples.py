@@ -1,13 +1,13 @@
-"""### An interval of the archive becomes a sample to train on
+"""### Samples an interval of the archive to train on
 
 `interval` → `validate` → `features` → `sample`
 
-- **validate**: impressions and examples of the interval keep their contracts (Great Expectations), or the run stops
-  here and the task's last line names the expectation, the column, what was seen and what is allowed.
-- **features**: what was logged is what Feast held when it was read (a point-in-time join on arrival time).
-- **sample**: fewer negatives, pi multiplied; Parquet, the same bytes each time; then `batch_warm_start` begins.
+- **validate** judges the interval's impressions and examples by their contracts (Great Expectations). If one is broken,
+  the task fails, and its last line names the expectation, the column, what was seen and what is allowed.
+- **features** compares the logged features with what Feast held when they were read (a join on arrival time).
+- **sample** writes positives and some negatives to Parquet, the same bytes each time. Then `batch_warm_start` begins.
 
-Trigger it for a day with the form. An interval without examples ends skipped; one that is not archived fails.
+Trigger it for a day with the form. An interval without examples is skipped. One that is not archived fails.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ from dags import common
 from dags.common import EXAMPLES, INTERVAL, arguments, docs, flags, platform, run
 
 SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-PILOT = "What served, or another model: a version's alias (champion) or number in MLflow, or a base's folder."
+PILOT = "served, or another model: a version's alias (champion) or number in MLflow, or a base's folder."
 SAMPLING = {
-    "method": Param("pilot", enum=["pilot", "uniform"], description="Negatives by a pilot's score, or any alike."),
+    "method": Param("pilot", enum=["pilot", "uniform"], description="Keep negatives by a pilot's score, or all alike."),
     "pilot": Param("served", type="string", minLength=1, description=PILOT),
-    "keep": Param(0.5, **SHARE, description="Share of the negatives that stays."),
-    "floor": Param(0.05, **SHARE, description="A pilot keeps each negative with this probability at least."),
+    "keep": Param(0.5, **SHARE, description="The share of the negatives to keep."),
+    "floor": Param(0.05, **SHARE, description="A pilot keeps each negative with at least this probability."),
 }
 
 

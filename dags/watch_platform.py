@@ -1,19 +1,20 @@
-"""### Is the platform well?
+"""### Checks whether the platform is well
 
-`look`: freshness, lag, drift and calibration, from the processes' own metrics and the archive. It fails with a line
-that names the figure, what was seen and what is allowed; all figures are in the task's log and its XCom.
+`look` reads freshness, lag, drift and calibration from the processes' metrics and the archive. If a figure is not
+allowed, it fails with a line that names the figure, what was seen and what is allowed. The task's log and its XCom have
+all figures.
 """
 
 from typing import Any
 
 from airflow.sdk import Param, dag, task
 
-from dags.common import arguments, flags, run, where
+from dags.common import arguments, flags, platform_file, run
 
 FORM = {
-    "minutes": Param(60, type="integer", minimum=1, description="Drift and calibration of so many newest minutes."),
-    "calibration": Param(0.25, type="number", minimum=0, description="Allowed is a mean score / rate of 1 +- this."),
-    "drift": Param(0.25, type="number", minimum=0, description="Allowed population stability index of the score."),
+    "minutes": Param(60, type="integer", minimum=1, description="Judge drift and calibration of so many new minutes."),
+    "calibration": Param(0.25, type="number", minimum=0, description="A mean score / rate of 1 +- this is allowed."),
+    "drift": Param(0.25, type="number", minimum=0, description="The highest stability index of the score allowed."),
 }
 
 
@@ -21,7 +22,7 @@ FORM = {
 def watch_platform() -> None:
     @task(retries=0)
     def look(params: Any = None) -> dict[str, Any]:
-        return run("infra.watch", *flags(platform=where(), **{name: params[name] for name in FORM}))
+        return run("infra.watch", *flags(platform=platform_file(), **{name: params[name] for name in FORM}))
 
     look()
 

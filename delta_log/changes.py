@@ -1,4 +1,4 @@
-"""What a base or delta holds for serving: rows without their optimizer slots, removed keys, dense weights."""
+"""The part of a base or delta that serving needs: rows without optimizer slots, removed keys, dense weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from delta_log.manifest import Manifest
 
 
 class TableChanges(NamedTuple):
-    """Of one table: keys int64[n], their rows float32[n, dim], and removed keys int64[m], none of them in keys."""
+    """One table: keys int64[n] with rows float32[n, dim], and removed keys int64[m]. No key is in both."""
 
     keys: Int64s
     rows: Float32s
@@ -19,7 +19,7 @@ class TableChanges(NamedTuple):
 
 
 def fold(older: TableChanges, newer: TableChanges) -> TableChanges:
-    """Both as one: the newest value a key wins, a removal that a later row does not take back stays."""
+    """Folds two changes into one: the newest value of a key wins, and a key stays removed unless `newer` has it."""
     stale = np.isin(older.keys, np.concatenate([newer.keys, newer.removed]))
     return TableChanges(
         np.concatenate([older.keys[~stale], newer.keys]),
@@ -33,13 +33,15 @@ def no_changes(dim: int) -> TableChanges:
 
 
 class Changes(NamedTuple):
+    """One base or delta: its manifest, its changes by table, and the dense weights by name."""
+
     manifest: Manifest
     tables: dict[str, TableChanges]
     dense: dict[str, Float32s]
 
 
 def read_changes(manifest: Manifest) -> Changes:
-    """LogBroken if a file is not what the manifest says."""
+    """Reads the changes of one base or delta. Raises LogBroken if a file differs from its manifest."""
     removed = read_removed(manifest)
     tables = {name: TableChanges(keys, rows, removed[name]) for name, (keys, rows) in read_rows(manifest).items()}
     return Changes(manifest, tables, {name: w.value for name, w in read_dense(manifest).items()})

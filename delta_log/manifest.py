@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.disk import Busy
+from common.errors import InputError
+
 FORMAT = 3
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.new"
@@ -21,16 +24,16 @@ LINEAGE = re.compile(r"\d{6}-[0-9a-f]{8}")
 FOLDER = re.compile(r"(base|delta)-(\d{9})")
 
 
-class LogError(RuntimeError):
-    """Something is wrong with the delta log; the message names the file, what was found and what was expected."""
+class LogError(InputError):
+    """Something is wrong with the delta log; the message names the file, its state and the expected state."""
 
 
 class LogBroken(LogError):
     """A gap, a repeat, a flipped bit or a foreign file: refused, never skipped."""
 
 
-class LogBusy(LogError):
-    """Another writer holds the lineage."""
+LogBusy = Busy
+"""Another writer holds the lineage."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class TableInfo:
-    """Of one table: floats and optimizer slots a row; rows and removed keys in these files; rows in the whole table.
+    """One table: floats and optimizer slots of a row, rows and removed keys in these files, rows of the whole table.
 
-    `admission` is the shape of the filter that says which ids get a row ("": no filter); `lines` of it are in these
-    files.
+    `admission` is the shape of the filter that decides which ids get a row ("": no filter). These files hold `lines`
+    lines of the filter.
     """
 
     dim: int
@@ -64,7 +67,7 @@ class TableInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One base or delta: the fields of docs/delta.md, where it lies, and the sha256 of its own bytes."""
+    """One base or delta: the fields of docs/delta.md, its folder, and the sha256 of the manifest's bytes."""
 
     kind: str
     lineage: str
@@ -93,7 +96,7 @@ class Manifest:
 
     @property
     def link(self) -> str:
-        """What the delta after this one must name as `previous`."""
+        """The sha256 that the next delta must name as `previous`."""
         return self.previous if self.kind == "base" and self.seq > 0 else self.sha256
 
     @property
@@ -119,36 +122,32 @@ def folder_name(kind: str, seq: int) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of one base or delta folder; LogBroken if it is not one that belongs there."""
+    """Reads the manifest of a base's or delta's folder. Raises LogBroken if it does not belong there."""
     path = folder / MANIFEST
     data = path.read_bytes()
     try:
-        found = json.loads(data)
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}, expected an object")
+        parsed = json.loads(data)
+        if not isinstance(parsed, dict):
+            raise ValueError(f"a {type(parsed).__name__}, expected an object")
         for field, kind in _FIELDS.items():
-            if not isinstance(found.get(field), kind):
-                raise ValueError(f"field {field} is {found.get(field)!r}, expected {kind.__name__}")
-        if found.pop("format") != FORMAT:
+            if not isinstance(parsed.get(field), kind):
+                raise ValueError(f"field {field} is {parsed.get(field)!r}, expected {kind.__name__}")
+        fields = {field: parsed[field] for field in _FIELDS}
+        if fields.pop("format") != FORMAT:
             raise ValueError(f"another format than {FORMAT}")
-        tables = {name: TableInfo(**info) for name, info in found.pop("tables").items()}
-        model = ModelInfo(**found.pop("model"))
-        fields = {f: found[f] for f in _FIELDS if f not in ("format", "model", "tables")}
-        manifest = Manifest(
-            **fields, model=model, tables=tables, folder=folder, sha256=hashlib.sha256(data).hexdigest()
-        )
+        fields["tables"] = {name: TableInfo(**info) for name, info in fields["tables"].items()}
+        fields["model"] = ModelInfo(**fields["model"])
+        manifest = Manifest(**fields, folder=folder, sha256=hashlib.sha256(data).hexdigest())
     except (ValueError, TypeError) as e:
         raise LogBroken(f"{path}: not a manifest: {e}") from e
-    stands = (folder.parent.name, folder.name)
-    if (manifest.lineage, manifest.name) != stands:
-        raise LogBroken(
-            f"{path}: is {manifest.lineage}/{manifest.name}, expected {stands[0]}/{stands[1]}: a foreign file"
-        )
+    name, expected = f"{manifest.lineage}/{manifest.name}", f"{folder.parent.name}/{folder.name}"
+    if name != expected:
+        raise LogBroken(f"{path}: is {name}, expected {expected}: a foreign file")
     return manifest
 
 
 def check_files(manifest: Manifest) -> None:
-    """LogBroken unless the folder holds exactly the files its manifest lists, with their sizes and sha256."""
+    """Raises LogBroken unless the folder holds exactly the listed files, with their sizes and sha256."""
     for name in manifest.files:
         file_bytes(manifest, name)
     for path in manifest.folder.iterdir():
@@ -157,7 +156,7 @@ def check_files(manifest: Manifest) -> None:
 
 
 def file_bytes(manifest: Manifest, name: str) -> bytes:
-    """The bytes of one file of a manifest, checked against it."""
+    """Reads one file of a manifest and checks its size and sha256."""
     path, expected = manifest.folder / name, manifest.files[name]
     try:
         data = path.read_bytes()

@@ -1,6 +1,6 @@
 """Reads and writes <log>/PUBLISH, by which `serving.publish` asks trainer and syncs for a base (docs/delta.md).
 
-The file says which state is wanted, not what to do. So each process may be killed and look again.
+The file names the wanted state, not an action. So each process may be killed and read it again.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def listing(log: Log, lineage: str) -> list[dict[str, Any]]:
 
 
 def verify(log: Log, lineage: str) -> list[str]:
-    """Checks a lineage and returns every problem in words. The list is empty if the lineage is whole.
+    """Checks a lineage and returns a text for every problem. The list is empty if the lineage is whole.
 
     It checks the sha256 and content of each file, each link of the chain from the oldest base on, and that every newer
     base names the delta it was made of.
@@ -82,15 +82,8 @@ def explain(log: Log, lineage: str, seq: int) -> dict[str, Any]:
         "metrics": m.metrics,
         "digest": m.digest,
         "tables": {
-            name: {
-                "dim": info.dim,
-                "rows": info.rows,
-                "removed": info.removed,
-                "total": info.total,
-                "admission": info.admission,
-                "lines": info.lines,
-                "keys": tables[name].keys[:5].tolist(),
-            }
+            name: {field: getattr(info, field) for field in ("dim", "rows", "removed", "total", "admission", "lines")}
+            | {"keys": tables[name].keys[:5].tolist()}
             for name, info in m.tables.items()
         },
         "dense": {name: list(w.value.shape) for name, w in read_dense(m).items()},

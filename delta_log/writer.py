@@ -1,12 +1,11 @@
-"""The one writer of a lineage: the commit order of docs/delta.md, and what pruning may take away.
+"""The one writer of a lineage: it commits in the order of docs/delta.md, and removes old bases, deltas and lineages.
 
 with Writer(log, lineage) as writer:
-    manifest = writer.delta(Cut(...))      # returns when it exists, whatever dies afterwards
+    manifest = writer.delta(Cut(...))      # returns when the delta exists for good
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from common.disk import flush_folder, flushed, publish
+from common import disk
 from delta_log.files import TableRows, Weight, encode, infos
 from delta_log.log import Log
 from delta_log.manifest import (
@@ -32,10 +31,10 @@ from delta_log.manifest import (
 
 @dataclass(frozen=True)
 class Cut:
-    """The state of training between two steps, or what changed of it: copied, so training may go on.
+    """A copy of the state of training between two steps, or of the part that changed. Training may continue.
 
-    `totals` is the number of rows of each whole table; `learned` is (count, sum) since the lineage began;
-    `written_ms` is kind -> bin of 10 ms -> count.
+    `totals` is the number of rows of each whole table. `learned` is (count, sum) since the lineage began. `written_ms`
+    is kind -> bin of 10 ms -> count.
     """
 
     source: str
@@ -55,28 +54,15 @@ class Cut:
 
 
 def hold(log: Log, lineage: str) -> IO[str]:
-    """The lock of a lineage, for as long as the file is open; LogBusy names who has it."""
-    log.path.mkdir(parents=True, exist_ok=True)
-    path = log.path / f"{lineage}.lock"
-    lock = open(path, "a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise LogBusy(f"{path}: held by process {holder}: a lineage has one writer") from e
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
+    """Takes the lock of a lineage, for as long as the file is open. Raises LogBusy if another writer holds it."""
+    return disk.hold(log.path / f"{lineage}.lock", "a lineage has one writer")
 
 
 def prune_lineages(log: Log, keep: int) -> list[str]:
-    """Remove all lineages but the newest, the one that is served and those that have a writer; the names removed."""
+    """Removes all lineages but the `keep` newest, the served one and those with a writer. Returns the removed names."""
     if keep < 1:
         raise ValueError(f"keep_lineages is {keep}, allowed is 1 or more")
-    gone = []
+    removed = []
     for name in log.lineages()[:-keep]:
         if name == log.serving():
             continue
@@ -85,18 +71,18 @@ def prune_lineages(log: Log, keep: int) -> list[str]:
         except LogBusy:
             continue
         with lock:
-            # Under a name that is no lineage's: it is gone at once, whatever dies while it is removed.
+            # First it gets a name that no lineage has. So it disappears at once, even if this process is killed.
             (log.path / name).rename(log.path / f".gone-{name}")
             (log.path / f"{name}.lock").unlink()
-            (log.path / "candidates" / f"{name}.json").unlink(missing_ok=True)  # what a warm start knew of it
-        gone.append(name)
+            (log.path / "candidates" / f"{name}.json").unlink(missing_ok=True)
+        removed.append(name)
     for folder in log.path.glob(".gone-*"):
         shutil.rmtree(folder)
-    return gone
+    return removed
 
 
 class Writer:
-    """Holds one lineage's lock. `head` is its newest base-0 or delta, None in a new lineage."""
+    """Holds the lock of one lineage. `head` is its newest delta, or else its base; None in a new lineage."""
 
     def __init__(self, log: Log, lineage: str) -> None:
         self.log, self.lineage = log, lineage
@@ -118,46 +104,47 @@ class Writer:
         self.close()
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Releases the lock."""
         self._lock.close()
 
     def first_base(self, cut: Cut) -> Manifest:
-        """base-0: a lineage begins."""
+        """Writes base-0, with which a lineage begins."""
         if self.head is not None:
-            raise LogError(f"{self.log.path / self.lineage}: has begun already, it stands at {self.head.name}")
+            raise LogError(f"{self.log.path / self.lineage}: has begun already, it is at {self.head.name}")
         self.head = self._write("base", 0, "", cut)
         return self.head
 
     def delta(self, cut: Cut) -> Manifest:
-        """The next delta. If it fails nothing is committed, and the next attempt has the same seq."""
+        """Writes the next delta. If that fails, nothing is committed, and the next attempt has the same seq."""
         if self.head is None:
             raise LogError(f"{self.log.path / self.lineage}: has no base yet, so a delta has nothing to change")
         self.head = self._write("delta", self.head.seq + 1, self.head.link, cut)
         return self.head
 
     def base(self, seq: int, cut: Cut) -> Manifest:
-        """A compacted base of the state as of delta `seq`."""
+        """Writes a compacted base of the state as of delta `seq`."""
         return self._write("base", seq, self.log.manifest(self.lineage, "delta", seq).sha256, cut)
 
     def prune(self, keep_bases: int) -> list[str]:
-        """Remove all but the newest bases, and the deltas no kept base needs; the names removed.
+        """Removes all but the newest bases, and the deltas that they do not need. Returns the removed names.
 
-        Its manifest goes first, so what is half removed does not exist; the next writer removes the rest.
+        A manifest is removed first: then its base or delta does not exist, and the next writer removes the rest.
         """
         if keep_bases < 1:
             raise ValueError(f"keep_bases is {keep_bases}, allowed is 1 or more")
         bases = self.log.seqs(self.lineage, "base")
-        kept = bases[-keep_bases:]
-        gone = [folder_name("base", s) for s in bases if s not in kept]
-        gone += [folder_name("delta", s) for s in self.log.seqs(self.lineage, "delta") if kept and s <= kept[0]]
-        for name in gone:
+        old_bases = bases[:-keep_bases]
+        oldest = bases[len(old_bases)] if bases else -1
+        names = [folder_name("base", s) for s in old_bases]
+        names += [folder_name("delta", s) for s in self.log.seqs(self.lineage, "delta") if s <= oldest]
+        for name in names:
             folder = self.log.path / self.lineage / name
             os.unlink(folder / MANIFEST)
             shutil.rmtree(folder)
-        return gone
+        return names
 
     def _remove_unfinished(self) -> None:
-        """What a killed writer of this lineage left: folders without a manifest."""
+        """Removes the folders without a manifest that a killed writer of this lineage left."""
         for folder in (self.log.path / self.lineage).glob("*-*/"):
             if not (folder / MANIFEST).exists():
                 shutil.rmtree(folder)
@@ -170,14 +157,14 @@ class Writer:
             shutil.rmtree(folder)
         if not folder.parent.exists():
             os.mkdir(folder.parent)
-            flush_folder(self.log.path)
+            disk.flush_folder(self.log.path)
         os.mkdir(folder)
         files = {}
         for name, data in encode(cut.tables, cut.dense, removed=kind == "delta").items():
-            flushed(folder / name, data)
+            disk.flushed(folder / name, data)
             files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        flush_folder(folder)
-        flush_folder(folder.parent)
+        disk.flush_folder(folder)
+        disk.flush_folder(folder.parent)
         manifest = Manifest(
             kind=kind,
             lineage=self.lineage,
@@ -200,5 +187,5 @@ class Writer:
             folder=folder,
             sha256="",
         )
-        publish(folder / NEW_MANIFEST, folder / MANIFEST, manifest.to_json().encode())
+        disk.publish(folder / NEW_MANIFEST, folder / MANIFEST, manifest.to_json().encode())
         return read_manifest(folder)

@@ -1,9 +1,9 @@
-"""What a feature is: entities, views and the model's feature service, of the source MINUTEHAND_SOURCE.
+"""Defines Feast's entities, views and the model's feature service, for the source MINUTEHAND_SOURCE.
 
     MINUTEHAND_SOURCE=simulator MINUTEHAND_FEATURES=$PWD/var/local/features feast -c feature_repo apply
 
-Columns are read from the source's declaration and views; nothing is listed here twice. The feature folder holds the
-Parquet of each view, <view>/*.parquet.
+The columns are those of the source's declaration and views. The feature folder MINUTEHAND_FEATURES holds each view's
+rows, offline/<view>/*.parquet.
 """
 
 import os
@@ -31,8 +31,8 @@ FOLDER = os.environ["MINUTEHAND_FEATURES"]
 PLAN = plan_of(SOURCE)
 TYPES = {"int": Int64, "ints": Array(Int64), "number": Float64, "id": Int64, "ids": Array(Int64)}
 DESCRIPTIONS = {
-    "profile": "of a user, from the source's table",
-    "video": "of an item, from the source's table",
+    "profile": "columns of a user, from the source's table",
+    "video": "columns of an item, from the source's table",
     "activity": "recent activity of a user, pushed from Kafka",
     "counters": "impressions and actions of an item over 1 h, 1 d, 7 d and in all, pushed from Kafka",
 }
@@ -42,19 +42,19 @@ item = Entity(name="item", join_keys=[PLAN.item_key], value_type=ValueType.INT64
 
 
 def view(name: str) -> FeatureView:
-    """A view on <folder>/<name>/*.parquet; a counted one is pushed."""
+    """The view `name` of the source. Rows of a counted view are pushed."""
     table = FileSource(
         name=f"{name}_table",
         path=f"{FOLDER}/offline/{name}/*.parquet",
         file_format=ParquetFormat(),
         timestamp_field="event_timestamp",
-        created_timestamp_column="arrived",  # when it became readable: the offline join asks for it
+        created_timestamp_column="arrived",  # when the row became readable, for the offline join
     )
     key = PLAN.key(name)
     return FeatureView(
         name=name,
         entities=[user if key == PLAN.user_key else item],
-        ttl=timedelta(0),  # checked by the on-demand view, online as offline: Feast does it offline only
+        ttl=timedelta(0),  # the on-demand view checks ages, online and offline; Feast checks them offline only
         schema=[Field(name=key, dtype=Int64), *(Field(name=c.name, dtype=TYPES[c.kind]) for c in PLAN.columns[name])],
         source=PushSource(name=f"{name}_push", batch_source=table) if name in EVENT_MS else table,
         description=DESCRIPTIONS[name],
@@ -74,7 +74,7 @@ request = RequestSource(
 )
 
 
-# Feast keeps the text and runs it anew wherever it reads the registry: it must say all it needs.
+# Feast stores this text and runs it wherever it reads the registry, so it must import what it needs.
 COMPUTE = f"""def compute(inputs):
     from features.plan import on_demand
 
@@ -92,7 +92,7 @@ if PLAN.on_demand:
         mode="python",
         udf=functions["compute"],
         udf_string=COMPUTE,
-        description="ages, rates and crosses, and what comes with the request",
+        description="ages, rates and crosses, and the features of the request",
     )
 
 ranker = FeatureService(
@@ -101,5 +101,5 @@ ranker = FeatureService(
         *(views[name][[f.name for f in PLAN.features[name]]] for name in ("profile", "video") if PLAN.features[name]),
         *([derived] if derived else []),
     ],
-    description="The model's inputs; with the entities' keys they are the declaration's features",
+    description="the model's inputs: with the entities' keys, the declaration's features",
 )

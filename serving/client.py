@@ -1,7 +1,7 @@
-"""The small client that scores over gRPC: TensorFlow Serving's Predict, without TensorFlow.
+"""A small client that scores over gRPC: TensorFlow Serving's Predict, without TensorFlow.
 
-Importing `tensorflow_serving.apis` pulls in all of TensorFlow (seconds, 0.6 GB) for a few messages. A process that
-never uses TensorFlow calls `light()` first: half a second, 40 MB, the same messages and stubs.
+`import tensorflow_serving.apis` imports all of TensorFlow (seconds, 0.6 GB) for a few messages. A process that never
+uses TensorFlow calls `light()` first: then the import takes half a second and 40 MB.
 """
 
 from __future__ import annotations
@@ -18,40 +18,41 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import InputError
 from streaming.declaration import INT64_MIN, Declaration
 
 PADDING = INT64_MIN
 DEADLINE_S = 10.0
-"""A prediction without an answer after this long has failed."""
+"""A prediction fails after this time without an answer."""
 _ATTEMPT_S = 3.0
-"""A replica that takes the call and says nothing (killed, or stopped) is left for the next one after this long."""
+"""After this time without an answer the call goes to the next replica: this one may be stopped."""
 _MAX_MESSAGE = 2**31 - 1
 _OTHER_REPLICA = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND)
-"""NOT_FOUND: a replica that has just started serves the version only when its warm-up is through."""
+"""Errors after which the next replica is asked. NOT_FOUND: a replica that has just started still loads its version."""
 _DTYPE: dict[int, Any] = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 10: np.bool_}
 _FIELD = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7
 
 
-class PredictionFailed(RuntimeError):
-    """No replica answered within the deadline, or one refused the call; the text names each replica's last word."""
+class PredictionFailed(InputError):
+    """No replica answered within the deadline, or one refused the call; the text has each replica's last error."""
 
 
 def light() -> None:
-    """Makes `tensorflow_serving.apis` importable without TensorFlow: never in a process that uses TensorFlow itself."""
+    """Lets `tensorflow_serving.apis` be imported without TensorFlow. Not for a process that uses TensorFlow later."""
     if "tensorflow" in sys.modules:
         return
-    found = importlib.util.find_spec("tensorflow")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("tensorflow")
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError("tensorflow is not installed: its message definitions are needed, run `make setup`")
-    # An empty module with the package's path: its generated messages import, its __init__ never runs.
+    # An empty module with the package's path: its message modules can be imported, and its __init__ never runs.
     empty = ModuleType("tensorflow")
-    empty.__path__ = list(found.submodule_search_locations)
+    empty.__path__ = list(spec.submodule_search_locations)
     sys.modules["tensorflow"] = empty
 
 
 def pad(lists: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Lists of ids as int64[n, L], L the longest one's length (at least 1), filled up with int64 min."""
+    """Lists of ids as int64[n, L], padded with int64 min. L is the length of the longest list, at least 1."""
     padded = np.full((len(lists), max([1, *map(len, lists)])), PADDING, np.int64)
     for row, ids in enumerate(lists):
         padded[row, : len(ids)] = ids
@@ -59,7 +60,7 @@ def pad(lists: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 def inputs(rows: Sequence[Mapping[str, Any]], declaration: Declaration) -> dict[str, NDArray[Any]]:
-    """Feature dicts as the inputs of `serving_default`; an absent feature takes its declared default."""
+    """Feature dicts as the inputs of `serving_default`; a missing feature gets its declared default."""
     arrays: dict[str, NDArray[Any]] = {}
     for f in declaration.features:
         values: list[Any] = [f.default if row.get(f.name) is None else row[f.name] for row in rows]
@@ -71,7 +72,7 @@ def inputs(rows: Sequence[Mapping[str, Any]], declaration: Declaration) -> dict[
 
 
 def tensor(value: Any) -> Any:
-    """A TensorProto of an array or a string, numbers as raw bytes in `tensor_content`."""
+    """An array or a string as a TensorProto, with numbers as bytes in `tensor_content`."""
     from tensorflow.core.framework import tensor_pb2
 
     if isinstance(value, (str, bytes)):
@@ -87,7 +88,7 @@ def tensor(value: Any) -> Any:
 
 
 def array(proto: Any) -> NDArray[Any]:
-    """The array of a TensorProto, whichever of its two forms the server chose."""
+    """A TensorProto as an array. Servers send numbers as bytes or as a list."""
     shape = [d.size for d in proto.tensor_shape.dim]
     if proto.dtype == _STRING:
         values = np.empty(len(proto.string_val), object)
@@ -97,46 +98,53 @@ def array(proto: Any) -> NDArray[Any]:
     if proto.tensor_content:
         return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
     values = np.array(getattr(proto, _FIELD[proto.dtype]), dtype)
-    # The list form may leave out a tail of equal values.
+    # A list may end at the first of equal values: the last one is repeated.
     size = int(np.prod(shape))
     return np.concatenate([values, np.full(size - len(values), values[-1] if len(values) else 0, dtype)]).reshape(shape)
 
 
-class Scorer:
-    """Asks one model of one or several replicas. Not for several threads at once: make one for each.
+def channel(address: str) -> grpc.Channel:
+    """A channel to a model server. It reaches a restarted one soon, not after gRPC's 2 minutes."""
+    sizes = {"grpc.max_receive_message_length": _MAX_MESSAGE, "grpc.max_send_message_length": _MAX_MESSAGE}
+    backoff = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 500}
+    return grpc.insecure_channel(address, list((sizes | backoff).items()))
 
-    `addresses` are "host:port". A call begins at the replica that answered last; on UNAVAILABLE (and silence) it goes
-    on to the next one, round and round, until `timeout` seconds are over.
+
+def predict_request(model: str, signature: str, arrays: Mapping[str, Any]) -> Any:
+    """The PredictRequest of a call."""
+    from tensorflow_serving.apis import predict_pb2
+
+    request = predict_pb2.PredictRequest(inputs={name: tensor(value) for name, value in arrays.items()})
+    request.model_spec.name, request.model_spec.signature_name = model, signature
+    return request
+
+
+class Scorer:
+    """Asks one model of one or several replicas. It is not thread-safe: each thread needs its own.
+
+    `addresses` are "host:port". A call begins with the replica that answered last. If that one is unavailable or does
+    not answer, the call goes to the next one, again and again, until `timeout` seconds have passed.
     """
 
     def __init__(
         self, addresses: Sequence[str], model: str, declaration: Declaration, timeout: float = DEADLINE_S
     ) -> None:
         if not addresses:
-            raise ValueError("serving is empty, allowed is host:port, or several with commas between")
-        from tensorflow_serving.apis import (
-            prediction_service_pb2_grpc as rpc,
-        )
+            raise ValueError("serving is empty, allowed is host:port, or several with commas between them")
+        from tensorflow_serving.apis import prediction_service_pb2_grpc as rpc
 
-        options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE),
-            ("grpc.max_send_message_length", _MAX_MESSAGE),
-            # A killed replica is tried again soon after it is back, not after gRPC's 2 minutes.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 500),
-        ]
         self.addresses, self.model, self.declaration, self.timeout = list(addresses), model, declaration, timeout
-        self._channels = [grpc.insecure_channel(address, options) for address in addresses]
+        self._channels = [channel(address) for address in addresses]
         self._stubs = [rpc.PredictionServiceStub(channel) for channel in self._channels]
         self._first = 0
 
     @property
     def replica(self) -> int:
-        """The place in `addresses` of the replica that answered last."""
+        """The index in `addresses` of the replica that answered last."""
         return self._first
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], int]:
-        """The probability of each task for each row of features, and the seq of the state that scored them.
+        """Returns each task's probability for each row of features, and the seq of the delta that scored them.
 
         Raises PredictionFailed after `timeout` seconds without an answer, or when the call itself is refused.
         """
@@ -145,25 +153,17 @@ class Scorer:
         return {task: answer[task].ravel().tolist() for task in self.declaration.tasks}, int(seq[0]) if len(seq) else -1
 
     def status(self, replica: int = 0) -> dict[str, Any]:
-        """What the `status` signature of one replica says: lineage, seq, learned_until_ms, rows of each table."""
+        """Calls the `status` signature of one replica: lineage, seq, learned_until_ms, the sizes of each table."""
         answer = self.call("status", {}, only=replica)
-        plain = {name: value.ravel()[0] for name, value in answer.items()}
-        return {name: v.decode() if isinstance(v, bytes) else v.item() for name, v in plain.items()}
+        scalars = {name: value.ravel()[0] for name, value in answer.items()}
+        return {name: v.decode() if isinstance(v, bytes) else v.item() for name, v in scalars.items()}
 
-    def call(
-        self, signature: str, arrays: Mapping[str, Any], only: int | None = None, timeout: float | None = None
-    ) -> dict[str, NDArray[Any]]:
-        """A Predict call of any signature. `only`: one attempt at this replica, so that a write is sent once.
-
-        Raises PredictionFailed.
-        """
-        from tensorflow_serving.apis import predict_pb2
-
-        request = predict_pb2.PredictRequest(inputs={name: tensor(value) for name, value in arrays.items()})
-        request.model_spec.name, request.model_spec.signature_name = self.model, signature
-        end = time.monotonic() + (self.timeout if timeout is None else timeout)
+    def call(self, signature: str, arrays: Mapping[str, Any], only: int | None = None) -> dict[str, NDArray[Any]]:
+        """Calls any signature; raises PredictionFailed. `only`: one attempt at this replica, as a write needs it."""
+        request = predict_request(self.model, signature, arrays)
+        end = time.monotonic() + self.timeout
         replicas = [only] if only is not None else [*range(self._first, len(self._stubs)), *range(self._first)]
-        words: dict[str, str] = {}
+        errors: dict[str, str] = {}
         for attempt, replica in enumerate(itertools.cycle(replicas)):
             left = end - time.monotonic()
             if left <= 0:
@@ -172,7 +172,7 @@ class Scorer:
                 attempt_s = left if only is not None else min(left, _ATTEMPT_S)
                 answer = self._stubs[replica].Predict(request, timeout=attempt_s)
             except grpc.RpcError as e:
-                words[self.addresses[replica]] = f"{e.code().name}: {e.details()}"
+                errors[self.addresses[replica]] = f"{e.code().name}: {e.details()}"
                 if only is not None or e.code() not in _OTHER_REPLICA:
                     break
                 if attempt % len(replicas) == len(replicas) - 1:
@@ -181,9 +181,9 @@ class Scorer:
             if only is None:
                 self._first = replica
             return {name: array(value) for name, value in answer.outputs.items()}
-        said = "; ".join(f"{address} {word}" for address, word in words.items()) or "no time was left to ask"
-        raise PredictionFailed(f"model {self.model}, signature {signature}: {said}")
+        reasons = "; ".join(f"{address} {error}" for address, error in errors.items()) or "no time was left to ask"
+        raise PredictionFailed(f"model {self.model}, signature {signature}: {reasons}")
 
     def close(self) -> None:
-        for channel in self._channels:
-            channel.close()
+        for each in self._channels:
+            each.close()

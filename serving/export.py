@@ -1,27 +1,29 @@
-"""A lineage's base, with its deltas up to now or up to a seq, as a SavedModel that TensorFlow Serving serves.
+"""Exports a lineage's base, or its state at a seq, as a SavedModel that TensorFlow Serving serves.
 
     python -m serving.export --source simulator --log var/demo/log --lineage 000001-0a1b2c3d --to models/served
 
-Writes <to>/<version>/ aside and renames it, so a model server that watches <to> never sees a part of it:
-    assets/journal.bin                             empty: the model stands at its base
-    assets/token                                   empty, and empty refuses every write until sync fills it
-    assets.extra/tf_serving_warmup_requests        apply_file and one row, run before the version is AVAILABLE
+The folder <to>/<version>/ appears complete, for a model server that watches <to>. Beside the model it has:
+    assets/journal.bin                             empty: the model is at its base
+    assets/token                                   empty: the model refuses every write until sync fills it
+    assets.extra/tf_serving_warmup_requests        apply_file and one row; they run before the version is AVAILABLE
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import shutil
-import tempfile
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from common import process
+from common.disk import made_once
+from common.errors import InputError
 from delta_log.changes import fold, no_changes, read_changes
 from delta_log.files import Float32s
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself at each start
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it logs a notice at each start
 
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
@@ -36,22 +38,22 @@ from streaming.declaration import INT64_MIN, Declaration
 from streaming.source import load
 from training.models.model import Model, make
 
-log = logging.getLogger("serving.export")
+log = process.logger("serving.export")
 
 
 def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
-    """The whole state after the last of `deltas`, as a journal that begins at nothing."""
-    first = last = read_changes(base)
-    tables = first.tables
+    """The whole state after the last of `deltas`, as a journal that begins with nothing."""
+    last = read_changes(base)
+    tables = last.tables
     for delta in deltas:
         last = read_changes(delta)
-        tables = {name: fold(tables[name], new) for name, new in last.tables.items()}
+        tables = {name: fold(tables[name], changes) for name, changes in last.tables.items()}
     head = last.manifest
     return Journal(base.lineage, base.seq, head.seq, head.learned_until_ms, tables, last.dense)
 
 
 def assign(model: Model, dense: dict[str, Float32s]) -> None:
-    """Give the model the dense weights of a manifest; ValueError if they are not its own."""
+    """Gives the model the dense weights of a manifest; ValueError if the model has others."""
     weights = {name: weight.variable for name, weight in model.dense.items()}
     if {n: tuple(w.shape) for n, w in weights.items()} != {n: v.shape for n, v in dense.items()}:
         raise ValueError(f"dense weights are {sorted(dense)}, the model has {sorted(weights)} (or their shapes differ)")
@@ -60,9 +62,9 @@ def assign(model: Model, dense: dict[str, Float32s]) -> None:
 
 
 def warm_up(declaration: Declaration, name: str, *, frozen: bool) -> list[bytes]:
-    """The records of tf_serving_warmup_requests: apply what the journal holds at that time, then score a row.
+    """The records of tf_serving_warmup_requests: apply the journal, then score a row.
 
-    The second one is there because a graph is optimised at its first call, which no user should wait for.
+    TensorFlow optimises a graph at its first call. The row makes that call, so that no user waits for it.
     """
     row = {
         "id": tf.zeros([1], tf.int64), "ids": tf.fill([1, 1], tf.constant(INT64_MIN, tf.int64)), "number": tf.zeros([1])
@@ -81,68 +83,61 @@ def warm_up(declaration: Declaration, name: str, *, frozen: bool) -> list[bytes]
 def write(
     model: Model, state: Journal, to: Path, *, frozen: bool = False, name: str = RANKER, head_room: float = 4.0
 ) -> Path:
-    """Write <to>/<version>/ of `state`, served as `name`; the folder, also if it was there already."""
+    """Writes `state`, which is served as `name`, to <to>/<version>. Returns that folder, also if it existed already."""
     final = to / str(journal.version_of(state.lineage, state.to))
     if final.is_dir():
-        log.info("%s is there already", final)
+        log.info("%s exists already", final)
         return final
     assign(model, state.dense)
-    to.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".export-", dir=to))  # no number: a model server does not look at it
-    try:
-        assets = aside / "given"
-        assets.mkdir()
+    with made_once(final) as aside, TemporaryDirectory() as folder:
+        assets = Path(folder)
         empty = {table: no_changes(dim) for table, dim in model.dims.items()}
         start = Journal(state.lineage, state.to, state.to, state.learned_until_ms, empty, state.dense)
         (assets / "journal.bin").write_bytes(journal.encode(start))
-        (assets / "token").touch(0o600)
+        (assets / "token").touch()
         tables = {table: (t.keys, t.rows) for table, t in state.tables.items()}
         content = Content(state.lineage, state.to, state.learned_until_ms, tables)
         served = Served(model, content, None if frozen else assets, head_room)
-        tf.saved_model.save(served, str(aside / "model"), signatures=served.signatures())
+        tf.saved_model.save(served, str(aside), signatures=served.signatures())
         if not frozen:
-            (aside / "model" / "assets" / "token").chmod(0o600)
-        extra = aside / "model" / "assets.extra"
-        extra.mkdir()
-        with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as records:
+            (aside / "assets" / "token").chmod(0o600)
+        (aside / "assets.extra").mkdir()
+        with tf.io.TFRecordWriter(str(aside / "assets.extra" / "tf_serving_warmup_requests")) as records:
             for record in warm_up(model.declaration, name, frozen=frozen):
                 records.write(record)
-        os.rename(aside / "model", final)
-    finally:
-        shutil.rmtree(aside)
     return final
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="whose declaration it has: kuairand, simulator, a module")
-    parser.add_argument("--log", required=True, type=Path, help="the delta log's folder")
-    parser.add_argument("--lineage", help="default: the one that is served")
-    parser.add_argument("--seq", type=int, help="with the deltas up to this one (default: the newest base alone)")
-    parser.add_argument("--frozen", action="store_true", help="without write signatures: the copy that stays as it is")
-    parser.add_argument("--to", required=True, type=Path, help="the model's folder; <to>/<version>/ is written")
-    parser.add_argument("--model", default=RANKER, help="the name it is served under (default: %(default)s)")
-    parser.add_argument("--head-room", type=float, default=4.0,
-                        help="times its rows a table holds before it must grow (default: %(default)s)")  # fmt: skip
-    a = parser.parse_args()
-    for noisy in ("absl", "tensorflow"):  # a line for each renamed input of a captured table
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    if a.head_room < 1:
-        parser.error(f"--head-room is {a.head_room}, allowed is 1 or more")
-    declaration, delta_log = load(a.source).declaration, Log(a.log)
-    lineage = a.lineage or delta_log.serving()
+def export(args: argparse.Namespace) -> None:
+    """Writes the version that the command asks for."""
+    declaration, delta_log = load(args.source).declaration, Log(args.log)
+    lineage = args.lineage or delta_log.serving()
     if lineage is None:
-        parser.error(f"--lineage is not given, and {a.log} serves none yet")
-    base = max((s for s in delta_log.seqs(lineage, "base") if a.seq is None or s <= a.seq), default=None)
+        raise InputError(f"--lineage is missing, and {args.log} serves no lineage yet")
+    seq = sys.maxsize if args.seq is None else args.seq
+    base = max((s for s in delta_log.seqs(lineage, "base") if s <= seq), default=None)
     manifest, deltas = delta_log.chain(lineage, base)
     if manifest.declaration != declaration.sha256:
-        parser.error(f"--source {a.source} has another declaration than {manifest.folder}, made of {manifest.source}")
-    deltas = [d for d in deltas if a.seq is not None and d.seq <= a.seq]
+        raise InputError(f"--source {args.source} differs from the declaration of {manifest.folder}: {manifest.source}")
+    state = state_at(manifest, [] if args.seq is None else [delta for delta in deltas if delta.seq <= seq])
     model = make(manifest.model, declaration)
-    path = write(model, state_at(manifest, deltas), a.to, frozen=a.frozen, name=a.model, head_room=a.head_room)
-    log.info("wrote %s: %s at seq %d", path, lineage, deltas[-1].seq if deltas else manifest.seq)
+    path = write(model, state, args.to, frozen=args.frozen, name=args.model, head_room=args.head_room)
+    log.info("wrote %s: %s at seq %d", path, lineage, state.to)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("serving.export", __doc__)
+    parser.shared("source", "log")
+    parser.add_argument("--lineage", help="default: the one that is served")
+    parser.add_argument("--seq", type=int, help="with the deltas up to this one (default: the newest base alone)")
+    parser.add_argument("--frozen", action="store_true", help="without write signatures: a copy that never changes")
+    parser.add_argument("--to", required=True, type=Path, help="the model's folder; <to>/<version>/ is written")
+    parser.add_argument("--model", default=RANKER, help="the name that it is served under (default: %(default)s)")
+    parser.add_argument("--head-room", type=process.at_least(1.0), default=4.0, metavar="TIMES",
+                        help="a table grows beyond this times its rows (default: %(default)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+    return process.run(lambda: export(args))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,12 +1,14 @@
-"""The served model: a tf.Module of stock ops only, whose signatures are the calls of docs/delta.md.
+"""The served model: a tf.Module whose signatures are the calls of docs/delta.md.
 
-Stock ops, because the official tensorflow/serving image has no way to load others; and none newer than the TensorFlow
-of the image before (tests/serving/test_export_previous_tf.py runs every signature there). A table is a DenseHashTable:
-the best tail beside writers, atomic per call; it must be pre-sized, since growing copies it under its one lock.
+It uses only ops of TensorFlow, since the official tensorflow/serving image cannot load others. None is newer than the
+TensorFlow before ours, which that image has (tests/serving/test_export_previous_tf.py runs every signature there).
 
-Every write is: checks, removes, inserts, seq; each step under an explicit control dependency on the one before, since
-otherwise a counter can move beside a write that fails. A refusal is an Assert whose message is a constant:
-`tf.debugging.assert_equal` would print the token it compared.
+A table is a DenseHashTable. Each call on it is atomic, and it has the lowest tail latency beside a writer. It gets its
+size at the export: to grow, it is copied under its one lock, and all readers wait.
+
+A write does, in this order: checks, removes, inserts, seq. Each step has a control dependency on the one before, else
+TensorFlow could move seq although an insert fails. A refusal is an Assert with a constant message:
+`tf.debugging.assert_equal` would print the token that it compares.
 """
 
 from __future__ import annotations
@@ -27,21 +29,21 @@ from training.models.model import Context, Model, Signature
 from training.models.pooling import pooled
 
 EMPTY_KEY, DELETED_KEY = INT64_MIN, INT64_MIN + 1
-"""The sentinels of a DenseHashTable: one of them in a lookup fails the whole call, so ids are masked before it."""
+"""The sentinels of a DenseHashTable. One of them fails a whole lookup, so ids are masked before it."""
 GONE = -0.0
-"""All numbers of a removed row. It reads as zeros, as an unknown id does, and no trained row is it bit for bit.
+"""Each number of a removed row. A model reads it as 0, as for an unknown id. No trained row has only these bits.
 
-DenseHashTable's own `remove` cannot be used: after it, an insert of a key that is there takes the freed bucket if it
-comes first on the key's way, and the key is there twice (TF 2.21; tests/serving/test_dense_hash_table.py shows it).
+DenseHashTable's `remove` cannot be used. It frees a bucket, and a later insert of another key that exists may take
+that bucket; then the table holds this key twice (TF 2.21; tests/serving/test_dense_hash_table.py shows it).
 """
-MAX_LOAD = 0.8  # DenseHashTable's own default: above it it grows, under its lock
+MAX_LOAD = 0.8  # DenseHashTable's default: a table with more rows grows, under its lock
 WRITES = ("apply_dense", "apply_delta", "apply_file")
 
 Tensors = dict[str, tf.Tensor]
 
 
 class Content(NamedTuple):
-    """What a version holds at first: table -> (int64 keys[n], float32 rows[n, dim]); dense weights are the model's."""
+    """The first content of a version: table -> (int64 keys[n], float32 rows[n, dim]). The model has dense weights."""
 
     lineage: str
     seq: int
@@ -50,17 +52,17 @@ class Content(NamedTuple):
 
 
 class AssetPaths(tf.saved_model.experimental.TrackableResource):  # type: ignore[misc]
-    """Where the assets of this version lie: int64 -> path.
+    """A table int64 -> path of an asset of this version.
 
-    Whoever loads through a Session (TF Serving does) knows an asset's path only while the init op runs, so it is kept
-    here then. The files are read at each call: sync rewrites them.
+    A program that loads through a Session, as TF Serving does, knows these paths only while the init op runs; so that
+    op stores them here. The files are read at each call: sync replaces them.
     """
 
     def __init__(self, files: list[tf.saved_model.Asset]) -> None:
         super().__init__()
-        # Fixed once: the exporter copies this object, and all copies must mean one table.
+        # A fixed name: the exporter copies this object, and all copies must share one table.
         self._files, self._shared_name = files, f"minutehand_paths_{uuid.uuid4().hex}"
-        _ = self.resource_handle  # made now: made lazily it would belong to the first function that is traced
+        _ = self.resource_handle  # created now: later it would belong to the first function that is traced
 
     def _create_resource(self) -> tf.Tensor:
         return tf.raw_ops.MutableHashTableV2(key_dtype=tf.int64, value_dtype=tf.string, shared_name=self._shared_name)
@@ -72,28 +74,28 @@ class AssetPaths(tf.saved_model.experimental.TrackableResource):  # type: ignore
             values=tf.stack([f.asset_path for f in self._files]),
         )
 
-    def read(self, place: int) -> tf.Tensor:
+    def read(self, index: int) -> tf.Tensor:
         path = tf.raw_ops.LookupTableFindV2(
-            table_handle=self.resource_handle, keys=tf.constant(place, tf.int64), default_value=tf.constant("")
+            table_handle=self.resource_handle, keys=tf.constant(index, tf.int64), default_value=tf.constant("")
         )
         return tf.io.read_file(path)
 
 
 def buckets(rows: int, head_room: float) -> int:
-    """A DenseHashTable's size (a power of two) in which `rows` x `head_room` rows fit without growing."""
-    # At least a few chunks: a call of n rows makes a table grow that could not hold n new ones.
+    """A DenseHashTable's size (a power of two) that holds `rows` x `head_room` rows without growing."""
+    # At least some chunks fit: a table grows if it cannot hold all rows of a call as new ones.
     return 1 << max(14, int(np.ceil(np.log2(max(rows, 1) * head_room / MAX_LOAD))))
 
 
 def row_digest(keys: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """Sum modulo 2^64 of farmhash64(key bytes + row bytes): of any order, and one flipped bit shows."""
+    """The sum of farmhash64(key bytes + row bytes) modulo 2^64: the order is irrelevant, a flipped bit changes it."""
     row_bytes = tf.reshape(tf.bitcast(rows, tf.uint8), [-1, rows.shape[1] * 4])
-    prints = tf.fingerprint(tf.concat([tf.bitcast(keys, tf.uint8), row_bytes], 1))
-    return tf.reduce_sum(tf.bitcast(prints, tf.int64))
+    hashes = tf.fingerprint(tf.concat([tf.bitcast(keys, tf.uint8), row_bytes], 1))
+    return tf.reduce_sum(tf.bitcast(hashes, tf.int64))
 
 
 def dense_digest(weights: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """The same over name + value bytes of each dense weight."""
+    """The same sum over name + value bytes of each dense weight."""
     total = tf.zeros([], tf.int64)
     for name, value in weights.items():
         label = tf.constant(np.frombuffer(name.encode(), np.uint8))
@@ -103,12 +105,12 @@ def dense_digest(weights: Mapping[str, tf.Tensor]) -> tf.Tensor:
 
 
 def refuse_unless(checks: list[tuple[tf.Tensor, str]]) -> list[tf.Operation]:
-    """Asserts in this order, each with a constant message, so that the first reason is the one that is named."""
-    done: list[tf.Operation] = []
-    for holds, reason in checks:
-        with tf.control_dependencies(done):
-            done = [tf.raw_ops.Assert(condition=holds, data=[tf.constant(f"refused: {reason}")])]
-    return done
+    """Asserts (condition, reason) in this order, so that the error has the first reason. The messages are constant."""
+    asserts: list[tf.Operation] = []
+    for condition, reason in checks:
+        with tf.control_dependencies(asserts):
+            asserts = [tf.raw_ops.Assert(condition=condition, data=[tf.constant(f"refused: {reason}")])]
+    return asserts
 
 
 def is_id(keys: tf.Tensor) -> tf.Tensor:
@@ -116,21 +118,21 @@ def is_id(keys: tf.Tensor) -> tf.Tensor:
 
 
 def lists_of(padded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The ids of int64[n, L] lists that are filled up with EMPTY_KEY, one list after the other; their row splits."""
-    listed = padded != EMPTY_KEY
-    lengths = tf.reduce_sum(tf.cast(listed, tf.int64), 1)
-    return tf.boolean_mask(padded, listed), tf.concat([tf.zeros([1], tf.int64), tf.cumsum(lengths)], 0)
+    """The ids of lists int64[n, L] without their padding by EMPTY_KEY, one list after the other; their row splits."""
+    is_listed = padded != EMPTY_KEY
+    lengths = tf.reduce_sum(tf.cast(is_listed, tf.int64), 1)
+    return tf.boolean_mask(padded, is_listed), tf.concat([tf.zeros([1], tf.int64), tf.cumsum(lengths)], 0)
 
 
 class Served(tf.Module):  # type: ignore[misc]
-    """`model` with `content`. `head_room`: how many times its rows a table holds before it must grow.
+    """`model` with `content`. A table holds `head_room` times its rows before it must grow.
 
-    `assets`: a folder with `journal.bin` and `token`; None makes the frozen copy, which has no write signatures.
+    `assets` is a folder with `journal.bin` and `token`. None makes the frozen copy, which has no write signatures.
     """
 
     def __init__(self, model: Model, content: Content, assets: Path | None, head_room: float = 4.0) -> None:
         super().__init__()
-        # In a function, so that it is no attribute: its layers are not to be saved beside its weights.
+        # A function, since tf.Module saves the layers of an attribute, and the weights are saved already.
         self._model: Callable[[], Model] = lambda: model
         self._declaration, self._lineage, self._dims = model.declaration, content.lineage, dict(model.dims)
         self.weights = {name: model.dense[name].variable for name in sorted(model.dense)}
@@ -149,24 +151,24 @@ class Served(tf.Module):  # type: ignore[misc]
         self.dense_seq = tf.Variable(content.seq, dtype=tf.int64, trainable=False)
         self.chunk = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.learned_until_ms = tf.Variable(content.learned_until_ms, dtype=tf.int64, trainable=False)
-        # Attributes of the module, too: what only a resource knows is not saved.
+        # The assets must be attributes of the module: those of a resource alone are not saved.
         self.assets = [tf.saved_model.Asset(str(assets / f)) for f in ("journal.bin", "token")] if assets else []
         self.paths = AssetPaths(self.assets) if assets else None
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def predict(self, **inputs: tf.Tensor) -> Tensors:
-        """Features of n (user, item) pairs -> a score a task and the seq they were read at, each [n]."""
+        """Features of n (user, item) pairs -> the score of each task, and the seq of the delta that is served: [n]."""
         model, n = self._model(), tf.shape(inputs[self._declaration.features[0].name])[0]
         seq = self.seq.read_value()
-        with tf.control_dependencies([seq]):  # before the lookups: rows may be newer than it says, never older
+        with tf.control_dependencies([seq]):  # before the lookups: rows may be newer than seq, never older
             rows = self._feature_rows(inputs)
         numbers = [inputs[name] for name in model.number_features]
         outputs = model.outputs(rows, tf.stack(numbers, 1) if numbers else tf.zeros([n, 0]), Context(n))
         return model.scores(outputs) | {"seq": tf.fill([n], seq)}
 
     def _feature_rows(self, inputs: Tensors) -> Tensors:
-        """Feature -> float32[n, dim]; one lookup a table, so that features of one table see one state of it."""
+        """Feature -> float32[n, dim]. One lookup for each table: all features of a table see the same state of it."""
         rows: Tensors = {}
         ids, splits = dict(inputs), {}
         for f in self._declaration.features:
@@ -181,36 +183,35 @@ class Served(tf.Module):  # type: ignore[misc]
         return {n: tf.ensure_shape(r, [None, dims[n]]) for n, r in pooled(rows, splits).items()}
 
     def _rows(self, table: str, ids: tf.Tensor) -> tf.Tensor:
-        """float32[n, dim]: the rows of ids int64[n], zeros for an unknown or a reserved one."""
+        """The rows float32[n, dim] of ids int64[n]; zeros for an unknown or a reserved id."""
         return tf.where(is_id(ids)[:, tf.newaxis], self.tables[table].lookup(tf.where(is_id(ids), ids, 0)), 0.0)
 
-    def _beside(self, signature: Signature, **inputs: tf.Tensor) -> Tensors:
-        """A signature of the model's own."""
+    def _model_call(self, signature: Signature, **inputs: tf.Tensor) -> Tensors:
+        """Calls a signature that the model itself defines."""
         return signature.call(inputs, self._rows)
 
     def status(self) -> Tensors:
-        """Where this replica stands. O(1). `<table>_size` counts removed keys, too; beyond `_capacity` it must grow."""
+        """The delta that is served, in O(1). `<table>_size` counts removed keys, too; beyond `_capacity` it grows."""
         sizes = {f"{name}_size": table.size() for name, table in self.tables.items()}
-        room = {f"{name}_capacity": tf.constant(rows, tf.int64) for name, rows in self.capacity.items()}
-        seq = self.seq.read_value()
-        return sizes | room | {
-            "lineage": tf.constant(self._lineage), "seq": seq, "learned_until_ms": self.learned_until_ms.read_value()
-        }  # fmt: skip
+        capacities = {f"{name}_capacity": tf.constant(rows, tf.int64) for name, rows in self.capacity.items()}
+        times = {"seq": self.seq.read_value(), "learned_until_ms": self.learned_until_ms.read_value()}
+        return sizes | capacities | times | {"lineage": tf.constant(self._lineage)}
 
     def digest(self) -> Tensors:
-        """What the manifest's `digest` holds, of what is served now."""
+        """The manifest's `digest`, computed from the served tables and weights."""
         sums: Tensors = {}
         for name, table in self.tables.items():
-            keys, rows = table.export()  # every bucket, used or not
+            keys, rows = table.export()  # every bucket, also the empty ones
             keys, rows = tf.reshape(keys, [-1]), tf.reshape(rows, [-1, self._dims[name]])
-            gone = tf.reduce_all(tf.equal(tf.bitcast(rows, tf.int32), tf.int32.min), 1)  # the bits of -0.0
-            used = tf.where(tf.logical_and(is_id(keys), tf.logical_not(gone)))[:, 0]
+            removed = tf.reduce_all(tf.equal(tf.bitcast(rows, tf.int32), tf.int32.min), 1)  # the bits of -0.0
+            used = tf.where(tf.logical_and(is_id(keys), tf.logical_not(removed)))[:, 0]
             sums[name] = row_digest(tf.gather(keys, used), tf.gather(rows, used))
         return sums | {"dense": dense_digest({n: w.read_value() for n, w in self.weights.items()})}
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def _expected(self, x: Tensors, current: tf.Tensor) -> list[tuple[tf.Tensor, str]]:
+    def _checks(self, x: Tensors, current: tf.Tensor) -> list[tuple[tf.Tensor, str]]:
+        """The checks of the inputs that every write has."""
         token = tf.strings.strip(self.paths.read(1))  # type: ignore[union-attr]
         return [
             (tf.logical_and(tf.strings.length(token) > 0, x["token"] == token), "not this replica's write token"),
@@ -219,38 +220,38 @@ class Served(tf.Module):  # type: ignore[misc]
         ]
 
     def apply_dense(self, **x: tf.Tensor) -> Tensors:
-        """All dense weights of delta `seq`, before its last chunk."""
+        """Writes all dense weights of delta `seq`. It must be called before the delta's last chunk."""
         values = {name: x[input_name(name)] for name in self.weights}
-        checks = self._expected(x, self.seq.read_value())
+        checks = self._checks(x, self.seq.read_value())
         checks += [(tf.reduce_all(tf.math.is_finite(v)), "a dense weight is not finite") for v in values.values()]
         with tf.control_dependencies(refuse_unless(checks)):
-            done = [self.weights[name].assign(value, read_value=False) for name, value in values.items()]
-        with tf.control_dependencies([d for d in done if d is not None]):
+            assigns = [self.weights[name].assign(value, read_value=False) for name, value in values.items()]
+        with tf.control_dependencies([op for op in assigns if op is not None]):
             return {"dense_seq": self.dense_seq.assign(x["seq"])}
 
     def apply_delta(self, **x: tf.Tensor) -> Tensors:
-        """Chunk `chunk` of `chunks` of delta `seq`."""
+        """Writes chunk `chunk` of the `chunks` of delta `seq`."""
         current, chunk = self.seq.read_value(), x["chunk"]
         last = tf.equal(chunk + 1, x["chunks"])
         changes = {name: (x[f"{name}_removed"], x[f"{name}_keys"], x[f"{name}_rows"]) for name in self.tables}
-        checks = self._expected(x, current)
+        checks = self._checks(x, current)
         checks += [
             (tf.logical_and(chunk >= 0, chunk < x["chunks"]), "chunk is not one of chunks"),
             (tf.logical_or(tf.equal(chunk, 0), chunk == self.chunk.read_value()), "chunk is neither the next nor 0"),
             (tf.logical_or(tf.logical_not(last), self.dense_seq.read_value() == x["seq"]), "apply_dense comes first"),
         ]
         with tf.control_dependencies(self._write(checks, changes)):
-            moved = [
+            assigns = [
                 self.chunk.assign(tf.where(last, tf.zeros_like(chunk), chunk + 1)),
                 self.learned_until_ms.assign(tf.where(last, x["learned_until_ms"], self.learned_until_ms.read_value())),
             ]
-        with tf.control_dependencies(moved):
-            return {"seq": self.seq.assign(tf.where(last, x["seq"], current)), "chunk": tf.identity(moved[0])}
+        with tf.control_dependencies(assigns):
+            return {"seq": self.seq.assign(tf.where(last, x["seq"], current)), "chunk": tf.identity(assigns[0])}
 
     def _write(
         self, checks: list[tuple[tf.Tensor, str]], changes: dict[str, tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
     ) -> list[tf.Operation]:
-        """Checks all, then removes, then inserts: no table is touched by a call that is refused."""
+        """Checks all tables, then removes, then inserts: a call that is refused changes no table."""
         for name, (removed, keys, rows) in changes.items():
             checks += [
                 (tf.equal(tf.shape(keys)[0], tf.shape(rows)[0]), f"{name}: not as many rows as keys"),
@@ -259,26 +260,22 @@ class Served(tf.Module):  # type: ignore[misc]
                 (tf.reduce_all(tf.math.is_finite(rows)), f"{name}: a row is not finite"),
             ]
         with tf.control_dependencies(refuse_unless(checks)):
-            done = [
+            removes = [
                 self.tables[name].insert(removed, tf.fill([tf.size(removed), self._dims[name]], GONE))
                 for name, (removed, _, _) in changes.items()
             ]
-        with tf.control_dependencies(done):
+        with tf.control_dependencies(removes):
             return [self.tables[name].insert(keys, rows) for name, (_, keys, rows) in changes.items()]
 
     def apply_file(self) -> Tensors:
-        """`assets/journal.bin` of this version: what the warm-up calls before the version is AVAILABLE."""
+        """Applies `assets/journal.bin` of this version. The warm-up calls it before the version is AVAILABLE."""
         words = tf.io.decode_raw(self.paths.read(0), tf.int64)  # type: ignore[union-attr]
         floats = sum(w.shape.num_elements() for w in self.weights.values())
         head = journal_ops.header(words, self._lineage, self._dims, floats)
         current = self.seq.read_value()
-        with tf.control_dependencies(refuse_unless(head.checks)):
-            stands = [
-                (head.start <= current, "the journal begins after the served seq"),
-                (current <= head.to, "the journal ends before the served seq"),
-            ]
-            asserted = refuse_unless(stands)
-        with tf.control_dependencies(asserted):
+        checks = [*head.checks, (head.start <= current, "the journal begins after the served seq")]
+        checks += [(current <= head.to, "the journal ends before the served seq")]
+        with tf.control_dependencies(refuse_unless(checks)):
             return {"seq": tf.cond(tf.equal(current, head.to), lambda: current, lambda: self._apply(words, head))}
 
     def _apply(self, words: tf.Tensor, head: journal_ops.Header) -> tf.Tensor:
@@ -286,10 +283,10 @@ class Served(tf.Module):  # type: ignore[misc]
         changes, dense = journal_ops.body(words, head, self._dims, shapes)
         finite = [(tf.reduce_all(tf.math.is_finite(v)), "a dense weight is not finite") for v in dense.values()]
         with tf.control_dependencies(self._write(finite, changes)):
-            done = [self.weights[n].assign(v) for n, v in dense.items()]
-            done += [self.dense_seq.assign(head.to), self.chunk.assign(tf.zeros([], tf.int64))]
-            done += [self.learned_until_ms.assign(head.learned_until_ms)]
-        with tf.control_dependencies(done):
+            assigns = [self.weights[n].assign(v) for n, v in dense.items()]
+            assigns += [self.dense_seq.assign(head.to), self.chunk.assign(tf.zeros([], tf.int64))]
+            assigns += [self.learned_until_ms.assign(head.learned_until_ms)]
+        with tf.control_dependencies(assigns):
             return self.seq.assign(head.to)
 
     # -- the calls -------------------------------------------------------------------------------------------------
@@ -297,16 +294,10 @@ class Served(tf.Module):  # type: ignore[misc]
     def signatures(self) -> dict[str, Any]:
         """Signature name -> concrete function, for tf.saved_model.save."""
         model, d = self._model(), self._declaration
-        features = {
-            f.name: {
-                "id": tf.TensorSpec([None], tf.int64, f.name),
-                "ids": tf.TensorSpec([None, None], tf.int64, f.name),
-                "number": tf.TensorSpec([None], tf.float32, f.name),
-            }[f.kind]
-            for f in d.features
-        }  # fmt: skip
-        kinds = (("lineage", tf.string), ("seq", tf.int64), ("token", tf.string))
-        write = {n: tf.TensorSpec([], kind, n) for n, kind in kinds}
+        kinds = {"id": ([None], tf.int64), "ids": ([None, None], tf.int64), "number": ([None], tf.float32)}
+        features = {f.name: tf.TensorSpec(*kinds[f.kind], f.name) for f in d.features}
+        dtypes = {"lineage": tf.string, "seq": tf.int64, "token": tf.string}
+        write = {n: tf.TensorSpec([], dtype, n) for n, dtype in dtypes.items()}
         rows = {n: tf.TensorSpec([], tf.int64, n) for n in ("chunk", "chunks", "learned_until_ms")}
         for t, dim in self._dims.items():
             rows[f"{t}_keys"] = tf.TensorSpec([None], tf.int64, f"{t}_keys")
@@ -315,7 +306,7 @@ class Served(tf.Module):  # type: ignore[misc]
         dense = {input_name(n): tf.TensorSpec(w.shape, tf.float32, input_name(n)) for n, w in self.weights.items()}
         clash = (set(dense) & set(write)) | ({"seq"} & set(d.tasks))
         if clash or len(dense) != len(self.weights):
-            raise ValueError(f"declaration {d.name}: {sorted(clash) or sorted(dense)} are names of a call's own")
+            raise ValueError(f"declaration {d.name}: {sorted(clash) or sorted(dense)} are inputs or outputs of a call")
         calls: dict[str, tuple[Callable[..., Tensors], dict[str, tf.TensorSpec]]] = {
             "serving_default": (self.predict, features), "status": (self.status, {}), "digest": (self.digest, {}),
             "apply_dense": (self.apply_dense, write | dense), "apply_delta": (self.apply_delta, write | rows),
@@ -323,8 +314,8 @@ class Served(tf.Module):  # type: ignore[misc]
         }  # fmt: skip
         for name, signature in model.signatures().items():
             if name in calls:
-                raise ValueError(f"model {model.info}: signature {name} is one of every model")
-            calls[name] = (partial(self._beside, signature), signature.inputs)
+                raise ValueError(f"model {model.info}: signature {name} is reserved")
+            calls[name] = (partial(self._model_call, signature), signature.inputs)
         return {
             name: tf.function(call, autograph=False).get_concrete_function(**specs)
             for name, (call, specs) in calls.items()

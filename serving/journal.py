@@ -1,13 +1,11 @@
-"""`assets/journal.bin`: all that changed in a lineage from a version's base to some seq, in one flat file.
+"""Encodes and decodes `assets/journal.bin`: all changes of a lineage from a version's base to some seq.
 
-The format is in docs/delta.md. Sync writes it, the graph reads it (serving/journal_ops.py). NumPy only.
+The format is in docs/delta.md. Sync writes the file, the graph reads it (serving/journal_ops.py). NumPy only.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ from delta_log.changes import TableChanges
 MAGIC, FORMAT = 0x4D48444A4E4C3031, 1
 HEADER_WORDS, LINEAGE_BYTES = 16, 64
 START, TO, LEARNED_UNTIL, BODY_WORDS, CHECK, LINEAGE_LENGTH = 2, 3, 4, 5, 6, 7
-"""Places in the header, behind magic and format."""
+"""The places of these words in the header, after magic and format."""
 
 VERSIONS_A_GENERATION = 10**9
 
@@ -27,16 +25,16 @@ Float32s = npt.NDArray[np.float32]
 
 
 def version_of(lineage: str, seq: int) -> int:
-    """The number the state of a lineage at a seq is served under: of a later lineage always the greater one."""
+    """The version number of a lineage's state at a seq. A later lineage always has the greater number."""
     return int(lineage[:6]) * VERSIONS_A_GENERATION + seq
 
 
 class JournalError(ValueError):
-    """Not a whole journal; the message says what is wrong with it."""
+    """The data are no whole journal; the message gives the reason."""
 
 
 class Journal(NamedTuple):
-    """What changed from seq `start` to seq `to`; tables in declared order, dense weights whole."""
+    """The changes from seq `start` to seq `to`: tables in declared order, and all dense weights at `to`."""
 
     lineage: str
     start: int
@@ -47,7 +45,7 @@ class Journal(NamedTuple):
 
 
 def check(words: Int64s) -> int:
-    """Sum modulo 2^64 of word x (2 i + 1) over all words, the check itself taken as 0. Any changed word changes it."""
+    """The sum of word i x (2 i + 1) modulo 2^64, with 0 for the check itself. Any changed word changes it."""
     odd = 2 * np.arange(len(words), dtype=np.uint64) + np.uint64(1)
     unsigned = words.view(np.uint64).copy()
     unsigned[CHECK] = 0
@@ -55,6 +53,7 @@ def check(words: Int64s) -> int:
 
 
 def encode(journal: Journal) -> bytes:
+    """The file's bytes."""
     lineage = journal.lineage.encode()
     if len(lineage) > LINEAGE_BYTES:
         raise JournalError(f"lineage is {journal.lineage!r}, allowed are {LINEAGE_BYTES} bytes")
@@ -75,42 +74,26 @@ def encode(journal: Journal) -> bytes:
 
 
 def decode(data: bytes, dims: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Journal:
-    """The journal in `data`; `dims` is table -> row length in declared order, `shapes` dense weight -> shape."""
+    """Reads a journal. `dims` is table -> row length in declared order, `shapes` dense weight -> shape."""
     if len(data) % 8 or len(data) < 8 * HEADER_WORDS:
-        raise JournalError(f"{len(data)} bytes are no whole header and body")
+        raise JournalError(f"{len(data)} bytes are not a whole header and body")
     words = np.frombuffer(data, "<i8")
     if words[0] != MAGIC or words[1] != FORMAT:
         raise JournalError(f"magic {int(words[0]):#x} and format {words[1]}, expected {MAGIC:#x} and {FORMAT}")
     if words[BODY_WORDS] != len(words) - HEADER_WORDS or words[CHECK] != check(words):
-        raise JournalError("size or check is not what the header says")
-    at = HEADER_WORDS + LINEAGE_BYTES // 8
+        raise JournalError("size or check differs from the header")
     lineage = data[8 * HEADER_WORDS :][: int(words[LINEAGE_LENGTH])].decode()
-    counts = words[at : at + 2 * len(dims)].reshape(-1, 2)
-    at += counts.size
-    sizes = {name: int(np.prod(shapes[name])) for name in sorted(shapes)}
-    floats = int(sum(n * d for n, d in zip(counts[:, 0], dims.values(), strict=True))) + sum(sizes.values())
-    if len(counts) != len(dims) or at + counts.sum() + (floats + 1) // 2 != len(words):
+    body, n = words[HEADER_WORDS + LINEAGE_BYTES // 8 :], len(dims)
+    counts, body = body[: 2 * n].reshape(-1, 2), body[2 * n :]
+    sizes = [count * dim for count, dim in zip(counts[:, 0], dims.values(), strict=True)]
+    sizes += [int(np.prod(shapes[name])) for name in sorted(shapes)]
+    if counts.sum() + (sum(sizes) + 1) // 2 != len(body):
         raise JournalError(f"counts {counts.tolist()} do not fit a body of {words[BODY_WORDS]} words")
-    keys = np.split(words[at : at + counts[:, 0].sum()], np.cumsum(counts[:, 0])[:-1])
-    at += counts[:, 0].sum()
-    removed = np.split(words[at : at + counts[:, 1].sum()], np.cumsum(counts[:, 1])[:-1])
-    values, place, tables = words[at + counts[:, 1].sum() :].view("<f4"), 0, {}
-    for name, k, gone in zip(dims, keys, removed, strict=True):
-        tables[name] = TableChanges(k, values[place : place + len(k) * dims[name]].reshape(-1, dims[name]), gone)
-        place += len(k) * dims[name]
-    dense = {}
-    for name, size in sizes.items():
-        dense[name] = values[place : place + size].reshape(shapes[name])
-        place += size
+    *ids, tail = np.split(body, np.cumsum(counts.T.ravel()))
+    floats = np.split(tail.view("<f4"), np.cumsum(sizes))
+    tables = {
+        name: TableChanges(keys, rows.reshape(-1, dim), removed)
+        for (name, dim), keys, removed, rows in zip(dims.items(), ids[:n], ids[n:], floats[:n], strict=True)
+    }
+    dense = {name: floats[n + i].reshape(shapes[name]) for i, name in enumerate(sorted(shapes))}
     return Journal(lineage, int(words[START]), int(words[TO]), int(words[LEARNED_UNTIL]), tables, dense)
-
-
-def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write aside, flush, rename: a reader sees the old file or the new one, whole."""
-    aside = path.with_name(f".{path.name}.new")
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as f:
-        os.fchmod(f.fileno(), mode)
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.rename(aside, path)

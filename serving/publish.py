@@ -1,26 +1,26 @@
-"""Publish a base on demand: compacted, installed in every replica, watched until it serves; taken back if it does not.
+"""Publishes a base on demand: compacts it, waits until every replica serves it, and takes it back if one cannot.
 
     python -m serving.publish --log var/demo/log --replica var/demo/models/replica-0=127.0.0.1:8500
 
-It asks for a base at the log's newest delta (<log>/PUBLISH): the trainer compacts it, or this process where no trainer
-runs; each sync installs it. When every replica's version is AVAILABLE and has caught up with the log as it stood then,
-it is published. When one says that it cannot load it, or after --timeout-s, the base is refused: each sync takes that
-version away, and the one before serves on. Prints one JSON object; exit 0: published (or there already), 1: rolled
-back, 2: something was wrong or missing.
+It asks for a base at the log's newest delta (<log>/PUBLISH). The trainer compacts it, or this process if no trainer
+runs; each sync installs it. It is published when every replica's version is AVAILABLE and has reached the delta that
+was the newest one at the start. If a replica cannot load it, or after --timeout-s, the base is refused: each sync
+removes that version, and the one before serves on. Prints one JSON object. Exit 0: published, now or before; 1: rolled
+back; 2: something is wrong or missing; 130: ended before it was done, and rolled back.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
+from common import process
 from delta_log.compaction import compact
 from delta_log.log import Log
 from delta_log.manifest import LogBusy, LogError, Manifest
@@ -33,15 +33,15 @@ from serving.sync.version_folder import version_folders
 
 LOOK_S = 0.2
 
-log = logging.getLogger("serving.publish")
+log = process.logger("serving.publish")
 
 
-class Failed(RuntimeError):
-    """The base is not to be served; the message says which replica, and why."""
+class Failed(Exception):
+    """The base must not be served; the message gives the reason, and the replica if one is the reason."""
 
 
 class Place(NamedTuple):
-    """A replica: the folder its sync keeps, and where its model server answers."""
+    """A replica: the folder that its sync keeps, and its model server."""
 
     models: Path
     replica: Replica
@@ -49,77 +49,75 @@ class Place(NamedTuple):
     def has(self, version: int) -> bool:
         return any(p.name == str(version) for p in version_folders(self.models / "served"))
 
+    def serves(self, version: int, seq: int) -> bool:
+        """True if the version is AVAILABLE and has reached `seq`; Failed if it cannot be loaded."""
+        try:
+            available, errors = self.replica.versions()
+            if version in errors and self.has(version):
+                raise Failed(f"{self.replica.address}: version {version}: {errors[version]}")
+            return version in available and self.replica.status(version).seq >= seq
+        except (Down, RefusedCall):
+            return False
 
-def wanted_base(delta_log: Log, lineage: str, patience: Callable[[], bool]) -> Manifest:
-    """A base at the newest delta or later: asked of the trainer, made here where there is none."""
+
+def newest_base(delta_log: Log, lineage: str, in_time: Callable[[], bool]) -> Manifest:
+    """Returns a base at the newest delta or later. Asks the trainer for it, or makes it if there is no trainer."""
     seqs = delta_log.seqs(lineage, "delta") or delta_log.seqs(lineage, "base")
-    asked = Publication(lineage, seqs[-1])
-    asked.write(delta_log)
-    while patience():
+    request = Publication(lineage, seqs[-1])
+    request.write(delta_log)
+    while in_time():
         base = delta_log.manifest(lineage, "base", delta_log.seqs(lineage, "base")[-1])
-        if base.seq >= asked.seq:
+        if base.seq >= request.seq:
             return base
         try:
             with Writer(delta_log, lineage) as writer:
                 log.info("no trainer writes %s: compacting it here", lineage)
                 compact(delta_log, writer)
         except LogBusy:
-            pass  # its trainer has been asked
+            pass  # its trainer will read the request
         time.sleep(LOOK_S)
-    raise Failed(f"no base at {asked.seq} of {lineage} was written in time")
+    raise Failed(f"no base at {request.seq} of {lineage} was written in time")
 
 
-def serves(place: Place, version: int, seq: int) -> bool:
-    """Whether a replica's version is AVAILABLE and stands at `seq`; Failed if it cannot be loaded."""
-    try:
-        available, broken = place.replica.versions()
-        if version in broken and place.has(version):
-            raise Failed(f"{place.replica.address}: version {version}: {broken[version]}")
-        return version in available and place.replica.status(version).seq >= seq
-    except (Down, RefusedCall):
-        return False
-
-
-def publish(delta_log: Log, places: list[Place], timeout_s: float, stop: Callable[[], bool]) -> dict[str, Any]:
-    """What came of it, as the module's JSON says it."""
+def publish(delta_log: Log, places: list[Place], timeout_s: float, stopping: Event) -> dict[str, Any]:
+    """Publishes a base or rolls it back, and returns the JSON object that the command prints."""
     lineage, began = delta_log.serving(), time.monotonic()
     if lineage is None:
         raise LogError(f"{delta_log.path}: serves no lineage yet (python -m training.learn.batch_pass begins one)")
 
-    def patience() -> bool:
-        return time.monotonic() - began < timeout_s and not stop()
+    def in_time() -> bool:
+        return time.monotonic() - began < timeout_s and not stopping.is_set()
 
     result: dict[str, Any] = {"lineage": lineage, "state": "published", "reason": "", "replicas": []}
     base = None
     before = {seq for seq in delta_log.seqs(lineage, "base") if any(p.has(version_of(lineage, seq)) for p in places)}
     try:
-        base = wanted_base(delta_log, lineage, patience)
+        base = newest_base(delta_log, lineage, in_time)
         version = version_of(lineage, base.seq)
         result |= {"seq": base.seq, "version": version}
         head = (delta_log.seqs(lineage, "delta") or [base.seq])[-1]
         waiting = list(places)
         while waiting:
-            if not patience():
+            if not in_time():
                 names = ", ".join(p.replica.address for p in waiting)
-                raise Failed(f"{names}: version {version} does not serve at {head} after {timeout_s:g} s")
-            for place in list(waiting):
-                if serves(place, version, head):
-                    waiting.remove(place)
-                    seconds = round(time.monotonic() - began, 1)
-                    result["replicas"].append({"address": place.replica.address, "seconds": seconds})
+                raise Failed(f"{names}: version {version} does not serve delta {head} after {timeout_s:g} s")
+            for place in [p for p in waiting if p.serves(version, head)]:
+                waiting.remove(place)
+                seconds = round(time.monotonic() - began, 1)
+                result["replicas"].append({"address": place.replica.address, "seconds": seconds})
             if delta_log.serving() != lineage:
-                raise Failed(f"{delta_log.serving()} is served meanwhile")
+                raise Failed(f"{delta_log.serving()} is served now")
             time.sleep(LOOK_S)
     except Failed as e:
         log.error("%s", e)
         result |= {"state": "rolled back", "reason": str(e)}
-        # A base that some replica had before is not to blame that another one is away: it may be all that serves.
+        # A base that a replica had before stays: it may be all that this replica serves, and another one is the reason.
         roll_back(delta_log, lineage, places, None if base and base.seq in before else base, timeout_s)
     return result
 
 
 def roll_back(delta_log: Log, lineage: str, places: list[Place], base: Manifest | None, timeout_s: float) -> None:
-    """The request is withdrawn; a base that was made for it is refused: gone from every folder when this returns."""
+    """Withdraws the request. Refuses `base` if there is one: when this returns, no replica's folder has it."""
     refused = () if base is None else (base.seq,)
     Publication(lineage, -1, refused).write(delta_log)
     deadline = time.monotonic() + timeout_s
@@ -129,30 +127,33 @@ def roll_back(delta_log: Log, lineage: str, places: list[Place], base: Manifest 
         time.sleep(LOOK_S)
 
 
+def _replica(text: str) -> tuple[Path, str]:
+    folder, _, address = text.rpartition("=")
+    if not folder or not address:
+        raise argparse.ArgumentTypeError(f"is {text!r}, allowed is MODELS_FOLDER=HOST:PORT")
+    return Path(folder), address
+
+
+def run(args: argparse.Namespace) -> int:
+    client.light()
+    stopping = process.stopping()
+    places = [Place(folder, Replica(address, args.model)) for folder, address in args.replica]
+    result = publish(Log(args.log), places, args.timeout_s, stopping)
+    print(json.dumps(result), flush=True)
+    if result["state"] == "published":
+        return process.DONE
+    return process.INTERRUPTED if stopping.is_set() else process.FAILED
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", required=True, type=Path, help="the delta log's folder")
-    parser.add_argument("--replica", required=True, action="append", metavar="MODELS=HOST:PORT",
+    parser = process.Arguments("serving.publish", __doc__)
+    parser.shared("log")
+    parser.add_argument("--replica", required=True, action="append", type=_replica, metavar="MODELS=HOST:PORT",
                         help="a replica's folder, as its sync has it, and its gRPC address; repeatable")  # fmt: skip
     parser.add_argument("--model", default=signatures.RANKER, help="the name it is served under (default: %(default)s)")
-    parser.add_argument("--timeout-s", type=float, default=300, help="after which it is taken back (default: 300)")
-    a = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    pairs = [given.rpartition("=") for given in a.replica]
-    if wrong := [given for given, pair in zip(a.replica, pairs, strict=True) if not all(pair)]:
-        parser.error(f"--replica is {wrong[0]!r}, allowed is MODELS_FOLDER=HOST:PORT")
-    client.light()
-    stopped: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: stopped.append(n))
-    places = [Place(Path(models), Replica(address, a.model)) for models, _, address in pairs]
-    try:
-        result = publish(Log(a.log), places, a.timeout_s, lambda: bool(stopped))
-    except LogError as e:
-        log.error("%s", e)
-        return 2
-    print(json.dumps(result), flush=True)
-    return 0 if result["state"] == "published" else 1
+    parser.add_argument("--timeout-s", type=process.above(0.0), default=300, help="when to give up (default: 300)")
+    args = parser.parse_args(argv)
+    return process.run(lambda: run(args))
 
 
 if __name__ == "__main__":

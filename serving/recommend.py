@@ -1,4 +1,4 @@
-"""Recommends: the recently popular items, with features from the feature store, scored by the served model.
+"""Recommends items: the recently popular ones, with features from the feature store, scored by the served model.
 
 store = Features("var/local/features", "simulator")
 scorer = Scorer(["127.0.0.1:8500"], "ranker", store.plan.declaration)
@@ -11,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from common.errors import InputError
 from features.store import Features
 from serving.client import Scorer
 
 CANDIDATES = 200
 
 
-class NothingToRecommend(RuntimeError):
-    """No item has been counted yet, so there is no candidate."""
+class NothingToRecommend(InputError):
+    """There is no candidate: no item has been counted yet."""
 
 
 class Recommended(NamedTuple):
-    """One item: its score of the task it is ranked by, all its scores, its features, and the delta that scored it."""
+    """One item: the score that ranks it, its score of each task, its features, and the delta that scored it."""
 
     item_id: int
     score: float
@@ -42,11 +43,11 @@ def recommend(
     at_ms: int | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> list[Recommended]:
-    """The `top` best of the `candidates` items most shown lately, best first; equal scores by item id.
+    """Ranks the `candidates` items that were shown most lately, and returns the `top` best. Equal scores go by item id.
 
-    `task` is what they are ranked by (None: the declaration's judged one), `at_ms` the time of the request (None: where
-    the counters stand), `given` its request features. Raises NothingToRecommend, PredictionFailed, and ValueError for a
-    wrong argument.
+    `task` ranks them (None: the declaration's judged one). `at_ms` is the time of the request (None: that of the
+    counters), `given` are its request features. Raises NothingToRecommend, PredictionFailed, and ValueError for a wrong
+    argument.
     """
     declaration = store.plan.declaration
     task = declaration.judged if task is None else task
@@ -55,18 +56,18 @@ def recommend(
     for name, value in (("top", top), ("candidates", candidates)):
         if value < 1:
             raise ValueError(f"{name} is {value}, allowed is >= 1")
-    known = [f.name for f in store.plan.features["request"]]
+    allowed = [f.name for f in store.plan.features["request"]]
     for name in given or {}:
-        if name not in known:
-            raise ValueError(f"given is {name!r}, allowed are the request's features: {', '.join(known) or 'none'}")
+        if name not in allowed:
+            raise ValueError(f"given is {name!r}, allowed are the request's features: {', '.join(allowed) or 'none'}")
     items, now_ms = store.popular(candidates)
     if not items:
         raise NothingToRecommend(f"{store.folder}: no item has been shown yet")
     times = [now_ms if at_ms is None else at_ms] * len(items)
     rows, _ = store.read(user_id, items, times, [given or {}] * len(items))
     scores, seq = scorer.score(rows)
-    found = [
+    recommended = [
         Recommended(item, scores[task][k], {t: scores[t][k] for t in declaration.tasks}, rows[k], seq)
         for k, item in enumerate(items)
     ]
-    return sorted(found, key=lambda r: (-r.score, r.item_id))[:top]
+    return sorted(recommended, key=lambda r: (-r.score, r.item_id))[:top]

@@ -1,13 +1,13 @@
-"""The names of served models, and of the calls that patch them: both ends of the wire use these."""
+"""Names that the client and the served graph share: of models, and of the inputs of a call."""
 
 from __future__ import annotations
 
 import re
 
 RANKER = "ranker"
-"""The name of the model that apps ask."""
+"""The name of the model that applications call."""
 FROZEN = "frozen"
-"""The name of a copy of its base that no delta changes, for a comparison."""
+"""The name of a copy that no delta changes, for comparison."""
 
 
 def input_name(weight: str) -> str:

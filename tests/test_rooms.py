@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -24,6 +25,9 @@ MAY_IMPORT = {
 }
 """Room -> the rooms that it may import, besides itself. Tests and benchmarks import them all."""
 MOST_MODULES = 14
+OF_THE_SHELL = re.compile(r"\bfcntl\.|os\.(replace|rename|fsync)\(|logging\.(basicConfig|getLogger)\(|signal\.signal\(")
+IN_THE_SHELL = {"infra": {"infra.supervise.manager", "infra.supervise.sentinel"}}
+"""Room -> its modules that may do without: the supervisor forks, and passes signals on."""
 
 
 def modules_of(room: str) -> dict[str, Path]:
@@ -77,6 +81,14 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         for name, tree in TREES.items()
     }
     TopologicalSorter(graph).prepare()  # a CycleError names the modules of the circle
+
+
+@pytest.mark.parametrize("room", IN_THE_SHELL)
+def test_locks_renames_logs_and_signals_are_the_process_shells(room: str) -> None:
+    """common.process and common.disk have them, once."""
+    for name in modules_of(room).keys() - IN_THE_SHELL[room]:
+        call = OF_THE_SHELL.search(MODULES[name].read_text())
+        assert call is None, f"{name}: {call[0]}"
 
 
 def test_no_folder_is_crowded() -> None:

@@ -1,8 +1,8 @@
-"""Our training step beside that of tensorflow-recommenders-addons, which runs in a process of its own environment.
+"""Measures our training step beside that of tensorflow-recommenders-addons.
 
-Ours is lookup and apply, called one after the other; and the same with a loss and its gradient between, as one
-tf.function, which is what theirs is. They take the same batches in turn, and one waits while the other runs. Their
-environment (TensorFlow 2.16) is made under build/ once.
+Our step is measured in two ways: lookup and apply, one after the other; and both with a loss and its gradient between
+them, as one tf.function, which is what their step is. Both sides take the same batches in turn, and one waits while the
+other runs. The addons run in a process of their own environment (TensorFlow 2.16), which is made under build/ once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PACKAGES = (
 
 
 def environment() -> str:
-    """The path of its Python; made when the list of packages is another one than before."""
+    """The path of the environment's Python. The environment is made anew when the list of packages has changed."""
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "packages"
     if not stamp.is_file() or stamp.read_text() != "\n".join(PACKAGES):
         print(f"  making {ENVIRONMENT.relative_to(ROOT)} (some 600 MB over the network)", flush=True)
@@ -50,7 +50,7 @@ def environment() -> str:
 
 
 class Peer:
-    """addons_peer.py, asked over its pipes: a line of JSON, then its arrays' bytes; it answers with a line of JSON."""
+    """A process of addons_peer.py. It reads a line of JSON and an array's bytes, and answers with a line of JSON."""
 
     def __init__(self, dim: int, batch: int) -> None:
         quiet = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -71,7 +71,7 @@ class Peer:
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         while line := self._process.stdout.readline():
-            if line.startswith(b"{"):  # its libraries print, too
+            if line.startswith(b"{"):  # the libraries print, too
                 answer: dict[str, Any] = json.loads(line)
                 return answer
         raise RuntimeError(f"the addons' process ended:\n{LOG.read_text()[-2000:]}")
@@ -118,17 +118,17 @@ def beside(peer: Peer, keys: int, dim: int, batch: int, rounds: int) -> dict[str
         table.apply(ids, gradient)
 
     calls = {"lookup and apply": lookup_and_apply, "step": step, "find": table.find}
-    took: dict[tuple[str, str], list[float]] = {(c, who): [] for c in calls for who in ("ours", "addons")}
+    took: dict[tuple[str, str], list[float]] = {(c, side): [] for c in calls for side in ("ours", "addons")}
     pool = Stream(keys, "uniform", seed=4).batches(batch, len(calls) * (rounds + 2))
     for number in range(-2, rounds):
-        for what, call in calls.items():
+        for name, call in calls.items():
             ids = pool.pop().keys
             tensor = tf.constant(ids)
-            mine = timed(lambda call=call, tensor=tensor: call(tensor), time.perf_counter)
-            theirs = peer.ask("find" if what == "find" else "step", ids)["seconds"]
+            seconds = timed(lambda call=call, tensor=tensor: call(tensor), time.perf_counter)
+            theirs = peer.ask("find" if name == "find" else "step", ids)["seconds"]
             if number >= 0:
-                took[what, "ours"].append(mine)
-                took[what, "addons"].append(theirs)
+                took[name, "ours"].append(seconds)
+                took[name, "addons"].append(theirs)
     return {
         "keys": keys,
         "dim": dim,
@@ -136,7 +136,7 @@ def beside(peer: Peer, keys: int, dim: int, batch: int, rounds: int) -> dict[str
         "addons": peer.versions,
         "fill_M_rows_per_s": round(keys / fill_s / 1e6, 3),
         "longest_fill_batch_s": round(worst_s, 3),
-        "M_keys_per_s": {f"{what}, {who}": rates(seconds, batch) for (what, who), seconds in took.items()},
+        "M_keys_per_s": {f"{name}, {side}": rates(seconds, batch) for (name, side), seconds in took.items()},
         "step_vs_addons": times_faster(took["lookup and apply", "ours"], took["lookup and apply", "addons"]),
         "whole_step_vs_addons": times_faster(took["step", "ours"], took["step", "addons"]),
         "find_vs_addons": times_faster(took["find", "ours"], took["find", "addons"]),

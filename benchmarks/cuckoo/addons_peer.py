@@ -1,7 +1,8 @@
-"""The addons' side of addons.py, run by the Python of its own environment: `addons_peer.py DIM BATCH`.
+"""Runs the steps of tensorflow-recommenders-addons for addons.py, in an environment of its own.
 
-Its table and its Adagrad slot are filled by `upsert` ("fill"); "step" is shadow lookup and DynamicEmbeddingOptimizer as
-its documentation writes them; "find" is the lookup alone. Each answer has the seconds of the call.
+`addons_peer.py DIM BATCH` reads requests from stdin. "fill" fills the table and its Adagrad slot by `upsert`. "step"
+is shadow lookup and DynamicEmbeddingOptimizer, as their documentation has them. "find" is the lookup alone. Each answer
+has the seconds of the call.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
         optimizer.apply_gradients(zip(tape.gradient(loss, [shadow]), [shadow], strict=True))
         return loss
 
-    # The first step makes the slot; its keys are of the first fill, whose rows take their place.
+    # The first step makes the slot. Its keys are those of the first fill, which overwrites their rows.
     first = True
     print(json.dumps({"version": tfra.__version__, "tensorflow": tf.__version__}), flush=True)
     while line := sys.stdin.buffer.readline():

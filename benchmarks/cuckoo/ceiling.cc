@@ -1,10 +1,10 @@
-// What the memory allows: copies of random rows with prefetching, and nothing else. See ceiling.py.
+// Measures what the memory allows: copies of random rows with prefetching, and nothing else. See ceiling.py.
 //
 //   row_copy     place i ------------------------------> row ---copy---> out[i]
 //   index_line   key i --hash--> a random 64-byte line --> row ---copy---> out[i]
 //
-// Rows lie as the table's do (a stride of weights and slots, of which the weights are copied), in huge pages as the
-// table's, and the output is written as the table's. What is left out: shards, locks, a second bucket, comparing keys.
+// Rows have the table's layout (a stride of weights and slots, of which the weights are copied) and lie in huge pages.
+// The output is written as the table's. There are no shards, no locks, no second bucket, and no keys to compare.
 #include <sys/mman.h>
 
 #include <cstddef>
@@ -44,7 +44,7 @@ void Fetch(const char* at, size_t bytes) {
   for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(at + byte);
 }
 
-// kDim is known to the compiler where it is a usual one, as a copy of one or two lines wants it.
+// kDim is a usual dimension, so that the compiler knows the size of a copy, or 0 for any other.
 template <size_t kDim>
 void RowCopy(const Rows& r, const int64_t* places, size_t n, size_t ahead, float* out) {
   const size_t dim = kDim != 0 ? kDim : r.dim, bytes = dim * sizeof(float);
@@ -62,7 +62,7 @@ const uint32_t* Line(const Rows& r, int64_t key) {
   return r.index + (((hash & 0xffffffff) * r.lines) >> 32) * 16;
 }
 
-// A key is hashed once, two distances ahead; its line is read one distance ahead.
+// A key is hashed two distances ahead. Its line is read one distance ahead.
 template <size_t kDim>
 void IndexLine(const Rows& r, const int64_t* keys, size_t n, size_t ahead, float* out) {
   constexpr size_t kRing = 128;  // over twice the longest distance
@@ -84,7 +84,7 @@ void IndexLine(const Rows& r, const int64_t* keys, size_t n, size_t ahead, float
 
 extern "C" {
 
-// `per_line` keys a line of the index: its load.
+// `per_line`: the keys in a line of the index, on average.
 void* ceiling_new(size_t n, size_t dim, size_t stride, double per_line) {
   try {
     const size_t lines = static_cast<size_t>(n / per_line) + 1;

@@ -1,4 +1,4 @@
-"""The two ceilings of ceiling.cc: compiled when it changes, called by ctypes, prefetch distance tuned at the start."""
+"""Calls the two ceilings of ceiling.cc by ctypes. Compiles the file when it has changed; tunes prefetch distances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 SOURCE = Path(__file__).with_name("ceiling.cc")
 LIBRARY = SOURCE.parents[2] / "build" / "benchmarks" / "ceiling.so"
 FLAGS = ["-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-Wall", "-Wextra"]
-"""-march=native: a ceiling may use what this machine has."""
+"""-march=native: a ceiling may use all instructions of this machine."""
 PER_LINE = 4 * 0.93
 AHEAD = (4, 8, 12, 16, 24, 32, 48)
 

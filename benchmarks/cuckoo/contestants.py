@@ -1,7 +1,7 @@
-"""The tables side by side: each filled with the same keys, each verb a call that takes one batch.
+"""Makes the tables that are compared, filled with the same keys. Each verb of a table is a call that takes one batch.
 
-`ours` is the cuckoo table through its Python methods; the others are called by their raw ops where they have some,
-which spares them what their wrappers cost.
+`ours` is the cuckoo table, called by its Python methods. The others are called by their raw ops if they have some, so
+that the time of their wrappers is not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILL = 65_536
 
 
 class Batch(NamedTuple):
-    """One batch in the form of everyone: places and keys as arrays and tensors, rows, ticks."""
+    """One batch in every form that a contestant takes: places and keys as arrays and tensors, rows, ticks."""
 
     ids: Ids
     places: Any
@@ -65,7 +65,7 @@ def ours(n: int, dim: int) -> tuple[Table, dict[str, Verbs]]:
 
 
 def ceilings(n: int, dim: int) -> tuple[Ceiling, dict[str, Verbs]]:
-    """The table's own layout: a row is the weights and one slot."""
+    """The ceilings of the table's own layout: a row is the weights and one slot."""
     ceiling = Ceiling(n, dim, 2 * dim)
     return ceiling, {
         "find": {
@@ -106,10 +106,9 @@ def hash_table(n: int, dim: int, kind: str) -> dict[str, Verbs]:
         table = tf.lookup.experimental.DenseHashTable(
             tf.int64, tf.float32, zeros, empty_key=-1, deleted_key=-2, initial_num_buckets=buckets
         )
-        find, insert = tf.raw_ops.LookupTableFindV2, tf.raw_ops.LookupTableInsertV2
     else:
         table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, zeros)
-        find, insert = tf.raw_ops.LookupTableFindV2, tf.raw_ops.LookupTableInsertV2
+    find, insert = tf.raw_ops.LookupTableFindV2, tf.raw_ops.LookupTableInsertV2
     handle = table.resource_handle
     rows = tf.zeros([FILL, dim])
     for keys in all_keys(n):

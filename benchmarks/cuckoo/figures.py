@@ -1,4 +1,4 @@
-"""How figures are summed up: median, p10 and p90 of rounds; ratios as medians of the ratios of single rounds."""
+"""Sums up figures: median, p10 and p90 of rounds, and ratios as medians of the ratios of single rounds."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """median, p10, p90; p10 is the least tenth whatever is counted."""
+    """The median, p10 and p90 of the values."""
     p10, median, p90 = np.percentile(values, [10, 50, 90])
     return {"median": round(float(median), digits), "p10": round(float(p10), digits), "p90": round(float(p90), digits)}
 
 
 def rates(seconds: Sequence[float], keys: int) -> dict[str, float]:
-    """Of M keys/s: p10 is what one batch in ten falls below."""
+    """The spread of M keys/s. One batch in ten is slower than p10."""
     return spread([keys / s / 1e6 for s in seconds])
 
 
 def times_faster(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """theirs / ours of the seconds of each round."""
+    """The spread of theirs / ours, of the seconds of each round."""
     return spread([b / a for a, b in zip(ours, theirs, strict=True)])
 
 
@@ -38,13 +38,13 @@ def timed(do: Callable[[], Any], clock: Callable[[], float]) -> float:
 
 
 def preempted() -> int:
-    """How often this thread was taken off its core against its will."""
+    """The number of times that this thread was preempted."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def commit() -> str:
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return said.stdout.strip()
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A table to a folder and back: rows a second, and the memory that this takes beside the table's own.
+"""Measures saving a table to a folder and restoring it: rows a second, and memory beside the table's own.
 
-Restored from the disk, not from the page cache: it is dropped before, which root may do; `cache` says what was.
+It drops the page cache before it restores, so that it reads the disk. Only root may do that; `cache` is cold or warm.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DROP = Path("/proc/sys/vm/drop_caches")
 
 
 def measure(keys: int, dim: int, rounds: int) -> dict[str, Any]:
-    # Of one name, so that what one saved the other may restore.
+    # Both tables have the same name, so that one can restore what the other saved.
     table = contestants.cuckoo(dim, keys)
     for ids in contestants.all_keys(keys):
         table.lookup(ids)
-    held = psutil.Process().memory_info().rss
+    table_bytes = psutil.Process().memory_info().rss
     (ROOT / "build").mkdir(exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="table-", dir=ROOT / "build"))
     runs = []
@@ -46,7 +46,7 @@ def measure(keys: int, dim: int, rounds: int) -> dict[str, Any]:
             other = contestants.cuckoo(dim, keys)
             before = psutil.Process().memory_info().rss
             restore_s, restore_more = beside(lambda to=other, at=saved: to.restore(at))
-            kept = psutil.Process().memory_info().rss - before
+            rss_more = psutil.Process().memory_info().rss - before
             sample = tf.constant(Stream(keys, "uniform", seed=number).batches(min(keys, 4096) // 2, 1)[0].keys)
             assert np.array_equal(other.find(sample), table.find(sample)) and other.stats()["size"] == keys
             runs.append(
@@ -55,9 +55,9 @@ def measure(keys: int, dim: int, rounds: int) -> dict[str, Any]:
                     "bytes_per_row": round(size / keys, 2),
                     "save_M_rows_per_s": round(keys / save_s / 1e6, 3),
                     "save_and_sync_M_rows_per_s": round(keys / (save_s + sync_s) / 1e6, 3),
-                    "save_extra_memory": round(save_more / held, 4),
+                    "save_extra_memory": round(save_more / table_bytes, 4),
                     "restore_M_rows_per_s": round(keys / restore_s / 1e6, 3),
-                    "restore_extra_memory": round(max(0, restore_more - kept) / max(1, kept), 4),
+                    "restore_extra_memory": round(max(0, restore_more - rss_more) / max(1, rss_more), 4),
                 }
             )
             print(f"  saved {runs[-1]['save_M_rows_per_s']}, restored {runs[-1]['restore_M_rows_per_s']} M rows/s")
@@ -69,6 +69,7 @@ def measure(keys: int, dim: int, rounds: int) -> dict[str, Any]:
 
 
 def dropped() -> str:
+    """Drops the page cache, if it may. Returns the state of the cache."""
     try:
         DROP.write_text("1\n")
     except OSError:
@@ -77,7 +78,7 @@ def dropped() -> str:
 
 
 def beside(work: Callable[[], Any]) -> tuple[float, int]:
-    """Seconds of `work`, and how far the process grew meanwhile at most."""
+    """The seconds of `work`, and the most that the process grew meanwhile, in bytes."""
     process = psutil.Process()
     before = most = process.memory_info().rss
     done = threading.Event()

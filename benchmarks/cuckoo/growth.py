@@ -1,8 +1,8 @@
-"""Filling from empty, batch after batch: the longest of them, in the CPU time of its thread and by the wall.
+"""Measures the longest batch while a table is filled from empty, in CPU time of its thread and in wall time.
 
-The op runs on the calling thread: the share of the process's CPU time that this thread took says so. The rest is the
-thread that takes pages from the kernel (core/pager.h); what it costs is by the wall. `control` is arithmetic
-within the core's own cache, of about a batch's length, after each batch: its longest piece is the machine's doing.
+The op runs on the calling thread, which takes nearly all of the process's CPU time. The rest is the thread that takes
+pages from the kernel (core/pager.h); its cost shows in the wall time. `control` is arithmetic within the core's own
+cache that takes about as long as a batch, after each batch. Its longest run is caused by the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def control() -> None:
 
 
 def measure(keys: int, dim: int, batch: int, rounds: int, others: bool) -> dict[str, Any]:
-    # From no expectation to `keys` rows: as a table grows that nobody has given a size.
+    # The table has no expected size, so it grows all the way.
     fills = [fill(contestants.cuckoo(dim).lookup, keys, batch, control) for _ in range(rounds)]
     result: dict[str, Any] = {
         "keys": keys,
@@ -53,7 +53,7 @@ def measure(keys: int, dim: int, batch: int, rounds: int, others: bool) -> dict[
 def fill(
     call: Callable[[Any], Any], keys: int, batch: int, control: Callable[[], None] | None = None
 ) -> dict[str, Any]:
-    """One filling with the keys of places 0 .. keys - 1."""
+    """Fills a table with the keys of places 0 .. keys - 1."""
     cpu, wall, idle = [], [], []
     process = thread = 0.0
     worst: dict[str, float] = {}
@@ -85,7 +85,7 @@ def fill(
 
 
 def stolen_ms() -> float:
-    """What the host has taken from all virtual cores: a thread's CPU time counts it, too."""
+    """The time that the host has taken from all virtual cores. A thread's CPU time includes it."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return 1e3 * int(fields[8]) / os.sysconf("SC_CLK_TCK")
 

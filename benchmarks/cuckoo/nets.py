@@ -1,7 +1,6 @@
-"""The ranker on other tables: the same forward function and loss as ours, with rows of Keras or of MutableHashTable.
+"""The ranker on other tables: our forward function and loss, with rows of Keras or of MutableHashTable.
 
-Both are given places or ids that are there; both score once a step, where ours scores once more before it (unknown ids
-read zeros in the test).
+Both get only ids that are in their tables. Both score once a step; ours scores once more before it, to test.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from training.models.pooling import pooled
 
 
 class Net(ABC):
-    """What the two have in common: the inputs of a batch, and rows of features out of rows of ids."""
+    """The common part of both: the inputs of a batch, and the loss of rows."""
 
     def __init__(self, declaration: Declaration, settings: Settings) -> None:
         self.declaration, self.settings = declaration, settings
@@ -49,10 +48,10 @@ class Net(ABC):
 
     @abstractmethod
     def _step(self, columns: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
-        """One step on a batch's inputs."""
+        """Learns one batch. Returns the loss."""
 
     def loss(self, columns: Any, row_of: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
-        """Of rows that `row_of(feature, ids)` gives."""
+        """The loss with the rows that `row_of(feature, ids)` gives."""
         rows, splits = {}, {}
         for f in self.declaration.features:
             if f.kind == "ids":
@@ -64,11 +63,11 @@ class Net(ABC):
 
 
 class KerasNet(Net):
-    """An Embedding a table, with a place for each id of the source, and one keras.optimizers.Adagrad."""
+    """One Embedding for each table, with a place for each id of the source, and one keras.optimizers.Adagrad."""
 
     def __init__(self, declaration: Declaration, settings: Settings, vocabulary: dict[str, Any]) -> None:
         super().__init__(declaration, settings)
-        self.vocabulary = vocabulary  # table -> its ids, sorted: the place of an id is its place in here
+        self.vocabulary = vocabulary  # table -> its ids, sorted; an id's row has the id's place in this array
         start = keras.initializers.RandomNormal(0, self.rates["row_scale"])
         self.embeddings = {t: keras.layers.Embedding(len(v), self.dim, start) for t, v in vocabulary.items()}
         for embedding in self.embeddings.values():
@@ -92,7 +91,7 @@ class KerasNet(Net):
 
 
 class MutableNet(Net):
-    """Rows and accumulators in a MutableHashTable each: found, changed by Adagrad in the graph, inserted."""
+    """A MutableHashTable of rows and one of accumulators: looked up, changed by Adagrad in the graph, inserted."""
 
     def __init__(self, declaration: Declaration, settings: Settings) -> None:
         super().__init__(declaration, settings)
@@ -105,18 +104,18 @@ class MutableNet(Net):
         self.totals = [tf.Variable(tf.fill(w.shape, self.rates["dense_start"])) for w in self.dense]
 
     def _step(self, columns: Any, numbers: Any, labels: Any, weights: Any, pi: Any) -> Any:
-        ids, where, rows = {}, {}, {}
+        ids, places_of, rows = {}, {}, {}
         for table in self.declaration.tables:
-            mine = [f for f in self.declaration.features if f.table == table]
-            flat = [columns[f.name][0] if f.kind == "ids" else columns[f.name] for f in mine]
+            features = [f for f in self.declaration.features if f.table == table]
+            flat = [columns[f.name][0] if f.kind == "ids" else columns[f.name] for f in features]
             ids[table], places = tf.unique(tf.concat(flat, 0))
             rows[table] = self.rows[table].lookup(ids[table])
-            for f, part in zip(mine, tf.split(places, [tf.size(x) for x in flat], num=len(flat)), strict=True):
-                where[f.name] = part
+            for f, part in zip(features, tf.split(places, [tf.size(x) for x in flat], num=len(flat)), strict=True):
+                places_of[f.name] = part
         with tf.GradientTape() as tape:
             tape.watch(list(rows.values()))
             value = self.loss(
-                columns, lambda f, _: tf.gather(rows[f.table], where[f.name]), numbers, labels, weights, pi
+                columns, lambda f, _: tf.gather(rows[f.table], places_of[f.name]), numbers, labels, weights, pi
             )
         of_rows, of_dense = tape.gradient(value, [rows, self.dense])
         for table, gradient in of_rows.items():

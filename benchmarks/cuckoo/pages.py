@@ -1,6 +1,6 @@
-"""The tables of README.md and docs/table.md, written from the results: no figure is typed by hand.
+"""Writes the tables of README.md and docs/table.md from the results, so that no figure is typed by hand.
 
-A page has two comments, `<!-- benchmarks: ratios -->` (or `cells`) and `<!-- end -->`: what is between is replaced.
+A page has the comments `<!-- benchmarks: ratios -->` (or `cells`) and `<!-- end -->`. The lines between are replaced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.cuckoo.summary import BATCH, GOALS, reached
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = {"README.md": "ratios", "docs/table.md": "cells"}
-SAID = {
+LABELS = {
     "find_vs_ceiling": "find: its rate / the rate of copying random rows through a random index line",
     "find_vs_row_copy": "find: its rate / the rate of copying random rows",
     "find_vs_gather": "find: its rate / that of `tf.gather` on a dense variable",
@@ -37,11 +37,13 @@ CONTESTANTS = {
 
 
 def write(root: Path = ROOT, results: Path = RESULTS) -> None:
-    """Brings both pages up to the results that are there."""
-    found = {file.stem: json.loads(file.read_text()) for file in results.glob("t*.json")}
+    """Writes both pages' tables from the results that exist."""
+    figures = {file.stem: json.loads(file.read_text()) for file in results.glob("t*.json")}
     for page, kind in PAGES.items():
         path = root / page
-        path.write_text(filled(path.read_text(), kind, block(kind, found.get("table", {}), found.get("trainer", {}))))
+        path.write_text(
+            filled(path.read_text(), kind, block(kind, figures.get("table", {}), figures.get("trainer", {})))
+        )
 
 
 def filled(text: str, kind: str, lines: str) -> str:
@@ -56,31 +58,31 @@ def block(kind: str, table: dict[str, Any], trainer: dict[str, Any]) -> str:
 
 
 def ratios(table: dict[str, Any], trainer: dict[str, Any]) -> str:
-    """A row a figure of the summaries, with its spread and goal."""
+    """A table with one row for each figure of the summaries, with its spread and goal."""
     if not table:
         return ""
     lines = ["| | figure (p10 to p90) | goal |", "|---|---|---|"]
     for name, figure in table["summary"].items():
         around = table["spread"].get(name) or []
-        two = f" ({around[0]:g} to {around[1]:g})" if "_vs_" in name and len(around) == 2 else ""
+        spread = f" ({around[0]:g} to {around[1]:g})" if "_vs_" in name and len(around) == 2 else ""
         if control := table["control"].get(name):
-            two = f" (a round: {each(around)}; the machine alone: {each(control)})"
+            spread = f" (a round: {each(around)}; the machine alone: {each(control)})"
         goal = f"{table['goals'][name]}: {'reached' if reached(name, figure) else 'missed'}" if GOALS[name][0] else ""
-        lines.append(f"| {SAID[name]} | {figure:g}{two} | {goal} |")
+        lines.append(f"| {LABELS[name]} | {figure:g}{spread} | {goal} |")
     for race in trainer.get("races", []):
         v = race["vs_keras"]
-        what = f"DeepFM's step: its rate / plain Keras', {race['viewers']:,} viewers and {race['clips']:,} clips"
+        label = f"DeepFM's step: its rate / plain Keras', {race['viewers']:,} viewers and {race['clips']:,} clips"
         goal = f">= 3: {'reached' if v['median'] >= 3 else 'missed'}"
-        lines.append(f"| {what} | {v['median']:.2f} ({v['p10']:.2f} to {v['p90']:.2f}) | {goal} |")
+        lines.append(f"| {label} | {v['median']:.2f} ({v['p10']:.2f} to {v['p90']:.2f}) | {goal} |")
     if trainer:
         rate, us = trainer["summary"]["kafka_to_learned_per_core"], trainer["us_per_example"]
         goal = f">= 10,000: {'reached' if rate >= 10_000 else 'missed'}"
         lines.append(f"| examples/s of one core, from Kafka to learned | {rate:,} | {goal} |")
         lines += [f"| CPU an example, us: {part} | {value:g} | |" for part, value in us.items()]
     machine = table["machine"]
-    where = f"{machine['cpu']}, {machine['cores']} virtual cores, {table['date']}"
-    how = "`python -m benchmarks.table`, `.trainer`; date and commit of each part are in `benchmarks/results/`"
-    return "\n".join([*lines, "", f"{where};", f"{how}.", ""])
+    host = f"{machine['cpu']}, {machine['cores']} virtual cores, {table['date']}"
+    source = "`python -m benchmarks.table`, `.trainer`; date and commit of each part are in `benchmarks/results/`"
+    return "\n".join([*lines, "", f"{host};", f"{source}.", ""])
 
 
 def each(rounds: list[float]) -> str:
@@ -88,7 +90,7 @@ def each(rounds: list[float]) -> str:
 
 
 def cells(table: dict[str, Any]) -> str:
-    """M keys/s at 16,384: a table a number of keys, a row a verb and contestant, a column a dimension and stream."""
+    """M keys/s in batches of 16,384: a table for each number of keys, with a row for each verb and contestant."""
     parts = {n: p for n, p in table.get("parts", {}).items() if n.startswith("speed-")}
     if not parts:
         return ""
@@ -104,9 +106,9 @@ def cells(table: dict[str, Any]) -> str:
         head = " | ".join(f"dim {dim}, {stream}" for dim, stream in columns)
         lines += [f"| {keys} M keys | {head} |", "|---" * (len(columns) + 1) + "|"]
         for verb, contestants in CONTESTANTS.items():
-            for who in contestants:
-                row = [rates.get((verb, who, keys, *column)) for column in columns]
+            for side in contestants:
+                row = [rates.get((verb, side, keys, *column)) for column in columns]
                 shown = " | ".join(f"{r['median']:.2f} / {r['p10']:.2f}" if r else "" for r in row)
-                lines.append(f"| {verb}, {who} | {shown} |")
+                lines.append(f"| {verb}, {side} | {shown} |")
         lines.append("")
     return "\n".join(lines)

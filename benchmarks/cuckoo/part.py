@@ -1,4 +1,4 @@
-"""Parts of the table's benchmark in a process of their own: threads are fixed before TensorFlow starts.
+"""Runs parts of the table's benchmark in a process of their own, with the threads set before TensorFlow starts.
 
 python -m benchmarks.cuckoo.part '{"memory-10M-16": ["memory", {"keys": 10000000, "dim": 16}]}' result.json
 """
@@ -19,7 +19,7 @@ def main() -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     import tensorflow as tf
 
-    # A table is saved and restored by all of the device's threads; everything else is counted of one.
+    # Saving and restoring use all threads of the device. All other parts measure one thread.
     threads = os.cpu_count() if all(module == "files" for module, _ in parts.values()) else 1
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -1,4 +1,4 @@
-"""Rates of each verb of each contestant at one size: batches interleaved, in a new order each round."""
+"""Measures the rate of each verb of each contestant. The contestants' batches take turns, in a new order each round."""
 
 from __future__ import annotations
 
@@ -31,26 +31,20 @@ def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[st
     verbs: dict[str, Verbs] = {}
     fill: dict[str, float] = {}
 
-    def join(name: str, made: Any) -> None:
+    def join(name: str, make: Any) -> Any:
         print(f"  filling {name}", flush=True)
         begin = time.perf_counter()
-        for verb, of in made().items():
+        table, calls = make()
+        for verb, of in calls.items():
             verbs.setdefault(verb, {}).update(of)
         fill[name] = round(keys / (time.perf_counter() - begin) / 1e6, 3)
+        return table
 
-    kept: list[Any] = []
-
-    def keeping(made: Any) -> Any:
-        thing, of = made
-        kept.append(thing)
-        return of
-
-    join("ours", lambda: keeping(contestants.ours(keys, dim)))
-    join("ceiling", lambda: keeping(contestants.ceilings(keys, dim)))
-    join("dense", lambda: contestants.dense(keys, dim))
+    table = join("ours", lambda: contestants.ours(keys, dim))
+    ceiling = join("ceiling", lambda: contestants.ceilings(keys, dim))
+    join("dense", lambda: (None, contestants.dense(keys, dim)))
     for kind in ("DenseHashTable", "MutableHashTable"):
-        join(kind, lambda kind=kind: contestants.hash_table(keys, dim, kind))
-    table, ceiling = kept
+        join(kind, lambda kind=kind: (None, contestants.hash_table(keys, dim, kind)))
     warm = Stream(keys, "uniform", seed=1).batches(16_384, 24)
     ahead = ceiling.tune([w.places for w in warm], [w.keys for w in warm])
     cells, ratios = [], []
@@ -59,12 +53,12 @@ def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[st
         for size in sizes:
             print(f"  {kind}, batches of {size}", flush=True)
             took = race(verbs, stream, size, dim, rounds if size < 65_536 else max(2, rounds // 2))
-            where = {"keys": keys, "dim": dim, "stream": kind, "batch": size}
-            for (verb, who), seconds in took.items():
-                cells.append({"verb": verb, "contestant": who, **where, "M_keys_per_s": rates(seconds, size)})
-            for name, (verb, who) in RATIOS.items():
-                other = took.get((verb, who)) or took[("find", who)]
-                ratios.append({"name": name, **where, **times_faster(took[(verb, "ours")], other)})
+            setting = {"keys": keys, "dim": dim, "stream": kind, "batch": size}
+            for (verb, side), seconds in took.items():
+                cells.append({"verb": verb, "contestant": side, **setting, "M_keys_per_s": rates(seconds, size)})
+            for name, (verb, side) in RATIOS.items():
+                other = took.get((verb, side)) or took[("find", side)]
+                ratios.append({"name": name, **setting, **times_faster(took[(verb, "ours")], other)})
     if "uniform" in streams:
         cells += slow(verbs["apply once"], Stream(keys, "uniform", seed=2), sizes, keys, dim)
     return {"cells": cells, "ratios": ratios, "fill_M_rows_per_s": fill, "prefetch_ahead": ahead, **scans(table, keys)}
@@ -73,38 +67,41 @@ def measure(keys: int, dim: int, sizes: list[int], rounds: int, streams: list[st
 def race(
     verbs: dict[str, Verbs], stream: Stream, size: int, dim: int, rounds: int
 ) -> dict[tuple[str, str], list[float]]:
-    """(verb, contestant) -> seconds of each round. Verbs of a round have batches of their own, their contestants share
-    one: nothing finds what the call before it left in the cache."""
+    """(verb, contestant) -> seconds of each round.
+
+    In a round each verb has a batch of its own, which its contestants share. So no call profits from the cache of the
+    call before.
+    """
     pool = min(len(VERBS) * (rounds + 1), max(24, 2_000_000 // size))
     batches = [Batch.of(ids, dim) for ids in stream.batches(size, pool)]
-    turn = [(verb, who) for verb in VERBS for who in verbs[verb]]
+    turn = [(verb, side) for verb in VERBS for side in verbs[verb]]
     took: dict[tuple[str, str], list[float]] = {t: [] for t in turn}
     rng = random.Random(size)
-    for number in range(-1, rounds):  # the first one warms up
+    for number in range(-1, rounds):  # the first round warms up
         rng.shuffle(turn)
-        for verb, who in turn:
+        for verb, side in turn:
             batch = batches[(number * len(VERBS) + VERBS.index(verb)) % pool]
-            call = verbs[verb][who]
+            call = verbs[verb][side]
             seconds = timed(lambda call=call, batch=batch: call(batch), time.perf_counter)
             if number >= 0:
-                took[verb, who].append(seconds)
+                took[verb, side].append(seconds)
     return took
 
 
 def slow(verbs: Verbs, stream: Stream, sizes: list[int], keys: int, dim: int) -> list[dict[str, Any]]:
-    """What takes up to seconds a batch: three of each."""
+    """The cells of calls that take up to seconds: three batches of each size."""
     cells = []
-    for who, call in verbs.items():
+    for side, call in verbs.items():
         for size in sizes:
             batches = [Batch.of(ids, dim) for ids in stream.batches(size, 4)]
             seconds = [timed(lambda call=call, b=b: call(b), time.perf_counter) for b in batches][1:]
-            where = {"keys": keys, "dim": dim, "stream": "uniform", "batch": size}
-            cells.append({"verb": "apply", "contestant": who, **where, "M_keys_per_s": rates(seconds, size)})
+            setting = {"keys": keys, "dim": dim, "stream": "uniform", "batch": size}
+            cells.append({"verb": "apply", "contestant": side, **setting, "M_keys_per_s": rates(seconds, size)})
     return cells
 
 
 def scans(table: Any, keys: int, rounds: int = 3) -> dict[str, Any]:
-    """Export of the tenth of the rows that was applied to last, of none; then evictions of what is older and older."""
+    """Exports the tenth of the rows that changed last, then no rows; then evicts the oldest rows several times."""
     stream = Stream(keys, "uniform", seed=3)
     export, nothing, evicted = [], [], []
     share, first = max(1, keys // 10), int(table.tick())
@@ -121,7 +118,7 @@ def scans(table: Any, keys: int, rounds: int = 3) -> dict[str, Any]:
 
 
 def counted(scan: Callable[[], Any]) -> dict[str, float]:
-    """Rows that a scan gave, its time, and the rate."""
-    found: list[int] = []
-    seconds = timed(lambda: found.append(len(scan())), time.perf_counter)
-    return {"rows": found[0], "ms": round(1e3 * seconds, 2), "M_rows_per_s": round(found[0] / seconds / 1e6, 3)}
+    """The rows that a scan returned, its time, and the rate."""
+    counts: list[int] = []
+    seconds = timed(lambda: counts.append(len(scan())), time.perf_counter)
+    return {"rows": counts[0], "ms": round(1e3 * seconds, 2), "M_rows_per_s": round(counts[0] / seconds / 1e6, 3)}

@@ -1,6 +1,6 @@
-"""Batches of unique ids: uniform, or the distinct ids of a zipf stream in the order of their first showing.
+"""Batches of unique ids: uniform, or the distinct ids of a zipf stream in the order of their first occurrence.
 
-An id is a place 0 .. n - 1 for the contestants that are dense, and a random-looking int64 for the hash tables.
+An id is a place 0 .. n - 1 for dense tables, and the int64 hash of that place for hash tables.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures the table is judged by, out of the parts that measured them: one each, with its spread and its goal."""
+"""Collects the figures with goals from the parts that measured them: one figure each, with its spread and goal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ BATCH = 16_384
 
 
 def of(parts: dict[str, Any]) -> dict[str, Any]:
-    """`summary`: name -> figure; `spread`: name -> its p10 and p90, or what its rounds gave; `control`: name -> what
-    the machine alone gives, by rounds; `goals`."""
+    """The summary of the parts, by the figures' names.
+
+    `summary`: the figures. `spread`: p10 and p90, or each round's value. `control`: each round's value of the machine
+    alone. `goals`: the goals.
+    """
     figures: dict[str, float] = {}
     spread: dict[str, Any] = {}
     control: dict[str, list[float]] = {}
@@ -63,21 +66,21 @@ def reached(name: str, figure: float) -> bool:
 
 
 def table(whole: dict[str, Any]) -> str:
-    """For a terminal: the cells at 16,384, then the summary."""
+    """The table for a terminal: the cells of batches of 16,384, then the summary."""
     lines = [f"{'':22}{'keys':>10}{'dim':>5}{'stream':>9}{'batch':>8}   M keys/s: median (p10 - p90)"]
     for part in whole["parts"].values():
         for cell in part.get("cells", []):
             if cell["batch"] == BATCH:
                 rate = cell["M_keys_per_s"]
-                where = f"{cell['keys']:>10}{cell['dim']:>5}{cell['stream']:>9}{cell['batch']:>8}"
-                what = f"{cell['verb']} {cell['contestant']}"
-                lines.append(f"{what:22}{where}   {rate['median']:.2f} ({rate['p10']:.2f} - {rate['p90']:.2f})")
+                columns = f"{cell['keys']:>10}{cell['dim']:>5}{cell['stream']:>9}{cell['batch']:>8}"
+                name = f"{cell['verb']} {cell['contestant']}"
+                lines.append(f"{name:22}{columns}   {rate['median']:.2f} ({rate['p10']:.2f} - {rate['p90']:.2f})")
     lines.append(f"\n{'':28}{'figure':>9}  {'goal':10}{'':9}p10 and p90, or each round's")
     for name, figure in whole["summary"].items():
-        said = ("reached" if reached(name, figure) else "missed") if GOALS[name][0] else ""
+        verdict = ("reached" if reached(name, figure) else "missed") if GOALS[name][0] else ""
         around = whole["spread"].get(name, "")
         beside = f"; the machine alone {control}" if (control := whole["control"].get(name)) else ""
-        lines.append(f"{name:28}{figure:>9}  {whole['goals'].get(name, ''):10}{said:9}{around or ''}{beside}")
+        lines.append(f"{name:28}{figure:>9}  {whole['goals'].get(name, ''):10}{verdict:9}{around or ''}{beside}")
     if missing := [name for name in GOALS if name not in whole["summary"]]:
         lines.append(f"not measured: {', '.join(missing)}")
     return "\n".join(lines)

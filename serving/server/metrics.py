@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+
+from serving.server.servable import request_error
 
 REQUESTS, LATENCY = ":tensorflow:serving:request_count", ":tensorflow:serving:request_latency"
 BUCKETS = [10 * 1.8**i for i in range(33)]
@@ -10,24 +16,27 @@ BUCKETS = [10 * 1.8**i for i in range(33)]
 
 
 class ServerMetrics:
+    """The metrics of one server."""
+
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # TensorFlow Serving has no such series
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # TensorFlow Serving has no such metrics
         self._registry = r = CollectorRegistry()
         self._requests = Counter(REQUESTS, "Predict calls", ["model_name", "status"], registry=r)
-        self._latency = Histogram(
-            LATENCY,
-            "Time of a Predict call that succeeded, in microseconds",
-            ["model_name", "API", "entrypoint"],
-            buckets=BUCKETS,
-            registry=r,
-        )
+        about, labels = "Time of a Predict call that succeeded, in microseconds", ["model_name", "API", "entrypoint"]
+        self._latency = Histogram(LATENCY, about, labels, buckets=BUCKETS, registry=r)
 
-    def add(self, model: str, entrypoint: str, status: str, microseconds: float) -> None:
-        """Counts one Predict of `model` that came by GRPC or REST and ended with `status`, a code's name."""
-        self._requests.labels(model, status).inc()
-        if status == "OK":
-            self._latency.labels(model, "Predict", entrypoint).observe(microseconds)
+    @contextmanager
+    def predict(self, model: str, entrypoint: str) -> Iterator[None]:
+        """Counts the Predict call of the block, which came by `entrypoint`, GRPC or REST."""
+        began = time.perf_counter()
+        try:
+            yield
+        except Exception as e:
+            self._requests.labels(model, request_error(e).code.name).inc()
+            raise
+        self._requests.labels(model, "OK").inc()
+        self._latency.labels(model, "Predict", entrypoint).observe((time.perf_counter() - began) * 1e6)
 
     def text(self) -> str:
-        # The library ends each counter's name with _total; TensorFlow Serving does not.
+        # The library adds _total to each counter's name; TensorFlow Serving does not.
         return generate_latest(self._registry).decode().replace(f"{REQUESTS}_total", REQUESTS)

@@ -1,32 +1,29 @@
-"""A small server of TensorFlow Serving's API, for machines without tensorflow_model_server.
+"""Serves models by TensorFlow Serving's API, on machines without tensorflow_model_server.
 
     python -m serving.server.model_server --port 8500 --rest_api_port 8501 --model_config_file models.config
 
 The flags are those of tensorflow_model_server. It answers PredictionService.Predict and GetModelMetadata,
 ModelService.GetModelStatus, the health service, and over REST predict, status and metadata; the rest is UNIMPLEMENTED.
-It listens on loopback only. SIGTERM: no new requests, those under way are answered, exit 0.
+It listens on loopback only. After SIGTERM it takes no new requests, answers those that have begun, and exits with 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import signal
-import threading
-import time
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it complains of int64 on each CPU without AVX-512
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it warns about int64 on each CPU without AVX-512
 
 import grpc
-import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
     get_model_status_pb2,
     model_service_pb2_grpc,
     predict_pb2,
@@ -34,109 +31,100 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
+from common import process
+from common.errors import InputError
 from serving.server.metrics import ServerMetrics
 from serving.server.rest import RestServer
-from serving.server.servable import MAX_BYTES, from_proto, invalid, refusal, to_proto
+from serving.server.servable import MAX_BYTES, RequestError, from_proto, invalid, request_error, to_proto
 from serving.server.versions import Models, read_config
 
-log = logging.getLogger("serving.server.model_server")
+log = process.logger("serving.server.model_server")
 
 HOST = "127.0.0.1"
 DRAIN_S = 10.0
-"""How long requests under way have after SIGTERM."""
+"""The time that requests have after SIGTERM."""
 
-Reply = TypeVar("Reply")
+
+def answer(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
+    """A call of a gRPC service: `method` returns the reply, its error becomes the code and text of the call."""
+
+    def call(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request)
+        except Exception as e:
+            error = request_error(e)
+            context.abort(error.code, error.text)
+
+    return call
+
+
+def unserved(name: str) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
+    """A call that is refused. The generated base class would do it too, and log a traceback each time."""
+
+    @answer
+    def refuse(self: Any, request: Any) -> None:
+        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served here, Predict is")
+
+    return refuse
 
 
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
+    Classify, Regress, MultiInference = map(unserved, ("Classify", "Regress", "MultiInference"))
+
     def __init__(self, models: Models, metrics: ServerMetrics) -> None:
         self._models, self._metrics = models, metrics
 
-    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
-        began, status = time.perf_counter(), "OK"
-        try:
-            return self._predict(request)
-        except Exception as e:
-            refused = refusal(e)
-            status = refused.code.name
-            context.abort(refused.code, refused.text)
-        finally:
-            known = request.model_spec.name in self._models.names()  # or a client could make up endless names
-            taken = (time.perf_counter() - began) * 1e6
-            self._metrics.add(request.model_spec.name if known else "", "GRPC", status, taken)
-
-    def _predict(self, request: Any) -> predict_pb2.PredictResponse:
+    @answer
+    def Predict(self, request: Any) -> predict_pb2.PredictResponse:
         signature = request.model_spec.signature_name or "serving_default"
-        with self._models.use(request.model_spec) as servable:
-            inputs = {alias: from_proto(alias, tensor) for alias, tensor in request.inputs.items()}
-            outputs = servable.run(signature, inputs, request.output_filter)
-            reply = predict_pb2.PredictResponse()
-            servable.name_in(reply.model_spec, signature)
-        for alias, value in outputs.items():
-            reply.outputs[alias].CopyFrom(to_proto(value))
+        reply = predict_pb2.PredictResponse()
+        with self._metrics.predict(self._models.label(request.model_spec.name), "GRPC"):
+            with self._models.use(request.model_spec) as servable:
+                inputs = {alias: from_proto(alias, tensor) for alias, tensor in request.inputs.items()}
+                outputs = servable.run(signature, inputs, request.output_filter)
+                servable.name_in(reply.model_spec, signature)
+            for alias, value in outputs.items():
+                reply.outputs[alias].CopyFrom(to_proto(value))
         return reply
 
-    def Classify(self, request: Any, context: grpc.ServicerContext) -> Any:
-        unserved(context, "Classify")
-
-    def Regress(self, request: Any, context: grpc.ServicerContext) -> Any:
-        unserved(context, "Regress")
-
-    def MultiInference(self, request: Any, context: grpc.ServicerContext) -> Any:
-        unserved(context, "MultiInference")
-
-    def GetModelMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
-        return answered(context, lambda: self._models.metadata(request))
-
-
-def unserved(context: grpc.ServicerContext, call: str) -> None:
-    """The generated base would answer the same, and write a traceback into the log at each call."""
-    context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{call} is not served here, Predict is")
+    @answer
+    def GetModelMetadata(self, request: Any) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        return self._models.metadata(request)
 
 
 class Status(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
+    HandleReloadConfigRequest = unserved("HandleReloadConfigRequest")
+
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    def HandleReloadConfigRequest(self, request: Any, context: grpc.ServicerContext) -> Any:
-        unserved(context, "HandleReloadConfigRequest")
-
-    def GetModelStatus(self, request: Any, context: grpc.ServicerContext) -> Any:
-        def reply() -> get_model_status_pb2.GetModelStatusResponse:
-            if not request.HasField("model_spec"):
-                raise invalid("Missing ModelSpec")
-            found = self._models.status(request.model_spec)
-            return get_model_status_pb2.GetModelStatusResponse(model_version_status=found)
-
-        return answered(context, reply)
+    @answer
+    def GetModelStatus(self, request: Any) -> get_model_status_pb2.GetModelStatusResponse:
+        if not request.HasField("model_spec"):
+            raise invalid("Missing ModelSpec")
+        statuses = self._models.status(request.model_spec)
+        return get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses)
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """SERVING once every model has a version that is AVAILABLE."""
+    """The server is SERVING once every model has a version that is AVAILABLE."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
 
-    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:
+    @answer
+    def Check(self, request: Any) -> health_pb2.HealthCheckResponse:
         if request.service:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r}: health is of the whole server")
+            text = f"no service {request.service!r}: ask for the whole server"
+            raise RequestError(grpc.StatusCode.NOT_FOUND, text)
         state = health_pb2.HealthCheckResponse
         return state(status=state.SERVING if self._models.serving() else state.NOT_SERVING)
-
-
-def answered(context: grpc.ServicerContext, reply: Callable[[], Reply]) -> Reply:
-    try:
-        return reply()
-    except Exception as e:
-        refused = refusal(e)
-        context.abort(refused.code, refused.text)
-        raise
 
 
 def grpc_server(models: Models, metrics: ServerMetrics, port: int, workers: int) -> grpc.Server:
     options = [
         ("grpc.max_receive_message_length", MAX_BYTES), ("grpc.max_send_message_length", MAX_BYTES),
-        ("grpc.so_reuseport", 0),  # or a second server would quietly take half of the requests
+        ("grpc.so_reuseport", 0),  # else a second server could take half of the requests
     ]  # fmt: skip
     server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=options)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models, metrics), server)
@@ -145,58 +133,50 @@ def grpc_server(models: Models, metrics: ServerMetrics, port: int, workers: int)
     try:
         server.add_insecure_port(f"{HOST}:{port}")
     except RuntimeError as e:
-        raise SystemExit(
-            f"serving.server.model_server: --port {port}: cannot listen on {HOST}:{port}, it is in use"
-        ) from e
+        raise InputError(f"--port {port}: cannot listen on {HOST}:{port}, it is in use") from e
     return server
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8500, help="gRPC (default: %(default)s)")
-    parser.add_argument("--rest_api_port", type=int, default=0, help="REST; 0 (the default): none")
-    parser.add_argument("--model_config_file", type=Path, help="a ModelServerConfig in text form: several models")
-    parser.add_argument("--model_name", default="default", help="one model: its name (default: %(default)s)")
-    parser.add_argument("--model_base_path", type=Path, help="one model: the folder of its versions")
-    parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1.0,
-                        help="how often folders are looked at (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--grpc_max_threads", type=int, default=4, help="requests at a time (default: %(default)s)")
-    parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=1,
-                        help="threads inside one op; a request here is small (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--tensorflow_inter_op_parallelism", type=int, default=2, help="(default: %(default)s)")
-    a = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    tf.get_logger().setLevel(logging.ERROR)  # the Session loader calls itself deprecated at each load
-    if (a.model_config_file is None) == (a.model_base_path is None):
-        parser.error("give either --model_config_file or --model_base_path")
-    if a.file_system_poll_wait_seconds <= 0:
-        parser.error(f"--file_system_poll_wait_seconds is {a.file_system_poll_wait_seconds}, allowed is more than 0")
-    try:
-        config = read_config(a.model_config_file) if a.model_config_file else ModelServerConfig()
-    except ValueError as e:
-        parser.error(str(e))
-    if a.model_base_path:
-        config.model_config_list.config.add(name=a.model_name, base_path=str(a.model_base_path))
-
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    threads = (a.tensorflow_intra_op_parallelism, a.tensorflow_inter_op_parallelism)
-    models, metrics = Models(config, a.file_system_poll_wait_seconds, threads), ServerMetrics()
-    server = grpc_server(models, metrics, a.port, a.grpc_max_threads)
-    rest = RestServer(models, metrics, HOST, a.rest_api_port) if a.rest_api_port else None
+def serve(args: argparse.Namespace) -> None:
+    """Serves the models until the process is told to end."""
+    config = read_config(args.model_config_file) if args.model_config_file else ModelServerConfig()
+    if args.model_base_path:
+        config.model_config_list.config.add(name=args.model_name, base_path=str(args.model_base_path))
+    threads = (args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism)
+    models, metrics = Models(config, args.file_system_poll_wait_seconds, threads), ServerMetrics()
+    server = grpc_server(models, metrics, args.port, args.grpc_max_threads)
+    rest = RestServer(models, metrics, HOST, args.rest_api_port) if args.rest_api_port else None
+    stopping = process.stopping()
     models.start()
     server.start()
     if rest:
         rest.start()
-    log.info("gRPC on %s:%d, REST on %s", HOST, a.port, f"{HOST}:{a.rest_api_port}" if rest else "no port")
-    stop.wait()
-    log.info("ending: requests under way are answered")
+    log.info("gRPC on %s:%d, REST on %s", HOST, args.port, f"{HOST}:{args.rest_api_port}" if rest else "no port")
+    stopping.wait()
+    log.info("ending: answers the requests that have begun")
     server.stop(DRAIN_S).wait()
     if rest:
         rest.close()
     models.close()
 
 
+def main(argv: list[str] | None = None) -> int:
+    parser = process.Arguments("serving.server.model_server", __doc__)
+    flag, shown = parser.add_argument, "(default: %(default)s)"
+    flag("--port", type=int, default=8500, help=f"gRPC {shown}")
+    flag("--rest_api_port", type=int, default=0, help="REST; 0 (the default): none")
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("--model_config_file", type=Path, help="several models: a ModelServerConfig in text form")
+    models.add_argument("--model_base_path", type=Path, help="one model: the folder of its versions")
+    flag("--model_name", default="default", help=f"one model: its name {shown}")
+    flag("--file_system_poll_wait_seconds", type=process.above(0.0), default=1.0, metavar="S",
+         help=f"the pause between two looks at the folders {shown}")  # fmt: skip
+    flag("--grpc_max_threads", type=int, default=4, help=f"requests at the same time {shown}")
+    flag("--tensorflow_intra_op_parallelism", type=int, default=1, help=f"threads of one op {shown}")
+    flag("--tensorflow_inter_op_parallelism", type=int, default=2, help=f"ops at the same time {shown}")
+    args = parser.parse_args(argv)
+    return process.run(lambda: serve(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

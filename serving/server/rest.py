@@ -1,14 +1,12 @@
-"""TensorFlow Serving's REST API: predict, status and metadata of the models that are served over gRPC, too."""
+"""TensorFlow Serving's REST API: predict, status and metadata of the models."""
 
 from __future__ import annotations
 
 import base64
 import json
-import logging
 import re
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -20,18 +18,20 @@ import tensorflow as tf
 from google.protobuf.json_format import MessageToDict
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
+from common import process
+from common.errors import InputError
 from serving.server.metrics import ServerMetrics
-from serving.server.servable import MAX_BYTES, Refused, invalid, refusal
+from serving.server.servable import MAX_BYTES, RequestError, invalid, request_error
 from serving.server.versions import Models
 
-log = logging.getLogger("serving.server.rest")
+log = process.logger("serving.server.rest")
 
 _NAME = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 PREDICT = re.compile(_NAME + r":(?P<method>predict|classify|regress)", re.IGNORECASE)
 METADATA = re.compile(_NAME + "/metadata", re.IGNORECASE)
 STATUS = re.compile(_NAME, re.IGNORECASE)
 
-HTTP_CODES = {  # util/net_http: what TensorFlow Serving makes of a status
+HTTP_CODES = {  # as TensorFlow Serving maps them, in util/net_http
     "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, "PERMISSION_DENIED": 403,
     "UNAUTHENTICATED": 401, "NOT_FOUND": 404, "ALREADY_EXISTS": 409, "ABORTED": 409, "RESOURCE_EXHAUSTED": 429,
     "CANCELLED": 499, "UNIMPLEMENTED": 501, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
@@ -39,45 +39,41 @@ HTTP_CODES = {  # util/net_http: what TensorFlow Serving makes of a status
 
 
 def to_array(name: str, value: Any, info: Any) -> npt.NDArray[Any]:
-    """A JSON value as the array that `info` (TensorInfo) asks for; Refused, with the name, if it is not one."""
+    """Converts a JSON value to the array that `info` (TensorInfo) describes; RequestError names the input `name`."""
     dtype = tf.as_dtype(info.dtype)
     shape: list[int] = []
-    inner = value
-    while isinstance(inner, list):
-        shape.append(len(inner))
-        inner = inner[0] if inner else None
-    flat: list[Any] = []
-    _flatten(name, value, shape, 0, flat)
-    cells = [_cell(name, cell, dtype) for cell in flat]
-    if not shape or 0 not in shape:
-        return np.array(cells, object if dtype == tf.string else dtype.as_numpy_dtype).reshape(shape)
-    known = info.tensor_shape.dim  # [] says nothing of the dimensions behind an empty one
-    shape += [max(d.size, 0) for d in known[len(shape) :]]
-    return np.empty(shape, object if dtype == tf.string else dtype.as_numpy_dtype)
+    first = value
+    while isinstance(first, list):
+        shape.append(len(first))
+        first = first[0] if first else None
+    cells = [_cell(name, cell, dtype) for cell in _cells(name, value, shape)]
+    if 0 in shape:  # JSON does not show the dimensions after an empty one
+        shape += [max(dim.size, 0) for dim in info.tensor_shape.dim[len(shape) :]]
+    return np.array(cells, object if dtype == tf.string else dtype.as_numpy_dtype).reshape(shape)
 
 
-def _flatten(name: str, value: Any, shape: list[int], level: int, into: list[Any]) -> None:
+def _cells(name: str, value: Any, shape: list[int], level: int = 0) -> Iterator[Any]:
+    """The values in nested lists; RequestError if the lists do not all have this shape."""
     if level == len(shape):
         if isinstance(value, list):
             raise invalid(f"{name}: Encountered list at unexpected level: {level} expected < {len(shape)}")
-        if shape and 0 in shape:
-            return
-        into.append(value)
-        return
-    if not isinstance(value, list):
+        yield value
+    elif not isinstance(value, list):
         raise invalid(
             f"{name}: JSON Value: {json.dumps(value)[:100]} found at incorrect level: {level + 1} in the JSON DOM. "
             f"Expected at level: {len(shape)}"
         )
-    if len(value) != shape[level]:
+    elif len(value) != shape[level]:
         raise invalid(
             f"{name}: Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
         )
-    for inner in value:
-        _flatten(name, inner, shape, level + 1, into)
+    else:
+        for inner in value:
+            yield from _cells(name, inner, shape, level + 1)
 
 
 def _cell(name: str, value: Any, dtype: tf.DType) -> Any:
+    """One JSON value as one of an array of `dtype`; RequestError if it is of another type."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if dtype == tf.string and isinstance(value, str):
         return value.encode()
@@ -95,43 +91,45 @@ def _cell(name: str, value: Any, dtype: tf.DType) -> Any:
     raise invalid(f"{name}: JSON Value: {json.dumps(value)[:100]} is not of expected type: {dtype.name}")
 
 
-def inputs_of(body: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[dict[str, npt.NDArray[Any]], bool]:
-    """The arrays of a predict body, and whether it goes by rows (`instances`) or by columns (`inputs`)."""
+def inputs_of(body: Mapping[str, Any], signature: Mapping[str, Any]) -> tuple[dict[str, npt.NDArray[Any]], bool]:
+    """The arrays of a predict body for the inputs of `signature`. True: it has rows, `instances`; else `inputs`."""
     rows, columns = "instances" in body, "inputs" in body
     if rows and columns:
         raise invalid("Not formatted correctly expected only one of 'instances' or 'inputs' key")
     if not rows and not columns:
         raise invalid("Missing 'inputs' or 'instances' key")
     if columns:
-        given = body["inputs"]
-        if not isinstance(given, dict) or (len(known) == 1 and "b64" in given):
-            if len(known) != 1:
-                raise invalid("'inputs' is a plain value, but the signature has not one input: name them in an object")
-            given = {next(iter(known)): given}
+        values = body["inputs"]
+        if not isinstance(values, dict) or (len(signature) == 1 and "b64" in values):
+            if len(signature) != 1:
+                raise invalid("'inputs' must be an object that names the inputs: the signature does not have only one")
+            values = {next(iter(signature)): values}
     else:
-        given = _columns(body["instances"], known)
-    for name in given:
-        if name not in known:
-            raise invalid(f"JSON object: does not have named input: {name}. Known: {', '.join(sorted(known))}")
-    return {name: to_array(name, value, known[name]) for name, value in given.items()}, rows
+        values = _columns(body["instances"], signature)
+    for name in values:
+        if name not in signature:
+            raise invalid(f"JSON object: does not have named input: {name}. Known: {', '.join(sorted(signature))}")
+    return {name: to_array(name, value, signature[name]) for name, value in values.items()}, rows
 
 
-def _columns(instances: Any, known: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _columns(instances: Any, signature: Mapping[str, Any]) -> dict[str, list[Any]]:
     if not isinstance(instances, list) or not instances:
         raise invalid("'instances' must be a list with at least one row")
     named = all(isinstance(row, dict) and set(row) != {"b64"} for row in instances)
     if not named:
-        if len(known) != 1:
-            raise invalid(f"'instances' must be objects that name the inputs: {', '.join(sorted(known))}")
-        return {next(iter(known)): instances}
+        if len(signature) != 1:
+            raise invalid(f"'instances' must be objects that name the inputs: {', '.join(sorted(signature))}")
+        return {next(iter(signature)): instances}
     for i, row in enumerate(instances):
         if set(row) != set(instances[0]):
-            raise invalid(f"Failed to process element: {i} of 'instances' list: other inputs than the first one's")
+            raise invalid(
+                f"Failed to process element: {i} of 'instances' list: its inputs differ from those of the first"
+            )
     return {name: [row[name] for row in instances] for name in instances[0]}
 
 
 def plain(name: str, value: npt.NDArray[Any]) -> Any:
-    """An output as JSON: floats as short as they read back, bytes of `*_bytes` as base64."""
+    """An output as JSON: each float with the fewest digits that give the same float, bytes of `*_bytes` as base64."""
     if value.ndim:
         return [plain(name, inner) for inner in value]
     item = value.item() if isinstance(value, np.ndarray | np.generic) else value
@@ -143,12 +141,13 @@ def plain(name: str, value: npt.NDArray[Any]) -> Any:
 
 
 def reply_of(outputs: Mapping[str, npt.NDArray[Any]], rows: bool) -> dict[str, Any]:
-    found = {name: np.asarray(value) for name, value in outputs.items()}
+    """The JSON answer: `predictions` by rows, or `outputs` by columns."""
+    arrays = {name: np.asarray(value) for name, value in outputs.items()}
     if rows:
-        sizes = {value.shape[0] if value.ndim else None for value in found.values()}
+        sizes = {array.shape[0] if array.ndim else None for array in arrays.values()}
         if len(sizes) != 1 or None in sizes:
             raise invalid("the outputs are no rows of one batch: ask for them by 'inputs'")
-    values = {name: plain(name, np.asarray(value)) for name, value in found.items()}
+    values = {name: plain(name, array) for name, array in arrays.items()}
     if not rows:
         return {"outputs": next(iter(values.values())) if len(values) == 1 else values}
     if len(values) == 1:
@@ -168,15 +167,13 @@ def spec_of(match: re.Match[str]) -> model_pb2.ModelSpec:
 
 
 class RestServer:
-    """The API on `port`, in threads of its own."""
+    """Serves the API on `port`, in its own threads."""
 
     def __init__(self, models: Models, metrics: ServerMetrics, host: str, port: int) -> None:
         try:
             self._server = ThreadingHTTPServer((host, port), _handler(models, metrics))
         except OSError as e:
-            raise SystemExit(
-                f"serving.server.model_server: --rest_api_port {port}: cannot listen on {host}:{port}: {e.strerror}"
-            ) from e
+            raise InputError(f"--rest_api_port {port}: cannot listen on {host}:{port}: {e.strerror}") from e
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="rest", daemon=True)
 
@@ -214,38 +211,32 @@ def _handler(models: Models, metrics: ServerMetrics) -> type[BaseHTTPRequestHand
                 request.model_spec.CopyFrom(spec_of(match))
                 return _as_dict(models.metadata(request))
             if match := STATUS.fullmatch(path):
-                found = models.status(spec_of(match))
-                return _as_dict(get_model_status_pb2.GetModelStatusResponse(model_version_status=found))
+                statuses = models.status(spec_of(match))
+                return _as_dict(get_model_status_pb2.GetModelStatusResponse(model_version_status=statuses))
             if path.lower().rstrip("/") == "/v1/models":
                 raise invalid("Missing model name in request.")
-            raise Refused(grpc.StatusCode.NOT_FOUND, f"Malformed request: GET {path}")
+            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Malformed request: GET {path}")
 
         def _post(self, path: str, body: bytes) -> dict[str, Any]:
             match = PREDICT.fullmatch(path)
             if match is None:
-                raise Refused(grpc.StatusCode.NOT_FOUND, f"Malformed request: POST {path}")
+                raise RequestError(grpc.StatusCode.NOT_FOUND, f"Malformed request: POST {path}")
             if match["method"].lower() != "predict":
-                raise Refused(grpc.StatusCode.UNIMPLEMENTED, f"{match['method']} is not served here, predict is")
-            began, status, spec = time.perf_counter(), "OK", spec_of(match)
-            try:
+                raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"{match['method']} is not served here, predict is")
+            spec = spec_of(match)
+            with metrics.predict(models.label(spec.name), "REST"):
                 return _predict(models, spec, body)
-            except Exception as e:
-                status = refusal(e).code.name
-                raise
-            finally:
-                known = spec.name in models.names()
-                metrics.add(spec.name if known else "", "REST", status, (time.perf_counter() - began) * 1e6)
 
         def _answer(self, reply: Any) -> None:
             try:
                 data = json.dumps(reply(), indent=4).encode()
             except Exception as e:
-                return self._error(refusal(e))
+                return self._error(request_error(e))
             self._send(200, data, "application/json")
 
-        def _error(self, refused: Refused) -> None:
-            data = json.dumps({"error": refused.text}).encode()
-            self._send(HTTP_CODES.get(refused.code.name, 500), data, "application/json")
+        def _error(self, error: RequestError) -> None:
+            data = json.dumps({"error": error.text}).encode()
+            self._send(HTTP_CODES.get(error.code.name, 500), data, "application/json")
 
         def _send(self, code: int, data: bytes, kind: str) -> None:
             self.send_response(code)
@@ -254,7 +245,7 @@ def _handler(models: Models, metrics: ServerMetrics) -> type[BaseHTTPRequestHand
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, format: str, *args: Any) -> None:  # a line a request is too much
+        def log_message(self, format: str, *args: Any) -> None:  # not one line for each request
             log.debug(format, *args)
 
     return Handler
@@ -278,7 +269,5 @@ def _predict(models: Models, spec: model_pb2.ModelSpec, body: bytes) -> dict[str
 
 
 def _as_dict(message: Any) -> dict[str, Any]:
-    found: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return found
+    options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
+    return dict(MessageToDict(message, **options))

@@ -16,42 +16,42 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow_serving.apis import prediction_log_pb2
 
 MAX_BYTES = 64 << 20
-"""Of a message, and of a tensor in it: a shape of 10^12 with one value is a small message."""
+"""The limit of a message, and of a tensor in it: a small message can ask for a tensor of 10^12 equal values."""
 MAX_WARM_UP_RECORDS = 1000  # TensorFlow Serving's own limit
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class Refused(Exception):
-    """A request that gets an error for an answer: a code of gRPC's, and TensorFlow Serving's text."""
+class RequestError(Exception):
+    """The error that answers a request: a gRPC code, and TensorFlow Serving's text."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
         self.code, self.text = code, text
 
 
-def invalid(text: str) -> Refused:
-    return Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
+def invalid(text: str) -> RequestError:
+    return RequestError(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
-def refusal(error: Exception) -> Refused:
-    """`error` as an answer: TensorFlow's codes are gRPC's."""
-    if isinstance(error, Refused):
+def request_error(error: Exception) -> RequestError:
+    """Any error as the answer to a request. TensorFlow's error codes equal those of gRPC."""
+    if isinstance(error, RequestError):
         return error
     if isinstance(error, tf.errors.OpError):
-        return Refused(_CODES[error.error_code], error.message)
-    return Refused(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+        return RequestError(_CODES[error.error_code], error.message)
+    return RequestError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 class Signature(NamedTuple):
-    """Alias -> TensorInfo of what goes in and comes out."""
+    """Alias -> TensorInfo."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
 
 
 class Servable:
-    """`path` loaded. Requests `use` it; `close` waits for them, so that no session is closed under a call."""
+    """The SavedModel at `path`, loaded. Requests `use` it; `close` waits until no request does."""
 
     def __init__(self, name: str, version: int, path: Path, threads: tuple[int, int]) -> None:
         self.name, self.version = name, version
@@ -74,21 +74,21 @@ class Servable:
             raise
 
     def name_in(self, spec: Any, signature: str = "") -> None:
-        """What a reply says of the version that made it."""
+        """Writes the name of this version to the ModelSpec of a reply."""
         spec.name, spec.signature_name = self.name, signature
         spec.version.value = self.version
 
     @contextmanager
     def use(self) -> Iterator[bool]:
-        """Holds the version loaded; yields False if it is on its way out already."""
+        """Keeps the version loaded within the block; yields False if it is being unloaded."""
         with self._idle:
-            open_ = not self._closing
-            self._users += open_
+            usable = not self._closing
+            self._users += usable
         try:
-            yield open_
+            yield usable
         finally:
             with self._idle:
-                self._users -= open_
+                self._users -= usable
                 self._idle.notify_all()
 
     def close(self) -> None:
@@ -102,15 +102,15 @@ class Servable:
             return self.signatures[name]
         except KeyError:
             text = f'Serving signature key "{name}" not found.'
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, text) from None
+            raise RequestError(grpc.StatusCode.FAILED_PRECONDITION, text) from None
 
     def run(
         self, signature: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str] = ()
     ) -> dict[str, npt.NDArray[Any]]:
-        """Run `signature` for the aliases `outputs` (none: for all of them)."""
-        known = self.signature(signature)
-        if len(inputs) != len(known.inputs):
-            sent, needed = sorted(inputs), sorted(known.inputs)
+        """Runs `signature`, and returns the outputs of the aliases `outputs` (none: all outputs)."""
+        sig = self.signature(signature)
+        if len(inputs) != len(sig.inputs):
+            sent, needed = sorted(inputs), sorted(sig.inputs)
             raise invalid(
                 f"input size does not match signature: {len(sent)}!={len(needed)} "
                 f"len({{{','.join(sent)}}}) != len({{{','.join(needed)}}}). "
@@ -118,25 +118,25 @@ class Servable:
                 f"Missing but required: {{{','.join(sorted(set(needed) - set(sent)))}}}."
             )
         for alias, value in inputs.items():
-            _check_input(alias, value, known.inputs)
+            _check_input(alias, value, sig.inputs)
         for alias in outputs:
-            if alias not in known.outputs:
+            if alias not in sig.outputs:
                 raise invalid(
                     f"output tensor alias not found in signature: {alias} Outputs expected to be in the set "
-                    f"{{{','.join(sorted(known.outputs))}}}."
+                    f"{{{','.join(sorted(sig.outputs))}}}."
                 )
             if list(outputs).count(alias) > 1:
                 raise invalid(f"duplicate output tensor alias: {alias}")
-        wanted = tuple(outputs) or tuple(sorted(known.outputs))
-        call = self._callables.get((signature, wanted))
-        if call is None:  # two threads may both make it: the same
-            feeds = [known.inputs[a].name for a in sorted(known.inputs)]
-            call = self._session.make_callable([known.outputs[a].name for a in wanted], feeds)
-            self._callables[signature, wanted] = call
-        return dict(zip(wanted, call(*(inputs[a] for a in sorted(inputs))), strict=True))
+        fetched = tuple(outputs) or tuple(sorted(sig.outputs))
+        call = self._callables.get((signature, fetched))
+        if call is None:  # two threads may both make it: both are the same
+            feeds = [sig.inputs[alias].name for alias in sorted(sig.inputs)]
+            call = self._session.make_callable([sig.outputs[alias].name for alias in fetched], feeds)
+            self._callables[signature, fetched] = call
+        return dict(zip(fetched, call(*(inputs[alias] for alias in sorted(inputs))), strict=True))
 
     def _warm_up(self, records: Path) -> None:
-        """What is to run before the version may be AVAILABLE; an error in it is an error of the load."""
+        """Runs the recorded requests before the version is AVAILABLE. If one fails, the version is not loaded."""
         if not records.exists():
             return
         for i, record in enumerate(tf.data.TFRecordDataset(str(records))):
@@ -144,30 +144,30 @@ class Servable:
                 raise invalid(f"Number of warmup records exceeds the maximum ({MAX_WARM_UP_RECORDS}) at {records}")
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
             if log.WhichOneof("log_type") != "predict_log":
-                raise Refused(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported log_type for warmup: {log}")
+                raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"Unsupported log_type for warmup: {log}")
             request = log.predict_log.request
             inputs = {alias: from_proto(alias, t) for alias, t in request.inputs.items()}
             self.run(request.model_spec.signature_name or "serving_default", inputs)
 
 
-def _check_input(alias: str, value: npt.NDArray[Any], known: Mapping[str, Any]) -> None:
-    if alias not in known:
+def _check_input(alias: str, value: npt.NDArray[Any], inputs: Mapping[str, Any]) -> None:
+    if alias not in inputs:
         raise invalid(
             f"input tensor alias not found in signature: {alias}. Inputs expected to be in the set "
-            f"{{{','.join(sorted(known))}}}."
+            f"{{{','.join(sorted(inputs))}}}."
         )
-    info = known[alias]
+    info = inputs[alias]
     expected = tf.as_dtype(info.dtype)
-    found = tf.string if value.dtype.kind in "OSU" else tf.as_dtype(value.dtype)
-    if found != expected:
-        raise invalid(f"input {alias}: expects {expected.name}, but {found.name} is provided")
+    dtype = tf.string if value.dtype.kind in "OSU" else tf.as_dtype(value.dtype)
+    if dtype != expected:
+        raise invalid(f"input {alias}: expects {expected.name}, but {dtype.name} is provided")
     shape = tf.TensorShape(info.tensor_shape)
     if not shape.is_compatible_with(value.shape):
         raise invalid(f"input {alias}: expects shape {shape}, but {list(value.shape)} is provided")
 
 
 def from_proto(alias: str, tensor: TensorProto) -> npt.NDArray[Any]:
-    """The array of a tensor that came in; Refused if it cannot be one."""
+    """A tensor of a request as an array; RequestError if it is not valid."""
     try:
         dtype = tf.as_dtype(tensor.dtype)
         cells = 1
@@ -181,7 +181,7 @@ def from_proto(alias: str, tensor: TensorProto) -> npt.NDArray[Any]:
 
 
 def to_proto(value: npt.NDArray[Any]) -> TensorProto:
-    """As bytes (--enable_serialization_as_tensor_content of TensorFlow Serving): a list of numbers is slow."""
+    """An array as a tensor, with its numbers as bytes: a list of numbers is slow."""
     value = np.asarray(value)
     if value.dtype.kind in "OSU":
         return tf.make_tensor_proto(value)

@@ -1,12 +1,11 @@
-"""Which versions of which models are loaded: TensorFlow Serving's version policy over folders that are polled.
+"""Loads and unloads the versions of each model: polls its folder, and follows TensorFlow Serving's version policy.
 
-A new version is loaded and warmed up, then the old one goes: never less than one is AVAILABLE. One that cannot be
-loaded stays away, with its error in the status, and is tried again a few times; the old one serves on.
+A new version is loaded and warmed up before the old one is unloaded, so one is always AVAILABLE. If a version cannot be
+loaded, its status has the error, the load is tried a few times again, and the old version still serves.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -21,9 +20,11 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
 
-from serving.server.servable import Refused, Servable, invalid, refusal
+from common import process
+from common.errors import InputError
+from serving.server.servable import RequestError, Servable, invalid, request_error
 
-log = logging.getLogger("serving.server.versions")
+log = process.logger("serving.server.versions")
 
 RETRIES, RETRY_S = 5, 60.0
 """TensorFlow Serving's --max_num_load_retries and --load_retry_interval_micros."""
@@ -31,10 +32,10 @@ RETRIES, RETRY_S = 5, 60.0
 
 @dataclass
 class Version:
-    """One version's place in the state machine START, LOADING, AVAILABLE, UNLOADING, END."""
+    """One version. Its state is START, LOADING, AVAILABLE, UNLOADING or END."""
 
     state: int = ModelVersionStatus.START
-    error: Refused | None = None
+    error: RequestError | None = None
     servable: Servable | None = None
     tries: int = 0
     next_try: float = 0.0
@@ -47,27 +48,28 @@ class Model:
 
 
 def read_config(path: Path) -> ModelServerConfig:
-    """The text proto of --model_config_file; ValueError names what is wrong."""
+    """Reads the text proto of --model_config_file."""
     config = ModelServerConfig()
     try:
         text_format.Parse(path.read_text(), config)
     except (OSError, text_format.ParseError) as e:
-        raise ValueError(f"--model_config_file {path}: {e}") from e
-    names = [m.name for m in config.model_config_list.config]
+        raise InputError(f"--model_config_file {path}: {e}") from e
+    names = [model.name for model in config.model_config_list.config]
+    error = "" if names else "no model in its model_config_list"
     for model in config.model_config_list.config:
         if not model.name or not model.base_path:
-            raise ValueError(f"--model_config_file {path}: a model needs a name and a base_path")
-        if model.model_platform not in ("", "tensorflow"):
-            raise ValueError(f"--model_config_file {path}: {model.name}: model_platform must be tensorflow")
-        if names.count(model.name) > 1:
-            raise ValueError(f"--model_config_file {path}: {model.name} is there twice")
-    if not names:
-        raise ValueError(f"--model_config_file {path}: no model in its model_config_list")
+            error = "a model needs a name and a base_path"
+        elif model.model_platform not in ("", "tensorflow"):
+            error = f"{model.name}: model_platform must be tensorflow"
+        elif names.count(model.name) > 1:
+            error = f"{model.name} is named twice"
+    if error:
+        raise InputError(f"--model_config_file {path}: {error}")
     return config
 
 
 class Models:
-    """All models of a config. `threads`: intra and inter op threads of each session."""
+    """All models of a config. `threads` are the intra op and inter op threads of each session."""
 
     def __init__(self, config: ModelServerConfig, poll_s: float, threads: tuple[int, int] = (1, 2)) -> None:
         self._models = {m.name: Model(m) for m in config.model_config_list.config}
@@ -79,7 +81,7 @@ class Models:
         self._poller.start()
 
     def close(self) -> None:
-        """Waits for the load that is under way, then unloads all."""
+        """Waits for the load that is running, then unloads all versions."""
         self._stop.set()
         self._poller.join()
         for name, model in self._models.items():
@@ -92,26 +94,20 @@ class Models:
             for name, model in self._models.items():
                 try:
                     self._follow(name, model)
-                except Exception:  # an unreadable folder: looked at again
+                except Exception:  # an unreadable folder: the next poll reads it again
                     log.exception("model %s: cannot follow %s", name, model.config.base_path)
             self._stop.wait(self._poll_s)
 
     def _follow(self, name: str, model: Model) -> None:
         aspired = self._aspired(model)
         if not aspired:
-            return  # an emptied folder takes nothing away
+            return  # an empty folder unloads nothing
         now = time.monotonic()
         for number in aspired:
-            version = model.versions.get(number)
-            again = (
-                version is not None
-                and version.state == ModelVersionStatus.END
-                and (
-                    version.error is None  # it was unloaded, and is the newest again
-                    or (version.tries <= RETRIES and version.next_try <= now)
-                )
-            )
-            if version is None or again:
+            version = model.versions.get(number, Version())
+            unloaded = version.state == ModelVersionStatus.END and version.error is None  # and is the newest again
+            retry = version.error is not None and version.tries <= RETRIES and version.next_try <= now
+            if version.state == ModelVersionStatus.START or unloaded or retry:
                 self._load(name, model, number)
         available = {n for n, v in model.versions.items() if v.state == ModelVersionStatus.AVAILABLE}
         if available & set(aspired):
@@ -121,12 +117,12 @@ class Models:
     @staticmethod
     def _aspired(model: Model) -> list[int]:
         base, policy = Path(model.config.base_path), model.config.model_version_policy
-        found = sorted(int(p.name) for p in base.iterdir() if p.name.isdecimal()) if base.is_dir() else []
+        numbers = sorted(int(p.name) for p in base.iterdir() if p.name.isdecimal()) if base.is_dir() else []
         if policy.HasField("all"):
-            return found
+            return numbers
         if policy.HasField("specific"):
-            return [n for n in found if n in policy.specific.versions]
-        return found[-(policy.latest.num_versions or 1) :]
+            return [n for n in numbers if n in policy.specific.versions]
+        return numbers[-(policy.latest.num_versions or 1) :]
 
     def _load(self, name: str, model: Model, number: int) -> None:
         with self._lock:
@@ -136,7 +132,7 @@ class Models:
         try:
             servable = Servable(name, number, Path(model.config.base_path) / str(number), self._threads)
         except Exception as e:
-            error = refusal(e)
+            error = request_error(e)
             with self._lock:
                 version.state, version.error, version.tries = ModelVersionStatus.END, error, version.tries + 1
                 version.next_try = time.monotonic() + RETRY_S
@@ -155,18 +151,19 @@ class Models:
             version.state = ModelVersionStatus.END
         log.info("model %s version %d: unloaded", name, number)
 
-    # -- what requests ask -----------------------------------------------------------------------------------------
+    # -- for requests ----------------------------------------------------------------------------------------------
 
-    def names(self) -> list[str]:
-        return list(self._models)
+    def label(self, name: str) -> str:
+        """The model's name for a metric, "" for an unknown one: a client could send endless names."""
+        return name if name in self._models else ""
 
     @contextmanager
     def use(self, spec: Any) -> Iterator[Servable]:
-        """The version a ModelSpec means, held loaded; Refused as TensorFlow Serving does it."""
+        """Keeps the version that a ModelSpec names loaded within the block; RequestError if there is none."""
         while True:
             servable = self._find(spec)
-            with servable.use() as open_:
-                if open_:
+            with servable.use() as usable:
+                if usable:
                     yield servable
                     return
 
@@ -175,17 +172,17 @@ class Models:
             raise invalid("ModelSpec has no name specified.")
         with self._lock:
             model = self._models.get(spec.name)
-            wanted = self._wanted(model, spec)
+            number = self._number(model, spec)
             loaded = {n: v.servable for n, v in model.versions.items() if v.servable is not None} if model else {}
-        servable = loaded.get(wanted if wanted is not None else max(loaded, default=-1))
+        servable = loaded.get(number if number is not None else max(loaded, default=-1))
         if servable is None:
-            which = f"Latest({spec.name})" if wanted is None else f"Specific({spec.name}, {wanted})"
-            raise Refused(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {which}")
+            request = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
+            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request}")
         return servable
 
     @staticmethod
-    def _wanted(model: Model | None, spec: Any) -> int | None:
-        """The version asked for, by number or label; None: the latest. Both at once cannot be: the proto's oneof."""
+    def _number(model: Model | None, spec: Any) -> int | None:
+        """The version that a ModelSpec names, by its number or by a label; None: the latest one."""
         choice = spec.WhichOneof("version_choice")
         if choice == "version":
             return int(spec.version.value)
@@ -210,23 +207,23 @@ class Models:
         return reply
 
     def status(self, spec: Any) -> list[ModelVersionStatus]:
-        """Newest first; Refused if there is none."""
+        """The status of the versions that a ModelSpec names, newest first; RequestError if there is none."""
         with self._lock:
             model = self._models.get(spec.name)
-            wanted = self._wanted(model, spec)
-            found = []
+            wanted = self._number(model, spec)
+            statuses = []
             for number, version in sorted(model.versions.items(), reverse=True) if model else ():
                 status = ModelVersionStatus(version=number, state=version.state)
                 status.status.error_code = version.error.code.value[0] if version.error else 0
                 status.status.error_message = version.error.text if version.error else ""
                 if wanted is None or wanted == number:
-                    found.append(status)
-        if not found:
-            which = "any versions" if wanted is None else f"version {wanted}"
-            raise Refused(grpc.StatusCode.NOT_FOUND, f"Could not find {which} of model {spec.name}")
-        return found
+                    statuses.append(status)
+        if not statuses:
+            versions = "any versions" if wanted is None else f"version {wanted}"
+            raise RequestError(grpc.StatusCode.NOT_FOUND, f"Could not find {versions} of model {spec.name}")
+        return statuses
 
     def serving(self) -> bool:
-        """Every model has a version that is AVAILABLE."""
+        """True if every model has a version that is AVAILABLE."""
         with self._lock:
             return all(any(v.servable for v in m.versions.values()) for m in self._models.values())

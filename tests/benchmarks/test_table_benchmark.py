@@ -14,7 +14,7 @@ from tests.support import PROJECT
 
 sys.path.insert(0, str(PROJECT))
 
-from benchmarks.cuckoo import pages, summary  # noqa: E402  # no package: found by the line above
+from benchmarks.cuckoo import pages, summary  # noqa: E402  # not installed: imported by the line above
 
 
 def test_a_small_run_measures_its_parts(tmp_path: Path) -> None:
@@ -37,8 +37,8 @@ def test_a_small_run_measures_its_parts(tmp_path: Path) -> None:
 
 
 def test_the_pages_show_the_results() -> None:
-    found = {file.stem: json.loads(file.read_text()) for file in pages.RESULTS.glob("t*.json")}
-    table, trainer = found.get("table", {}), found.get("trainer", {})
+    results = {file.stem: json.loads(file.read_text()) for file in pages.RESULTS.glob("t*.json")}
+    table, trainer = results.get("table", {}), results.get("trainer", {})
     for page, kind in pages.PAGES.items():
         text = (PROJECT / page).read_text()
         assert pages.filled(text, kind, pages.block(kind, table, trainer)) == text, page
@@ -50,6 +50,6 @@ def test_a_page_without_a_place_is_refused() -> None:
 
 
 def test_every_figure_has_a_goal_and_words() -> None:
-    assert pages.SAID.keys() == summary.GOALS.keys()
+    assert pages.LABELS.keys() == summary.GOALS.keys()
     assert summary.reached("find_vs_ceiling", 0.75) and not summary.reached("find_vs_ceiling", 0.74)
     assert summary.reached("worst_growth_cpu_ms", 20) and not summary.reached("worst_growth_cpu_ms", 21)

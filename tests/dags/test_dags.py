@@ -22,9 +22,9 @@ HEAVY = {"tensorflow", "keras", "numpy", "pandas", "pyarrow", "great_expectation
 
 def test_all_load_and_each_is_one_dag(airflow):
     for daily in (False, True):
-        found = airflow.ask(verb="look", daily=daily)
-        assert found["errors"] == {}
-        assert sorted(found["dags"]) == [name.removesuffix(".py") for name in FILES]
+        seen = airflow.ask(verb="look", daily=daily)
+        assert seen["errors"] == {}
+        assert sorted(seen["dags"]) == [name.removesuffix(".py") for name in FILES]
 
 
 def test_each_has_owner_retries_words_and_one_run_at_a_time(airflow):
@@ -67,8 +67,8 @@ def test_a_replay_has_no_clock_and_a_live_platform_has(airflow):
 def test_files_are_thin_and_parsed_without_the_heavy_libraries_in_less_than_two_seconds():
     files = [PROJECT / "dags" / name for name in FILES]
     command = [sys.executable, "-c", PARSE, *map(str, files)]
-    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=120).stdout
-    *seconds, loaded = said.splitlines()
+    output = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True, timeout=120).stdout
+    *seconds, loaded = output.splitlines()
     assert HEAVY.isdisjoint(loaded.split())
     for file, took in zip(files, seconds, strict=True):
         assert float(took) < 2, file  # of processor time: other work on the machine does not count

@@ -71,5 +71,5 @@ def test_watch_is_green_when_all_is_well_and_names_what_is_not(airflow, tmp_path
     lag.set(20_000)
     run = airflow.run("watch_platform", {"minutes": 3}, platform)
     assert run.state == "failed"
-    said = "minutehand_trainer_lag_records of trainer: seen is 20000, allowed is at most 10000"
-    assert f"FailException: {said}" in " ".join(run.log.split())
+    error = "minutehand_trainer_lag_records of trainer: seen is 20000, allowed is at most 10000"
+    assert f"FailException: {error}" in " ".join(run.log.split())

@@ -54,7 +54,7 @@ def test_two_runs_at_once_leave_what_one_leaves_and_the_candidate_is_judged_and_
         assert run.tasks == {"choose": "success", "train": "success", "evaluate": "success", "promote": "skipped"}
         assert run.state == "success"
         assert " --tolerance 0.02 --calibration 1.5 " in run.log  # the form's, and the platform's setting
-        assert f"warm_start {run.returned['train']['lineage']} is not promoted: " in run.log
+        assert f"minutehand {run.returned['train']['lineage']} is not promoted: " in run.log
     trained, judged, log = one.returned["train"], one.returned["evaluate"], Log(folder / "log")
     assert two.returned["train"]["lineage"] == trained["lineage"] and two.returned["evaluate"] == judged
     assert log.lineages() == [trained["lineage"]] and verify(log, trained["lineage"]) == []
@@ -63,9 +63,9 @@ def test_two_runs_at_once_leave_what_one_leaves_and_the_candidate_is_judged_and_
     assert (judged["begin_ms"], judged["end_ms"]) == (INTERVAL.end_ms, INTERVAL.after().end_ms)
     # The scores as served are the truth here: three minutes of learning do not come near.
     assert judged["low"] <= judged["difference"] <= judged["high"]
-    # One learned, its child's own lines in its task's log; the other took over what it found.
-    for said in (" examples learned, ", "learned the same data before: nothing is done again"):
-        assert sorted(said in run.log for run in (one, two)) == [False, True], said
+    # One learned, and its child's lines are in its task's log; the other continued with that lineage.
+    for line in (" examples learned, ", "learned the same data before: there is nothing to do"):
+        assert sorted(line in run.log for run in (one, two)) == [False, True], line
 
     # A sample is made again while a warm start reads it.
     one, two = both(airflow, second, platform, sampling, ("batch_warm_start", {"begin_from": "none", "promote": False}))

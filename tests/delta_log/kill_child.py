@@ -15,11 +15,11 @@ from typing import Any
 from delta_log.compaction import compact
 from delta_log.log import Log
 from delta_log.writer import Writer
-from tests.delta_log.test_log import Oracle
+from tests.support.log_oracle import Oracle
 
 
 def main() -> None:
-    path, lineage, seed, changes, what, kill_at = sys.argv[1:]
+    path, lineage, seed, changes, act, kill_at = sys.argv[1:]
     oracle = Oracle(int(seed))
     oracle.whole()
     for _ in range(int(changes)):
@@ -41,7 +41,7 @@ def main() -> None:
         for name in ("mkdir", "fsync", "link", "unlink", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
         builtins.open = counted(builtins.open)
-        if what == "delta":
+        if act == "delta":
             writer.delta(oracle.change())
         else:
             compact(log, writer)

@@ -12,15 +12,15 @@ from delta_log.log import Log
 from delta_log.manifest import MANIFEST
 from delta_log.verification import verify
 from delta_log.writer import Writer
-from tests.delta_log.test_log import begun, replayed
 from tests.support import PROJECT
+from tests.support.log_oracle import begun, replayed
 
 SEED = 7
 
 
-def run_child(log: Log, lineage: str, changes: int, what: str, kill_at: int) -> int:
+def run_child(log: Log, lineage: str, changes: int, act: str, kill_at: int) -> int:
     command = [sys.executable, "-m", "tests.delta_log.kill_child", str(log.path), lineage]
-    command += [str(SEED), str(changes), what, str(kill_at)]
+    command += [str(SEED), str(changes), act, str(kill_at)]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(PROJECT)}, timeout=60).returncode
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common.disk import replace
 from delta_log.changes import Changes, TableChanges, fold, read_changes
 from serving import journal
 from serving.journal import Journal
@@ -254,7 +255,7 @@ def journal_of(loaded: Loaded, changes: list[Changes], **other: Any) -> Journal:
 
 
 def put(loaded: Loaded, data: bytes) -> None:
-    journal.replace(loaded.path / "assets" / "journal.bin", data)
+    replace(loaded.path / "assets" / "journal.bin", data)
 
 
 def test_a_journal_brings_a_version_up_to_date(loaded: Loaded) -> None:
@@ -358,10 +359,10 @@ def test_both_loaders_find_the_assets_where_the_folder_is_now(loaded: Loaded, tm
     by_object = tf.saved_model.load(str(moved)).signatures
     try:
         # Rewritten after the load, by rename as sync does it.
-        journal.replace(moved / "assets" / "journal.bin", journal.encode(journal_of(loaded, [new])))
+        replace(moved / "assets" / "journal.bin", journal.encode(journal_of(loaded, [new])))
         assert by_session.run("apply_file", {})["seq"] == 1
         assert by_object["apply_file"]()["seq"] == 1
-        journal.replace(moved / "assets" / "token", b"another one")
+        replace(moved / "assets" / "token", b"another one")
         after = loaded.next()
         call = dense_call(after, token="another one")
         assert by_session.run("apply_dense", {n: np.asarray(v) for n, v in call.items()})["dense_seq"] == 2

@@ -16,8 +16,8 @@ from delta_log.manifest import LogError
 from delta_log.publication import Publication
 from serving.publish import Place, publish
 from serving.replica import Replica
-from serving.sync.confirmations import Metrics
-from serving.sync.sync import Sync
+from serving.sync.metrics import Metrics
+from serving.sync.model_sync import ModelSync
 from tests.support import PROJECT
 from tests.support.lineage import SOURCE, TOKEN, D, request
 from tests.support.rig import BASE, Rig
@@ -26,13 +26,12 @@ from tests.support.wait import until
 
 def asked(rig: Rig, *more: str) -> tuple[int, dict[str, object]]:
     command = [sys.executable, "-m", "serving.publish", "--log", str(rig.folder / "log")]
-    command += ["--replica", f"{rig.models}=127.0.0.1:{rig.port}", *more]
+    command += ["--replica", f"{rig.models}=127.0.0.1:{rig.port}", "--model", rig.model, *more]
     done = subprocess.run(command, cwd=PROJECT, timeout=200, stdout=subprocess.PIPE)
     return done.returncode, json.loads(done.stdout or "{}")
 
 
 def test_a_base_is_published_and_there_already_the_second_time(rig: Rig) -> None:
-    rig.start_server()
     rig.start_sync()
     rig.lineage.delta()
     rig.lineage.delta()
@@ -46,23 +45,22 @@ def test_a_base_is_published_and_there_already_the_second_time(rig: Rig) -> None
     assert asked(rig)[1]["version"] == BASE + 2 and rig.log_bases() == [0, 2]
     # Another replica is away: that is no reason to take from this one what it serves.
     here, away = Place(rig.models, rig.replica), Place(rig.folder / "none", Replica("127.0.0.1:1", "ranker"))
-    result = publish(rig.lineage.log, [here, away], 1, lambda: False)
+    result = publish(rig.lineage.log, [here, away], 1, threading.Event())
     assert result["state"] == "rolled back" and "127.0.0.1:1: version" in str(result["reason"])
     assert Publication.read(rig.lineage.log) == Publication(rig.lineage.name, -1) and rig.seq(BASE + 2) == 2
 
 
-class Breaks(Sync):
-    """A sync whose exports of newer bases are damaged before the model server can see them."""
+def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = ModelSync(D, SOURCE, Log(rig.folder / "log"), rig.models, rig.replica, TOKEN, Metrics(CollectorRegistry()))
+    prepare, stop = sync.versions.prepare, threading.Event()
 
-    def _prepare(self, made: Path) -> None:
-        super()._prepare(made)
-        (made / "saved_model.pb").write_bytes(b"damaged")
+    def damage(exported: Path, lineage: str) -> None:  # before the model server can see it
+        prepare(exported, lineage)
+        (exported / "saved_model.pb").write_bytes(b"damaged")
 
-
-def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(rig: Rig) -> None:
-    rig.start_server()
-    sync = Breaks(D, SOURCE, Log(rig.folder / "log"), rig.models, rig.replica, TOKEN, Metrics(CollectorRegistry()))
-    stop = threading.Event()
+    monkeypatch.setattr(sync.versions, "prepare", damage)
 
     def loop() -> None:
         while not stop.wait(0.05):
@@ -75,15 +73,15 @@ def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(ri
         rig.stands_at(1)
         rig.lineage.writer.close()
         x, place = request(rig.lineage), Place(rig.models, rig.replica)
-        found: list[dict[str, object]] = []
-        publisher = threading.Thread(target=lambda: found.append(publish(sync.log, [place], 120, lambda: False)))
+        results: list[dict[str, object]] = []
+        publisher = threading.Thread(target=lambda: results.append(publish(sync.log, [place], 120, threading.Event())))
         publisher.start()
         answers = 0
         while publisher.is_alive():
             assert len(rig.replica.call(BASE, "serving_default", x)["click"]) == 20
             answers += 1
             publisher.join(0.02)
-        (result,) = found
+        (result,) = results
         assert result["state"] == "rolled back" and f"version {BASE + 1}" in str(result["reason"]) and answers > 10
         assert not place.has(BASE + 1) and Publication.read(sync.log) == Publication(rig.lineage.name, -1, (1,))
         until(lambda: sync.reason() == "", "sync to be well again")
@@ -97,13 +95,13 @@ def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(ri
         sync.close()
 
 
-def test_what_is_not_there_is_named(rig: Rig, tmp_path: Path) -> None:
-    place = Place(rig.models, rig.replica)
+def test_what_is_not_there_is_named(own_rig: Rig, tmp_path: Path) -> None:
+    place = Place(own_rig.models, own_rig.replica)
     with pytest.raises(LogError, match="serves no lineage yet"):
-        publish(Log(tmp_path / "nothing"), [place], 1, lambda: False)
+        publish(Log(tmp_path / "nothing"), [place], 1, threading.Event())
     # A lineage whose writer lives but does not compact, and a replica that nobody serves.
-    rig.lineage.delta()
-    result = publish(rig.lineage.log, [place], 1, lambda: False)
+    own_rig.lineage.delta()
+    result = publish(own_rig.lineage.log, [place], 1, threading.Event())
     assert result["state"] == "rolled back" and "no base at 1" in str(result["reason"])
     done = subprocess.run(
         [sys.executable, "-m", "serving.publish", "--log", "x", "--replica", "127.0.0.1:1"],

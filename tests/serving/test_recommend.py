@@ -20,11 +20,11 @@ from tests.support.wait import until
 NOW_MS = 1_700_000_000_000
 
 
-def test_the_best_of_the_popular_first_scored_as_by_hand(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
-    rig.start_server()
-    items, users = sorted(rig.lineage.tables["item"])[:30], sorted(rig.lineage.tables["user"])
-    store = Features(rig.folder / "features", SOURCE)
-    scorer = Scorer([f"127.0.0.1:{rig.port}"], "ranker", D)
+def test_the_best_of_the_popular_first_scored_as_by_hand(own_rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    own_rig.start_server()
+    items, users = sorted(own_rig.lineage.tables["item"])[:30], sorted(own_rig.lineage.tables["user"])
+    store = Features(own_rig.folder / "features", SOURCE)
+    scorer = Scorer([f"127.0.0.1:{own_rig.port}"], "ranker", D)
     with pytest.raises(NothingToRecommend):
         recommend(store, scorer, users[0])
 
@@ -37,37 +37,40 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(rig: Rig, capsys: pytes
     until(lambda: scorer.score([{}]), "the server is up", 90)
 
     given = {"hour": 0.5, "tags": [1, 2]}
-    found = recommend(store, scorer, users[0], top=7, candidates=20, given=given)
+    best = recommend(store, scorer, users[0], top=7, candidates=20, given=given)
     by_hand = [
         {"user": users[0], "item": item, "tags": [1, 2], "seen": [], "price": 0.0, "hour": 0.5} for item in items
     ]
     scores, seq = scorer.score(by_hand[:20])
     expected = sorted(zip(items, scores["click"], scores["like"], strict=False), key=lambda row: -row[1])[:7]
-    assert [(r.item_id, r.score, r.scores["like"]) for r in found] == expected
-    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
-    assert all(r.features in by_hand and r.seq == seq for r in found)
+    assert [(r.item_id, r.score, r.scores["like"]) for r in best] == expected
+    assert [r.score for r in best] == sorted((r.score for r in best), reverse=True)
+    assert all(r.features in by_hand and r.seq == seq for r in best)
     liked = recommend(store, scorer, users[0], top=3, candidates=20, given=given, task="like")
     assert [r.score for r in liked] == sorted(scores["like"], reverse=True)[:3]
-    for wrong, said in (
+    for wrong, message in (
         ({"task": "buy"}, "task is 'buy', allowed are click, like"),
         ({"top": 0}, "top is 0"),
         ({"given": {"city": 1}}, "given is 'city', allowed are the request's features: tags, seen, price, hour"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             recommend(store, scorer, users[0], **wrong)
 
     # The command, on what a platform leaves in its folder.
-    (rig.folder / "features" / "state.json").touch()
-    facts = {"settings": {"source": SOURCE, "replicas": 1}, "addresses": {"model-server-0": f"127.0.0.1:{rig.port}"}}
-    (rig.folder / "platform.json").write_text(json.dumps(facts))
-    there = ["--name", rig.folder.name, "--set", f"var={rig.folder.parent}"]
+    (own_rig.folder / "features" / "state.json").touch()
+    facts = {
+        "settings": {"source": SOURCE, "replicas": 1},
+        "addresses": {"model-server-0": f"127.0.0.1:{own_rig.port}"},
+    }
+    (own_rig.folder / "platform.json").write_text(json.dumps(facts))
+    there = ["--name", own_rig.folder.name, "--set", f"var={own_rig.folder.parent}"]
     words = ["recommend", *there, "--user", str(users[0]), "--top", "30", "--given", "hour=0.5", "--json"]
     assert cli.main(words) == 0
-    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {r["item_id"] for r in said} == set(items) and said[0]["features"]["hour"] == 0.5
-    assert [r["score"] for r in said] == sorted((r["score"] for r in said), reverse=True)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {r["item_id"] for r in printed} == set(items) and printed[0]["features"]["hour"] == 0.5
+    assert [r["score"] for r in printed] == sorted((r["score"] for r in printed), reverse=True)
     assert cli.main(["recommend", *there, "--user", "5"]) == 0  # somebody new, as a table
-    assert str(said[0]["item_id"]) in capsys.readouterr().out
+    assert str(printed[0]["item_id"]) in capsys.readouterr().out
 
 
 def test_without_a_platform_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

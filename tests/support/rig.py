@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from serving.signatures import RANKER
 from tests.support import PROJECT
 from tests.support.lineage import SOURCE, TOKEN, Lineage
 from tests.support.ports import free_port
-from tests.support.process import Process
+from tests.support.process import Process, running
 from tests.support.wait import until
 
 BASE = 1_000_000_000
@@ -29,6 +30,7 @@ class Rig:
 
     folder: Path
     lineage: Lineage
+    model: str = RANKER
     port: int = field(default_factory=free_port)
     rest_port: int = field(default_factory=free_port)
     sync_port: int = field(default_factory=free_port)
@@ -36,7 +38,7 @@ class Rig:
     @property
     def models(self) -> Path:
         """The folder of the model in the replica."""
-        return self.folder / "models" / RANKER
+        return self.folder / "models" / self.model
 
     @property
     def served(self) -> Path:
@@ -44,19 +46,19 @@ class Rig:
 
     @property
     def replica(self) -> Replica:
-        return Replica(f"127.0.0.1:{self.port}", RANKER)
+        return Replica(f"127.0.0.1:{self.port}", self.model)
 
     def start_server(self, *flags: str) -> Process:
         return Process(
             self.folder / "server.log", "serving.server.model_server", f"--port={self.port}",
-            f"--rest_api_port={self.rest_port}", f"--model_name={RANKER}", f"--model_base_path={self.served}",
+            f"--rest_api_port={self.rest_port}", f"--model_name={self.model}", f"--model_base_path={self.served}",
             "--file_system_poll_wait_seconds=0.2", *flags,
         )  # fmt: skip
 
     def start_sync(self, token: str | None = TOKEN) -> Process:
         return Process(
             self.folder / "sync.log", "serving.sync.sync", "--source", SOURCE,
-            "--log", f"{RANKER}={self.folder / 'log'}", "--models", str(self.folder / "models"),
+            "--log", f"{self.model}={self.folder / 'log'}", "--models", str(self.folder / "models"),
             "--serving", f"127.0.0.1:{self.port}",
             "--port", str(self.sync_port), env={"MINUTEHAND_WRITE_TOKEN": token} if token is not None else {},
         )  # fmt: skip
@@ -76,3 +78,36 @@ class Rig:
 
     def digest(self, version: int = BASE) -> dict[str, int]:
         return {name: int(value) for name, value in self.replica.digest(version).items()}
+
+
+class SharedServer:
+    """One model server for several tests, since it needs seconds to start: each test has a model of its own there."""
+
+    def __init__(self, folder: Path, models: int = 12) -> None:
+        self._folder, self._port = folder, free_port()
+        self._unused = [f"model-{i}" for i in range(models)]
+        paths = {name: folder / name / "models" / name / "served" for name in self._unused}
+        config = "".join(f'config {{ name: "{name}" base_path: "{path}" }}' for name, path in paths.items())
+        (folder / "models.config").write_text(f"model_config_list {{ {config} }}")
+        self.start()
+
+    def start(self) -> None:
+        """Starts the server, again after a test has killed it. It runs until the file's fixture ends it."""
+        self.process = Process(
+            self._folder / "server.log", "serving.server.model_server", f"--port={self._port}",
+            f"--model_config_file={self._folder / 'models.config'}", "--file_system_poll_wait_seconds=0.2",
+        )  # fmt: skip
+        running.discard(self.process)  # else it would be killed at the end of the test that starts it
+
+    def rig(self, prepared: Path, lineage: Lineage, *, installed: bool = True) -> Rig:
+        """A copy of what was prepared, as a new model of this server. `installed`: its base is there already."""
+        if self.process.code is not None:
+            self.start()
+        model = self._unused.pop()
+        folder, copy = self._folder / model, self._folder / f"{model}.copy"
+        shutil.copytree(prepared, copy)
+        (copy / "models" / RANKER).rename(copy / "models" / model)
+        if not installed:
+            shutil.rmtree(copy / "models" / model / "served")
+        copy.rename(folder)  # complete, since the server looks at it
+        return Rig(folder, lineage.copy(folder / "log"), model, self._port)

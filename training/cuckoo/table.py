@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.trackable.resource import TrackableResource
 
+from common.disk import replace
 from training.cuckoo.admission import Admission
 from training.cuckoo.library import ops
 from training.cuckoo.optimizers import Adagrad, Optimizer
@@ -191,11 +191,8 @@ class Table(TrackableResource):  # type: ignore[misc]
             places, lines = self.export_admission(0)
             np.savez(folder / "admission.npz", places=places, lines=lines)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        part = folder / f"{MANIFEST}.part"
-        part.write_text(json.dumps({"format": 1, "table": self._described(), "files": files}, indent=1))
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.rename(folder / MANIFEST)
+        described = {"format": 1, "table": self._described(), "files": files}
+        replace(folder / MANIFEST, json.dumps(described, indent=1).encode())
 
     def restore(self, folder: str | Path) -> None:
         """Reads what `save` wrote into this table, which must be empty and have the same segments, seed and shards.

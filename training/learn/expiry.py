@@ -1,11 +1,11 @@
-"""Expiry: rows that were not learned from for `expire_ms` of event time leave their table, in the background.
+"""Expiry: removes, in the background, the rows that were not learned from for `expire_ms` of event time.
 
     expiry = Expiry(tables, {"video": 30 * 86_400_000})
     expiry.ended(tick, newest_event_ms)             # when the tables' clock moves on
-    expiry.begin(now_ms)                            # at once back; a thread evicts
-    expiry.end()                                    # before the next cut: all that left is among the tombstones
+    expiry.begin(now_ms)                            # returns at once; a thread evicts
+    expiry.end()                                    # before the next cut: all removed keys are among the tombstones
 
-A row's tick says when it was last learned from, and `tick_times` when that tick ended: a row never leaves early.
+A row's tick is that of its last step, and `tick_times` has the time at which the tick ended: no row leaves early.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Int64s = npt.NDArray[np.int64]
 
 
 class Evicts(Protocol):
-    """What expiry needs of training.cuckoo.Table."""
+    """The part of training.cuckoo.Table that expiry uses."""
 
     def evict(self, tick: Any) -> Any: ...
 
 
 class Expiry:
-    """`expire_ms` of each table that has one, the times of ticks, and the keys that left and are in no manifest yet."""
+    """The `expire_ms` of tables, the times of ticks, and the tombstones: removed keys that no manifest has yet."""
 
     def __init__(self, tables: Mapping[str, Evicts], expire_ms: Mapping[str, int]) -> None:
         self._tables, self._expire_ms = tables, expire_ms
@@ -39,16 +39,16 @@ class Expiry:
         self._running: Future[dict[str, Int64s]] | None = None
 
     def ended(self, tick: int, event_ms: int) -> None:
-        """The newest event time when `tick` ended."""
+        """Stores the newest event time at the end of `tick`."""
         self.tick_times = thinned({**self.tick_times, tick: event_ms})
 
     def due(self, table: str, now_ms: int) -> int:
-        """The newest tick that ended `expire_ms` or more before; 0 if none did."""
+        """Returns the newest tick that ended `expire_ms` or more before `now_ms`; 0 if none did."""
         until = now_ms - self._expire_ms[table]
         return max((tick for tick, ms in self.tick_times.items() if ms <= until), default=0)
 
     def begin(self, now_ms: int) -> None:
-        """Evict what is due, in the background, unless that goes on already."""
+        """Begins to evict the rows that are due, unless a thread does so already."""
         due = {name: tick for name in self._expire_ms if (tick := self.due(name, now_ms)) > 0}
         if due and self._running is None:
             self._running = self._thread.submit(self._evict, due)
@@ -57,24 +57,24 @@ class Expiry:
         return {name: np.asarray(self._tables[name].evict(tick), np.int64) for name, tick in due.items()}
 
     def end(self) -> int:
-        """Wait until nothing is on its way out; the number of rows that left."""
+        """Waits for the thread. Returns the number of removed rows."""
         if self._running is None:
             return 0
         running, self._running = self._running, None
-        gone = running.result()
-        for name, keys in gone.items():
+        evicted = running.result()
+        for name, keys in evicted.items():
             self.tombstones[name] = np.union1d(self.tombstones[name], keys)
-        return sum(len(keys) for keys in gone.values())
+        return sum(len(keys) for keys in evicted.values())
 
     def waiting(self) -> bool:
-        """Whether there are tombstones that no manifest has."""
+        """Returns whether there are tombstones."""
         return any(len(keys) for keys in self.tombstones.values())
 
     def removed(self, table: str, present: Int64s) -> Int64s:
-        """The table's tombstones but for the keys that have a row again."""
+        """Returns the table's tombstones without the keys that have a row again."""
         return np.setdiff1d(self.tombstones[table], present)
 
     def committed(self, until: Mapping[str, Int64s]) -> None:
-        """A manifest speaks for the tombstones `until` were when its cut was made."""
+        """Drops the tombstones `until`, which a manifest has."""
         for name, keys in until.items():
             self.tombstones[name] = np.setdiff1d(self.tombstones[name], keys)

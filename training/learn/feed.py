@@ -1,6 +1,6 @@
-"""The examples topic as the trainer reads it: from the committed positions on, decoded by column.
+"""Reads the examples topic from the committed positions on, and decodes it by column.
 
-Lines that are no example go to `examples.dead` with the reason, and the others of their batch are learned.
+A line that is no example goes to `examples.dead` with the reason. The other lines of its batch are learned.
 """
 
 from __future__ import annotations
@@ -15,50 +15,37 @@ from streaming.topics import EXAMPLES
 
 
 class Feed:
-    """All partitions of `examples`. Raises KafkaError while no broker answers, ForeignTopic for another topic."""
+    """Reads all partitions of `examples`, with `reader`. Raises KafkaError while no broker answers.
+
+    Raises ForeignTopic if the positions are of another topic, PositionGone if Kafka no longer has their records.
+    """
 
     def __init__(self, bootstrap: str, declaration: Declaration, positions: Mapping[str, Any]) -> None:
         self._declaration, self._beats = declaration, Beats()
-        self._reader = Reader(bootstrap, [EXAMPLES], {EXAMPLES: dict(positions)})
-
-    @property
-    def dead(self) -> int:
-        """Lines that were no example."""
-        return self._reader.dead
+        self.reader = Reader(bootstrap, [EXAMPLES], {EXAMPLES: dict(positions)})
+        self.close = self.reader.close
 
     def poll(self, timeout_ms: int, most: int) -> list[Batch]:
-        """What came, one batch a partition; waits at most `timeout_ms` for the first record."""
-        found = []
-        for (topic, partition), records in self._reader.poll(timeout_ms, most).items():
+        """Reads one batch a partition. Waits at most `timeout_ms` for the first record."""
+        batches = []
+        for (topic, partition), records in self.reader.poll(timeout_ms, most).items():
             lines = [r.value or b"" for r in records]
             batch = decode(lines, self._declaration)
             for place, reason in batch.bad:
-                self._reader.bury(topic, partition, records[place].offset, lines[place], "example", reason)
+                self.reader.bury(topic, partition, records[place].offset, lines[place], "example", reason)
             for beat in batch.progress:
                 self._beats.see(partition, beat.heartbeat_ms, beat.subtask, beat.subtasks)
-            found.append(batch)
-        return found
+            batches.append(batch)
+        return batches
 
     def read_until_ms(self) -> int:
-        """Event time up to which all was read: the least of every partition's and subtask's newest progress; -1 if
-        one of them has not spoken yet."""
-        return self._beats.least(self._reader.partitions(EXAMPLES))
+        """Returns the event time up to which all was read: the least of the newest heartbeats of all partitions and
+        subtasks; -1 while one of them has sent none."""
+        return self._beats.least(self.reader.partitions(EXAMPLES))
 
     def positions(self) -> dict[str, Any]:
-        """Where the next poll begins, with the ids that make it mean something. Waits until dead letters are kept."""
-        return self._reader.positions()[EXAMPLES]
+        """Returns where the next poll begins, with the ids of cluster and topic.
 
-    def lag(self) -> int:
-        """Records between here and the newest known of each partition."""
-        return self._reader.lag()
-
-    def heads(self) -> Mapping[Any, int]:
-        """Where each partition ends now."""
-        return self._reader.heads()
-
-    def passed(self, heads: Mapping[Any, int]) -> bool:
-        """Whether everything below `heads` was read."""
-        return self._reader.passed(heads)
-
-    def close(self) -> None:
-        self._reader.close()
+        Raises KafkaError while the broker has not acknowledged a dead letter; each call sends it again.
+        """
+        return self.reader.positions()[EXAMPLES]

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from streaming.declaration import Policy
 from streaming.example import Batch, Ragged
 from training.cuckoo import SGD, Adagrad, Admission, Table
 from training.models.model import Context, Model
@@ -26,35 +25,33 @@ from training.models.pooling import pooled
 
 @dataclass(frozen=True)
 class Settings:
-    """`batch` is the constant B of the loss and the most examples a step takes; `seed` is of the rows' first values."""
+    """`batch` is the constant B of the loss and the largest step; `seed` is of the rows' first values."""
 
     batch: int = 512
     seed: int = 0
 
 
 class Outcome(NamedTuple):
-    """Of one step, before it changed anything: float32[n, tasks] logits, and the loss."""
+    """The logits float32[n, tasks] of a step before it changed anything, and its loss."""
 
     logits: npt.NDArray[np.float32]
     loss: float
 
 
 class Learner:
-    """The tables, the model and the state of its optimizers: what a step changes.
+    """The state that a step changes: the tables, the model, and its optimizers' slots.
 
-    `weights`: name -> dense weight; `slots`: name -> what its optimizer keeps of it, of the weight's shape or empty.
+    `weights`: name -> dense weight. `slots`: name -> the slots of its optimizer, of the weight's shape or empty.
     """
 
     def __init__(self, model: Model, settings: Settings | None = None) -> None:
         self.model, self.declaration = model, model.declaration
-        self.settings = s = settings or Settings()
-        self.tables = {
-            name: Table(
-                [segment.of_table() for segment in segments], name,
-                admission=_admission(self.declaration.policy(name)), seed=s.seed,
-            )
-            for name, segments in model.tables.items()
-        }  # fmt: skip
+        self.settings = settings = settings or Settings()
+        self.tables = {}
+        for name, segments in model.tables.items():
+            policy = self.declaration.policy(name)
+            admission = Admission(policy.admit_after, policy.admit_probability, policy.pending_ids)
+            self.tables[name] = Table([s.of_table() for s in segments], name, admission=admission, seed=settings.seed)
         self.weights = {name: weight.variable for name, weight in model.dense.items()}
         self.slots = {name: _slots(model, name) for name in model.dense}
         # Ids of any number, examples of any number: one trace.
@@ -73,7 +70,7 @@ class Learner:
         self._score = tf.function(self._find, input_signature=[features, numbers])
 
     def train(self, batch: Batch) -> Outcome:
-        """One step on a batch of at most `settings.batch` examples."""
+        """Takes one step on a batch of at most `settings.batch` examples."""
         if batch.size > self.settings.batch:
             raise ValueError(f"a step takes at most batch={self.settings.batch} examples, given were {batch.size}")
         pi = batch.pi.astype(np.float32)
@@ -81,7 +78,7 @@ class Learner:
         return Outcome(logits.numpy(), float(value))
 
     def score(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """float32[n, tasks] logits; unknown ids read zeros, as they do in serving."""
+        """Returns the logits float32[n, tasks]. Unknown ids read zeros, as they do in serving."""
         return np.asarray(self._score(*self._inputs(batch)))
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
@@ -94,7 +91,7 @@ class Learner:
         return columns, np.stack(numbers, axis=1) if numbers else np.zeros((batch.size, 0), np.float32)
 
     def _unique(self, features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Table -> its unique ids; feature -> where each of its ids is among them; table -> how often each is there."""
+        """Returns table -> unique ids, feature -> the place of each of its ids among them, table -> their counts."""
         ids, places, sights = {}, {}, {}
         for table in self.declaration.tables:
             mine = [f for f in self.declaration.features if f.table == table]
@@ -106,7 +103,7 @@ class Learner:
         return ids, places, sights
 
     def _outputs(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any], numbers: Any) -> Any:
-        """The model's outputs from table -> float32[ids, dim] rows of the unique ids."""
+        """Returns the model's outputs, from table -> rows float32[ids, dim] of the unique ids."""
         of_ids = {f.name: tf.gather(rows[f.table], places[f.name]) for f in self.declaration.features if f.table}
         splits = {f.name: features[f.name][1] for f in self.declaration.features if f.kind == "ids"}
         return self.model.outputs(pooled(of_ids, splits), numbers, Context(tf.shape(numbers)[0]))
@@ -117,7 +114,7 @@ class Learner:
         return self.model.logits(self._outputs(rows, places, features, numbers))
 
     def _step(self, features: dict[str, Any], numbers: Any, labels: Any, weights: Any, pi: Any) -> tuple[Any, Any]:
-        """The logits are of the state before the step (test, then train): unknown ids read zeros, as in serving."""
+        """Tests, then trains: the logits are of the state before the step. Unknown ids read zeros, as in serving."""
         ids, places, sights = self._unique(features)
         present = {name: self.tables[name].find(ids[name]) for name in ids}
         tested = self.model.logits(self._outputs(present, places, features, numbers))
@@ -136,7 +133,7 @@ class Learner:
         return tested, value
 
     def _descend(self, name: str, gradient: Any) -> None:
-        """One step of a dense weight's optimizer."""
+        """Takes one step of a dense weight's optimizer."""
         weight, optimizer = self.model.dense[name]
         if isinstance(optimizer, Adagrad):
             # Adagrad (Duchi et al., JMLR 12, 2011): a += g^2; w -= rate * g / sqrt(a + epsilon)
@@ -152,7 +149,3 @@ def _slots(model: Model, name: str) -> tf.Variable:
     if isinstance(optimizer, SGD):
         return tf.Variable(tf.zeros([0]), trainable=False)
     raise ValueError(f"model {model.info}: the optimizer of {name} is {optimizer!r}, allowed are Adagrad, SGD")
-
-
-def _admission(policy: Policy) -> Admission:
-    return Admission(policy.admit_after, policy.admit_probability, policy.pending_ids)

@@ -1,17 +1,16 @@
-"""The state of training, and how it is committed and found again (docs/delta.md).
+"""The state of training, and how it is committed and restored (docs/delta.md).
 
 state = State(learner, source)
 state.restore(log, lineage)             # the newest whole chain
 state.learn(batch)                      # steps; counts what was learned
 cut = state.cut(positions)              # between two steps: copied, the tables' clock moves on
 manifest = writer.delta(cut)            # any thread
-state.expire()                          # in the background; the next cut has the keys that left
-state.committed(cut)                    # only now its rows are clean; state.failed(cut) otherwise
+state.expire()                          # in the background; the next cut has the removed keys
+state.committed(cut)                    # only now its rows are clean; or state.failed(cut)
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from common import process
 from delta_log.files import Filter, TableRows, Weight, read_dense
 from delta_log.fold import merged, thinned, tick_times
 from delta_log.log import Log
@@ -35,16 +35,16 @@ from training.learn.metrics import Tested
 from training.models.model import make
 
 SCORED_AT_ONCE = 8192
-"""Examples scored in one call: so many rows are in memory."""
+"""Examples scored in one call. All their rows are in memory."""
 _MASK = 2**64 - 1
 
-logger = logging.getLogger("training.learn.state")
+logger = process.logger("training.learn.state")
 
 
 class State:
-    """The tables, the dense weights with their slots, what was learned, and until when.
+    """The tables, the dense weights with their slots, the count and sum of what was learned, and its event time.
 
-    One cut at a time is on its way: `cut` after `cut` without `committed` or `failed` between them is an error.
+    Only one cut may be pending: `committed` or `failed` must follow each `cut`.
     """
 
     def __init__(self, learner: Learner, source: str) -> None:
@@ -57,19 +57,19 @@ class State:
         expire_ms = {p.table: p.expire_ms for p in self.declaration.policies if p.expire_ms is not None}
         self.expiry = Expiry(learner.tables, expire_ms)
         self.counts_freshness = True
-        """False while it catches up: what it learns is served already, by another lineage."""
+        """False while it catches up: the served lineage has learned the same examples."""
         self._clean_tick = 0  # rows stamped later are in no manifest yet
         self._pending: Cut | None = None
         self._begin()
 
     def _begin(self) -> None:
-        """What is counted from cut to cut."""
+        """Sets the counts from cut to cut to zero."""
         self.examples = 0
         self.tested = Tested(self.declaration.tasks.index(self.declaration.judged))
         self._written: dict[str, Counter[int]] = {"positive": Counter(), "negative": Counter()}
 
     def learn(self, batch: Batch) -> None:
-        """Steps over a batch of any size, in its order."""
+        """Takes steps over a batch of any size, in its order."""
         self.newest_event_ms = max(self.newest_event_ms, int(batch.event_ms.max(initial=-1)))
         for start in range(0, batch.size, self.learner.settings.batch):
             part = batch.slice(start, start + self.learner.settings.batch)
@@ -86,7 +86,7 @@ class State:
             bins.update(dict(zip(times.tolist(), counts.tolist(), strict=True)))
 
     def cut(self, positions: Mapping[str, Any], *, whole: bool = False, digest: bool = False) -> Cut:
-        """What changed since the last committed cut (`whole`: everything), copied; the tables' clock moves on."""
+        """Copies what changed since the last committed cut (`whole`: everything), and moves the tables' clock on."""
         if self._pending is not None:
             raise RuntimeError("a cut while the one before is neither committed nor failed")
         started = time.monotonic()
@@ -130,13 +130,13 @@ class State:
         return self._pending
 
     def committed(self, cut: Cut) -> None:
-        """The manifest of `cut` exists: its rows are clean."""
+        """Marks the rows of `cut` as clean, because its manifest exists."""
         self._settle(cut)
         self._clean_tick = cut.tick
         self.expiry.committed(self._removed)
 
     def failed(self, cut: Cut) -> None:
-        """It does not: its rows stay dirty and what it counted is counted in the next one."""
+        """Keeps the rows of `cut` dirty, because its manifest does not exist. The next cut has its counts, too."""
         self._settle(cut)
         examples, written = self._counted
         self.examples += examples
@@ -144,29 +144,31 @@ class State:
             self._written[kind].update(bins)
 
     def expire(self) -> None:
-        """Rows that are due leave in the background; the next cut has their keys."""
+        """Begins to remove, in the background, the rows that are due. The next cut has their keys."""
         self.expiry.begin(self.learned_until_ms)
 
     def _settle(self, cut: Cut) -> None:
         if cut is not self._pending:
-            raise RuntimeError("this cut is not the one on its way")
+            raise RuntimeError("this cut is not the pending one")
         self._pending = None
 
     def tick(self) -> int:
-        """The tables' clock: all of them are at the same tick."""
+        """Returns the tables' clock. All of them are at the same tick."""
         return max(int(table.tick()) for table in self.learner.tables.values())
 
     def digest(self) -> dict[str, int]:
-        """Table -> int64 sum modulo 2^64 of farmhash64(key bytes + row bytes); `dense`: of name + value bytes."""
-        found = {}
+        """Returns table -> int64 sum modulo 2^64 of farmhash64(key bytes + row bytes); `dense`: of name + value."""
+        digests = {}
         for name, table in self.learner.tables.items():
             whole = table.export_since(0)
-            found[name] = rows_digest(np.asarray(whole.keys), np.asarray(whole.rows))
-        return {**found, "dense": dense_digest({n: w.numpy() for n, w in self.learner.weights.items()})}
+            digests[name] = rows_digest(np.asarray(whole.keys), np.asarray(whole.rows))
+        return {**digests, "dense": dense_digest({n: w.numpy() for n, w in self.learner.weights.items()})}
 
     def restore(self, log: Log, lineage: str, base_seq: int | None = None) -> Manifest:
-        """Take over the newest whole chain of a lineage, or the base at `base_seq` alone, into a fresh learner; returns
-        its newest manifest."""
+        """Loads the newest chain of a lineage, or only its base `base_seq`, into a new learner.
+
+        Returns the newest manifest of it. Raises LogError if it is of another declaration or model.
+        """
         base, deltas = log.chain(lineage, base_seq)
         if base_seq is not None:
             deltas = []
@@ -179,8 +181,8 @@ class State:
             if rows.admission.shape == table.admission_shape:
                 table.import_admission(rows.admission.places.astype(np.int64), rows.admission.lines)
             else:
-                given, now = rows.admission.shape or "none", table.admission_shape or "none"
-                logger.info("table %s: admission was %s in %s, is %s: it begins anew", name, given, last.name, now)
+                before, now = rows.admission.shape or "none", table.admission_shape or "none"
+                logger.info("table %s: admission was %s in %s, is %s: it begins anew", name, before, last.name, now)
             table.set_tick(last.tick + 1)
         for name, weight in dense.items():
             self.learner.weights[name].assign(weight.value)
@@ -193,7 +195,7 @@ class State:
         return last
 
     def _check_origin(self, manifest: Manifest) -> None:
-        """LogError unless the state of `manifest` is of this declaration and fits this model."""
+        """Raises LogError unless the state of `manifest` is of this declaration and fits this model."""
         begin = "begin a new lineage (python -m training.learn.batch_pass)"
         if manifest.declaration != self.declaration.sha256:
             raise LogError(
@@ -214,7 +216,7 @@ class State:
 
 
 def score_with(base: Manifest, examples: Batch, declaration: Declaration, source: str) -> npt.NDArray[np.float32]:
-    """The logits that a base alone gives: float32[n, tasks]; unknown ids read zeros."""
+    """Returns the logits that a base gives, without its deltas: float32[n, tasks]; unknown ids read zeros."""
     learner = Learner(make(base.model, declaration))
     State(learner, source).restore(Log(base.folder.parents[1]), base.lineage, base.seq)
     parts = [learner.score(examples.slice(at, at + SCORED_AT_ONCE)) for at in range(0, examples.size, SCORED_AT_ONCE)]
@@ -222,7 +224,7 @@ def score_with(base: Manifest, examples: Batch, declaration: Declaration, source
 
 
 def rows_digest(keys: Any, rows: Any) -> int:
-    """Sum modulo 2^64 of farmhash64(key bytes + row bytes): of any order, and one flipped bit shows."""
+    """Returns the sum modulo 2^64 of farmhash64(key bytes + row bytes). The order of rows does not matter."""
     if not len(keys):
         return 0
     both = np.concatenate([keys.view(np.uint8).reshape(-1, 8), rows.view(np.uint8).reshape(len(keys), -1)], axis=1)
@@ -230,7 +232,7 @@ def rows_digest(keys: Any, rows: Any) -> int:
 
 
 def dense_digest(weights: Mapping[str, Any]) -> int:
-    """The same over name + value bytes of each dense weight."""
+    """Returns the sum modulo 2^64 of farmhash64(name + value bytes) of the dense weights."""
     prints = [
         tf.fingerprint(np.frombuffer(name.encode() + np.ascontiguousarray(value).tobytes(), np.uint8)[None]).numpy()
         for name, value in weights.items()

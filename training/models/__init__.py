@@ -1,4 +1,4 @@
-"""The models, one module each, on the seam of training/models/model.py."""
+"""The models, one module each, which implement the interface of training/models/model.py."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ SEAM = ("model", "pooling")
 
 
 def names() -> list[str]:
-    """The models of this folder; TensorFlow is not imported for it."""
+    """Lists the models of this folder, without TensorFlow."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in SEAM)

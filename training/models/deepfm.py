@@ -61,7 +61,7 @@ class DeepFM(Model):
             variables |= {f"{dense.name}_kernel": dense.kernel, f"{dense.name}_bias": dense.bias}
         variables["linear_scale"] = keras.Variable(tf.ones([tasks]), name="linear_scale")
         variables["pair_scale"] = keras.Variable(tf.ones([tasks]), name="pair_scale")
-        if self.number_features:  # a weight without values has nothing to say
+        if self.number_features:  # else the weight would have no values
             zeros = tf.zeros([len(self.number_features), tasks])
             variables["number_weights"] = keras.Variable(zeros, name="number_weights")
         self.variables = variables  # as Keras has them
@@ -69,7 +69,7 @@ class DeepFM(Model):
         self.dense = {name: DenseWeight(variable.value, optimizer) for name, variable in variables.items()}
 
     def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
-        """Task -> logits float32[n], by the formula of the module."""
+        """Returns task -> logits float32[n], by the formula of the module."""
         fields = tf.stack([rows[name] for name in self.row_features], axis=1)  # [n, m, 1 + dim]
         linear, vectors = tf.reduce_sum(fields[:, :, 0], axis=1), fields[:, :, 1:]
         # sum_{i<j} <v_i, v_j> = (|sum v|^2 - sum |v|^2) / 2  (Rendle, ICDM 2010, lemma 3.1)

@@ -30,11 +30,11 @@ class Logistic(Model):
         self._number_weights = tf.Variable(tf.zeros([len(self.number_features), tasks]), name="number_weights")
         optimizer = Adagrad(rate, start=1e-6, epsilon=0)
         self.dense = {"bias": DenseWeight(self._bias, optimizer)}
-        if self.number_features:  # a weight without values has nothing to say
+        if self.number_features:  # else the weight would have no values
             self.dense["number_weights"] = DenseWeight(self._number_weights, optimizer)
 
     def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
-        """Task -> logits float32[n], by the formula of the module."""
+        """Returns task -> logits float32[n], by the formula of the module."""
         logits = tf.fill([context.size, 1], 1.0) * self._bias
         for name in self.row_features:
             logits += rows[name]

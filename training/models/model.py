@@ -1,4 +1,4 @@
-"""The seam between a model and all that trains, keeps and serves it.
+"""The interface of a model for all that trains, stores and serves it.
 
 A model is one module of this folder. It defines a subclass of `Model` and names it `build`:
 
@@ -31,7 +31,7 @@ DEFAULT = "deepfm"
 
 
 class RowSegment(NamedTuple):
-    """`dim` float32 numbers of each row of a table. Without an optimizer they are data that travels, never learned."""
+    """`dim` float32 numbers of each row of a table. Without an optimizer they are data, which is never learned."""
 
     name: str
     dim: int
@@ -39,25 +39,25 @@ class RowSegment(NamedTuple):
     initializer: Initializer
 
     def of_table(self) -> Segment:
-        """The segment as the table takes it. Data that travels has a gradient of zero, so plain SGD leaves it alone."""
+        """Returns the table's segment. Data has a gradient of zero, so plain SGD does not change it."""
         return Segment(self.dim, self.optimizer or SGD(), self.initializer)
 
 
 class DenseWeight(NamedTuple):
-    """A weight that is no row: its variable, and how it learns."""
+    """A weight that is not a row: its variable and its optimizer."""
 
     variable: tf.Variable
     optimizer: Adagrad | SGD
 
 
 class Context(NamedTuple):
-    """What else `outputs` may need: the number of examples, an int32 scalar."""
+    """A further input of `outputs`: the number of examples, an int32 scalar."""
 
     size: Any
 
 
 class Signature(NamedTuple):
-    """A call of the served model beside `serving_default`: its inputs, and its outputs from them.
+    """A signature of the served model beside `serving_default`: its inputs, and the function of its outputs.
 
     `call(inputs, rows)` is traced into the served graph; `rows(table, ids int64[n])` gives float32[n, dim], zeros for
     an unknown id.
@@ -90,47 +90,46 @@ class Model(ABC):
 
     @abstractmethod
     def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
-        """Task -> logits float32[n]; pure: training and the served graph trace this one function.
+        """Returns task -> logits float32[n]. It is pure: training and the served graph trace this one function.
 
         `rows`: feature -> float32[n, dim of its table], pooled (training/models/pooling.py); `numbers`: float32[n, k]
         in declared order.
         """
 
     def loss(self, outputs: Tensors, labels: Any, weights: Any, pi: Any, batch: int) -> Any:
-        """sum(weight * logloss(sigmoid(f - log pi))) / batch, a scalar; labels and weights are float32[n, tasks].
+        """Returns sum(weight * logloss(sigmoid(f - log pi))) / batch; labels and weights are float32[n, tasks].
 
-        Keeping negatives with probability pi float32[n] multiplies the odds by 1 / pi, so f - log pi is the logit of
-        what was kept and f that of what was shown (Wang et al., NeurIPS 2021, arXiv 2110.13048, section 4). `batch` is
-        constant, so that it does not matter in which steps the records of an impression come.
+        Keeping negatives with probability pi float32[n] multiplies the odds by 1 / pi. So f - log pi is the logit among
+        the kept examples, and f the logit among all (Wang et al., NeurIPS 2021, arXiv 2110.13048, section 4). `batch`
+        is constant, so that it does not matter in which steps the records of an impression come.
         """
         shifted = self.logits(outputs) - tf.math.log(pi)[:, None]
         return tf.reduce_sum(weights * tf.nn.sigmoid_cross_entropy_with_logits(labels, shifted)) / batch
 
     def logits(self, outputs: Tensors) -> Any:
-        """The outputs as one matrix float32[n, tasks]."""
+        """Returns the outputs as one matrix float32[n, tasks]."""
         return tf.stack([outputs[task] for task in self.declaration.tasks], axis=1)
 
     def scores(self, outputs: Tensors) -> dict[str, Any]:
-        """Task -> what `serving_default` answers: the probability float32[n]."""
+        """Returns task -> probability float32[n], which `serving_default` answers."""
         return {task: tf.sigmoid(outputs[task]) for task in self.declaration.tasks}
 
     def signatures(self) -> dict[str, Signature]:
-        """Calls of the served model beside `serving_default`; none by default."""
+        """Returns the signatures beside `serving_default`; by default there are none."""
         return {}
 
 
 def load(spec: str, declaration: Declaration, seed: int = 0) -> Model:
-    """The model that `spec` names, `deepfm` or `deepfm?dim=8&hidden=64x32`, with new dense weights.
+    """Builds the model of `spec`, `deepfm` or `deepfm?dim=8&hidden=64x32`, with new dense weights.
 
-    Raises ValueError for a name that is no model, for an unknown setting, and where the model cannot be built for the
-    declaration.
+    Raises ValueError for an unknown model or setting, and if the model cannot be built for the declaration.
     """
     name, _, query = spec.partition("?")
     return make(ModelInfo(name, parameters(f"model {name!r}", _build(name), query)), declaration, seed)
 
 
 def make(info: ModelInfo, declaration: Declaration, seed: int = 0) -> Model:
-    """The model that a manifest names, with new dense weights; settings that it does not name take their defaults."""
+    """Builds the model of a manifest, with new dense weights. Settings that it does not name take their defaults."""
     build = _build(info.name)
     settings = {name: default for name, default in defaults(build).items() if name != "seed"}
     if unknown := sorted(set(info.settings) - set(settings)):

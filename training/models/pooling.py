@@ -1,4 +1,4 @@
-"""From the rows of single ids to one row a feature: the only place where lists of ids are pooled."""
+"""Pools the rows of a list of ids into one row. Nothing else in the project does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def mean_of_lists(rows: Any, row_splits: Any) -> Any:
-    """float32[n, dim]: the mean of the rows [row_splits[i], row_splits[i + 1]); an empty list is zeros."""
+    """Returns the means of the rows [row_splits[i], row_splits[i + 1]), float32[n, dim]; zeros for an empty list."""
     lengths = row_splits[1:] - row_splits[:-1]
     owner = tf.repeat(tf.range(tf.size(lengths)), lengths)
     sums = tf.math.unsorted_segment_sum(rows, owner, tf.size(lengths))
@@ -17,5 +17,5 @@ def mean_of_lists(rows: Any, row_splits: Any) -> Any:
 
 
 def pooled(rows: Mapping[str, Any], row_splits: Mapping[str, Any]) -> dict[str, Any]:
-    """Feature -> float32[n, dim], from feature -> the rows of its ids; `row_splits` has the features that are lists."""
+    """Turns feature -> rows of its ids into feature -> float32[n, dim]. `row_splits` has the features of kind ids."""
     return {name: mean_of_lists(r, row_splits[name]) if name in row_splits else r for name, r in rows.items()}

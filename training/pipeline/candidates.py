@@ -1,81 +1,75 @@
-"""What is known of a lineage that a warm start began: <log>/candidates/<lineage>.json, replaced by rename.
+"""The record of each lineage that a warm start began: <log>/candidates/<lineage>.json.
 
-What it learned (data_sha256, begun_from, positions), how it was judged, whether it was promoted: so each step of a warm
-start may be killed and run again.
+A record names the data that the lineage learned (data_sha256, from, positions) and holds the report of its evaluation.
+So each step of a warm start can be killed and run again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from common.disk import replace
+from common import process
+from common.disk import Busy, hold, locked, replace
 from delta_log.log import Log
 from delta_log.manifest import LogError
 
-logger = logging.getLogger("warm_start")
+log = process.logger("warm_start")
 
 
-def read(log: Log, lineage: str) -> dict[str, Any]:
-    """LogError if no warm start began that lineage."""
-    path = log.path / "candidates" / f"{lineage}.json"
+def read(delta_log: Log, lineage: str) -> dict[str, Any]:
+    """The record of a lineage. Raises LogError if no warm start began the lineage."""
+    path = delta_log.path / "candidates" / f"{lineage}.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        record: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError as e:
         raise LogError(
             f"{path}: no warm start began lineage {lineage} (python -m training.pipeline.warm_start train)"
         ) from e
-    return found
+    return record
 
 
-def write(log: Log, lineage: str, known: dict[str, Any]) -> None:
-    folder = log.path / "candidates"
+def write(delta_log: Log, lineage: str, record: dict[str, Any]) -> None:
+    folder = delta_log.path / "candidates"
     folder.mkdir(exist_ok=True)
-    replace(folder / f"{lineage}.json", json.dumps(known, indent=1).encode() + b"\n")
+    replace(folder / f"{lineage}.json", json.dumps(record, indent=1).encode() + b"\n")
 
 
-@contextmanager
-def one_at_a_time(log: Log) -> Iterator[None]:
-    """Holds <log>/candidates/LOCK: of two warm starts at once the second waits, and finds what the first one began.
+def one_at_a_time(delta_log: Log) -> AbstractContextManager[object]:
+    """Holds <log>/candidates/LOCK for a `with` block. A second warm start waits, then continues what the first began.
 
-    Without it the same data would begin two lineages. It ends with its process, however that ends.
+    Without the lock, two warm starts with the same data would begin two lineages.
     """
-    if not log.path.is_dir():  # nothing is there to share
-        yield
-        return
-    (log.path / "candidates").mkdir(exist_ok=True)
-    with open(log.path / "candidates" / "LOCK", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another warm start works on %s: waiting until it has ended", log.path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def that_serves(log: Log, given_sha256: str, declaration: str) -> dict[str, Any] | None:
-    """What is known of the served lineage, if a warm start began it with these very examples."""
-    serving = log.serving()
+    if not delta_log.path.is_dir():
+        return nullcontext()
+    path = delta_log.path / "candidates" / "LOCK"
     try:
-        known = read(log, serving) if serving else {}
-    except LogError:
-        return None
-    same = (known.get("given_sha256"), known.get("declaration")) == (given_sha256, declaration)
-    return known if same else None
+        return hold(path, "one warm start at a time works on a log")
+    except Busy as e:
+        log.info("%s: waiting until it has ended", e)
+        return locked(path)
 
 
-def begun_with(log: Log, candidate: dict[str, Any]) -> str | None:
-    """The lineage that learned the same data from the same beginning with the same model, if it exists."""
-    same = ("data_sha256", "from", "declaration", "model")
-    for lineage in reversed(log.lineages()):
+def that_serves(delta_log: Log, examples_sha256: str, declaration: str) -> dict[str, Any] | None:
+    """The record of the served lineage, if a warm start began it with these examples."""
+    lineage = delta_log.serving()
+    return _first(delta_log, [lineage] if lineage else [], given_sha256=examples_sha256, declaration=declaration)
+
+
+def begun_with(delta_log: Log, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a lineage that learned the same data from the same base with the same model, if there is one."""
+    same = {field: record[field] for field in ("data_sha256", "from", "declaration", "model")}
+    return _first(delta_log, reversed(delta_log.lineages()), **same)
+
+
+def _first(delta_log: Log, lineages: Iterable[str], **fields: Any) -> dict[str, Any] | None:
+    for lineage in lineages:
         try:
-            known = read(log, lineage)
+            record = read(delta_log, lineage)
         except LogError:
             continue
-        if all(known[field] == candidate[field] for field in same):
-            return lineage
+        if fields.items() <= record.items():
+            return record
     return None

@@ -1,97 +1,110 @@
-"""A candidate judged on a day it has not learned, beside the scores that were served that day; and the gate.
+"""The step `evaluate` of a warm start: a candidate's scores of a later interval, beside the scores as served.
 
-The same impressions, both scores: AUC with a paired bootstrap interval by user, log loss, calibration. A negative kept
-with probability pi stands for 1 / pi of them.
+Both scores are of the same impressions. The report has AUC with a paired bootstrap interval by user, log loss and
+calibration. A negative that was kept with probability pi counts 1 / pi times.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import argparse
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from common import process
 from common.auc import auc, compared
+from delta_log.log import Log
+from streaming.archive.archive import Archive
+from streaming.archive.columns import from_table
 from streaming.declaration import Declaration
 from streaming.example import Batch
+from streaming.source import load
+from streaming.topics import EXAMPLES
 from training.learn.metrics import logloss
+from training.learn.state import score_with
+from training.pipeline import candidates
+from training.record import registry
 
 Floats = npt.NDArray[np.floating]
 NEAR_ONE = 1e-7
-"""A served probability of 0 or 1 is this far from it in the log loss."""
+"""The log loss takes a served probability of 0 or 1 as so far from it."""
+
+log = process.logger("warm_start")
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What a candidate must reach to be promoted; its mean score / rate is at most `calibration`, at least 1 / it."""
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates the lineage's first base on an interval that it has not learned. Returns the report."""
+    declaration, delta_log = load(args.source).declaration, Log(args.log)
+    record = candidates.read(delta_log, args.lineage)
+    if args.begin < record["end_ms"]:
+        raise ValueError(
+            f"--begin is {args.begin}, allowed is {record['end_ms']} or later: the lineage has learned until then"
+        )
+    report = record.get("evaluation", {})
+    if (report.get("begin_ms"), report.get("end_ms"), report.get("seed")) == (args.begin, args.end, args.seed):
+        log.info("%s was evaluated on the same interval before: there is nothing to do", args.lineage)
+    else:
+        batch = from_table(Archive(args.archive).read(EXAMPLES, args.begin, args.end), declaration)
+        logits = score_with(delta_log.manifest(args.lineage, "base", 0), batch, declaration, args.source)
+        report = {"begin_ms": args.begin, "end_ms": args.end, "seed": args.seed}
+        report |= compare(batch, logits, declaration, args.seed)
+        candidates.write(delta_log, args.lineage, {**record, "evaluation": report})
+    if args.mlflow != "none":
+        client = registry.client_of(args.mlflow)
+        run = registry.run_of(client, args.source, args.lineage)
+        figures = {f"eval_{side}_{name}": report[side][name] for side in ("candidate", "served")
+                   for name in ("auc", "loss", "calibration")}  # fmt: skip
+        figures |= {f"eval_{name}": report[name] for name in ("difference", "low", "high", "examples")}
+        figures = {name: value for name, value in figures.items() if value is not None}
+        registry.describe(client, run, {"eval_begin_ms": args.begin, "eval_end_ms": args.end}, {}, figures)
+        tags = {"data_sha256": record["data_sha256"], "from": record["from"], **figures}
+        base = delta_log.manifest(args.lineage, "base", delta_log.seqs(args.lineage, "base")[0])
+        report["version"] = registry.register(client, args.source, run, base, registry.CANDIDATE, tags)
+    return {"lineage": args.lineage, **report}
 
-    tolerance: float = 0.01
-    calibration: float = 1.25
-    least_examples: int = 200
 
-    def refusals(self, report: dict[str, Any]) -> list[str]:
-        """Each figure that failed, and what is allowed; empty: it may be promoted."""
-        found = []
-        if report["examples"] < self.least_examples:
-            found.append(f"examples is {report['examples']}, allowed is {self.least_examples} or more")
-        low, calibration = report["low"], report["candidate"]["calibration"]
-        if low is None or low <= -self.tolerance:
-            said = "unknown (no positives, or no negatives)" if low is None else f"{low:.4f}"
-            found.append(
-                f"low, the lower bound of candidate - served AUC, is {said}, allowed is above {-self.tolerance:g}"
-            )
-        if calibration is None or not 1 / self.calibration <= calibration <= self.calibration:
-            allowed = f"{1 / self.calibration:.3g} to {self.calibration:.3g}"
-            said = "unknown (no positives)" if calibration is None else f"{calibration:.3f}"
-            found.append(f"calibration, the candidate's mean score / rate, is {said}, allowed is {allowed}")
-        return found
+def compare(batch: Batch, logits: Floats, declaration: Declaration, seed: int = 0) -> dict[str, Any]:
+    """The report on a candidate, from its logits, float[n, tasks], of the same examples.
 
-    def settings(self) -> dict[str, float]:
-        return asdict(self)
-
-
-def evaluate(batch: Batch, logits: Floats, declaration: Declaration, seed: int = 0) -> dict[str, Any]:
-    """The report of a candidate from its logits, float[n, tasks], of the same examples.
-
-    `examples` counts the judged task's, among those that were scored when they were shown."""
+    `examples` counts the examples of the judged task that were scored when they were shown.
+    """
     judged = declaration.tasks.index(declaration.judged)
-    at = _shown(batch, judged)
-    labels, weights = batch.labels[at, judged], _weights(batch, at, judged)
-    candidate, served = _probability(logits[at, judged]), batch.scores[at, judged].astype(np.float64)
-    if len(at):
-        difference = compared(labels, candidate, served, batch.user_id[at], seed, weights)._asdict()
+    rows = _scored(batch, judged)
+    labels, weights = batch.labels[rows, judged], _weights(batch, rows, judged)
+    candidate, served = _probability(logits[rows, judged]), batch.scores[rows, judged].astype(np.float64)
+    if len(rows):
+        difference = compared(labels, candidate, served, batch.user_id[rows], seed, weights)._asdict()
     else:
         difference = dict.fromkeys(("difference", "low", "high"), float("nan"))
     clipped = np.clip(served, NEAR_ONE, 1 - NEAR_ONE)
     report = {
         "task": declaration.judged,
-        "examples": len(at),
-        "unscored": int((batch.weights[:, judged] > 0).sum()) - len(at),
-        "candidate": _figures(labels, candidate, logits[at, judged], weights),
+        "examples": len(rows),
+        "unscored": int((batch.weights[:, judged] > 0).sum()) - len(rows),
+        "candidate": _figures(labels, candidate, logits[rows, judged], weights),
         "served": _figures(labels, served, np.log(clipped / (1 - clipped)), weights),
         **{name: difference[name] for name in ("difference", "low", "high")},
         "tasks": {},
     }
     for place, task in enumerate(declaration.tasks):
-        rows = _shown(batch, place)
+        rows = _scored(batch, place)
         label, weight = batch.labels[rows, place], _weights(batch, rows, place)
         report["tasks"][task] = {
             "positives": int(label.sum()),
             "candidate": auc(label, logits[rows, place], weight),
             "served": auc(label, batch.scores[rows, place], weight),
         }
-    known: dict[str, Any] = _known(report)
-    return known
+    return {name: _without_nan(value) for name, value in report.items()}
 
 
-def _shown(batch: Batch, task: int) -> npt.NDArray[np.intp]:
-    """Examples whose business the task is, and that something scored when they were shown."""
+def _scored(batch: Batch, task: int) -> npt.NDArray[np.intp]:
+    """The rows of the examples that are about the task and were scored when they were shown."""
     return np.flatnonzero((batch.weights[:, task] > 0) & np.isfinite(batch.scores[:, task]))
 
 
-def _weights(batch: Batch, at: npt.NDArray[np.intp], task: int) -> Floats:
-    return np.where(batch.labels[at, task] > 0, 1.0, 1 / batch.pi[at])
+def _weights(batch: Batch, rows: npt.NDArray[np.intp], task: int) -> Floats:
+    return np.where(batch.labels[rows, task] > 0, 1.0, 1 / batch.pi[rows])
 
 
 def _probability(logits: Floats) -> Floats:
@@ -108,8 +121,8 @@ def _figures(labels: Floats, scores: Floats, logits: Floats, weights: Floats) ->
     }
 
 
-def _known(value: Any) -> Any:
-    """NaN as None, all through: JSON has no NaN."""
+def _without_nan(value: Any) -> Any:
+    """The value with None for each NaN in it: JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _known(inner) for key, inner in value.items()}
+        return {key: _without_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,10 +1,10 @@
-"""What a day must be like, as Great Expectations suites: one for impressions, examples, features and deltas each.
+"""The contracts of a day, as Great Expectations suites: one each for impressions, examples, features and deltas.
 
-    frame, expectations = examples(table, declaration, interval, reference)
+    name, frame, expectations = examples(table, declaration, interval, reference)
 
-A contract turns a table into a frame of plain columns and says what is expected of them. What must hold of any day
-(types, times, ids, enums) is said outright. Rates and means are judged against a reference, the statistics of the last
-day that passed: no number of any data set stands here.
+A contract turns a table into a frame of plain columns and lists what is expected of them. Types, times, ids and enums
+have the same expectations on any day. Rates and means are judged against a reference, the statistics of the last day
+that passed. So no number of any data set is written here.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from common.interval import Interval
 from streaming.declaration import RESERVED_IDS, Declaration
 
 Statistics = dict[str, tuple[float, float, int]]
-"""Column -> mean, standard deviation and number of values of a day."""
+"""Column -> mean, standard deviation and number of its values in a day."""
 JUDGED_ROWS = 1000
-"""With fewer examples than this a day without a single positive of the judged task is possible."""
+"""A day with fewer examples may have no positive of the judged task."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a day may be from its reference: a rate by a factor, a mean by standard deviations of its values or by
-    `least` (a number is of about unit scale); both by `sigmas` standard errors more, so that a small day is not refused
-    for its size."""
+    """How far a day may be from its reference.
+
+    A rate may differ by a factor. A mean may differ by standard deviations of its values, or by `least` (a number is of
+    about unit scale). Both may differ by `sigmas` standard errors more, so that a day is not refused for being small.
+    """
 
     ratio: float = 1.5
     deviations: float = 1.0
@@ -50,7 +52,7 @@ class Tolerance:
 
 
 class Contract(NamedTuple):
-    """A suite's name, the frame it is of, and what is expected."""
+    """The name of a suite, the frame that it judges, and its expectations."""
 
     name: str
     frame: pd.DataFrame
@@ -58,11 +60,11 @@ class Contract(NamedTuple):
 
 
 def impressions(table: pa.Table, declaration: Declaration, interval: Interval) -> Contract:
-    """Impressions of an interval as they were archived."""
+    """The contract of an interval's impressions, as archived."""
     gxe = _gxe()
     frame = _plain(table)
     expected = _present(("impression_id", "user_id", "item_id", "ts_ms"))
-    # The join ignores an impression that is sent again, so a few are no harm; a day of them is.
+    # The join ignores an impression that is sent again, so a few of them do no harm.
     expected.append(gxe.ExpectColumnValuesToBeUnique(column="impression_id", mostly=0.99))
     expected.append(_within("ts_ms", interval.begin_ms, interval.end_ms - 1))
     expected += [_within(f"score_{task}", 0, 1) for task in declaration.tasks]
@@ -77,14 +79,14 @@ def examples(
     reference: Statistics | None = None,
     tolerance: Tolerance | None = None,
 ) -> Contract:
-    """Examples of an interval as they were archived, and how they compare with the reference."""
+    """The contract of an interval's examples, as archived, with rates and means near the reference."""
     gxe = _gxe()
     frame, tolerance, reference = _plain(table), tolerance or Tolerance(), reference or {}
     label = frame[[f"label_{task}" for task in declaration.tasks]].to_numpy(np.float64)
     weight = frame[[f"weight_{task}" for task in declaration.tasks]].to_numpy(np.float64)
     for k, task in enumerate(declaration.tasks):
         frame[f"rate_{task}"] = np.where(weight[:, k] > 0, label[:, k], np.nan)
-    # What makes a record the only one: its impression, its kind, and of a positive the task.
+    # The identity of a record: its impression, its kind, and the task of a positive.
     task_of = np.where(frame["kind"] == "positive", np.nan_to_num(label).argmax(axis=1), -1)
     frame["pair"] = frame["impression_id"].astype(str) + " " + frame["kind"].astype(str) + " " + task_of.astype(str)
     frame["waited_ms"] = frame["event_ms"] - frame["ts_ms"]
@@ -99,8 +101,9 @@ def examples(
         expected.append(gxe.ExpectColumnValuesToBeInSet(column=f"label_{task}", value_set=[0.0, 1.0]))
         expected.append(gxe.ExpectColumnValuesToBeBetween(column=f"weight_{task}", min_value=0))
         low, high = 0.0, 1.0
-        if known := reference.get(f"rate_{task}"):
-            low, high = tolerance.of_rate(known[0], min(known[2], int((weight[:, k] > 0).sum())))
+        if f"rate_{task}" in reference:
+            mean, _, n = reference[f"rate_{task}"]
+            low, high = tolerance.of_rate(mean, min(n, int((weight[:, k] > 0).sum())))
         strict = task == declaration.judged and len(frame) >= JUDGED_ROWS
         expected.append(
             gxe.ExpectColumnMeanToBeBetween(
@@ -113,7 +116,10 @@ def examples(
 
 
 def features(logged: pa.Table, same: Mapping[str, float], declaration: Declaration, least: float = 0.999) -> Contract:
-    """The features that were logged: there, finite, and the store's own for the time (`same`: the share of each)."""
+    """The contract of logged features: none is missing, all are finite, and they equal the store's.
+
+    `same`: the share of each feature's values that equal those of the store at that time.
+    """
     gxe = _gxe()
     frame = _plain(logged)
     columns = [f"feature_{f.name}" for f in declaration.features if f.kind != "ids"]
@@ -129,7 +135,7 @@ def features(logged: pa.Table, same: Mapping[str, float], declaration: Declarati
 
 
 def deltas(manifests: Sequence[Any], most_rows: int | None = None) -> Contract:
-    """What the manifests of a lineage, in order, say of its deltas: no gap, time moves on, sizes that can be."""
+    """The contract of a lineage's deltas, by their manifests in order: no gap, time moves on, sizes are possible."""
     gxe = _gxe()
     frame = pd.DataFrame(
         {
@@ -141,7 +147,7 @@ def deltas(manifests: Sequence[Any], most_rows: int | None = None) -> Contract:
             "bytes": [m.bytes for m in manifests],
         }
     )
-    frame.loc[:0, "moved_ms"] = 0  # the first has nothing before it
+    frame.loc[:0, "moved_ms"] = 0  # nothing is before the first
     expected = _present(tuple(frame.columns))
     expected.append(gxe.ExpectColumnValuesToBeInSet(column="step", value_set=[1]))
     expected.append(gxe.ExpectColumnValuesToBeBetween(column="moved_ms", min_value=0))
@@ -151,36 +157,37 @@ def deltas(manifests: Sequence[Any], most_rows: int | None = None) -> Contract:
 
 
 def statistics(contract: Contract) -> Statistics:
-    """Of the rates and the numbers of a day that passed: the next one's reference."""
-    found: Statistics = {}
+    """The statistics of a day's rates and numbers: the reference of later days, if the day passes."""
+    result: Statistics = {}
     for column in contract.frame.columns:
         if column.startswith(("rate_", "feature_")) and pd.api.types.is_float_dtype(contract.frame[column]):
             values = contract.frame[column].dropna()
             if len(values):
-                found[column] = (float(values.mean()), float(values.std(ddof=0)), len(values))
-    return found
+                result[column] = (float(values.mean()), float(values.std(ddof=0)), len(values))
+    return result
 
 
 def _means(frame: pd.DataFrame, declaration: Declaration, reference: Statistics, tolerance: Tolerance) -> list[Any]:
     gxe = _gxe()
-    found = []
+    expected = []
     for f in declaration.features:
-        known = reference.get(column := f"feature_{f.name}")
-        if f.kind == "number" and known:
-            low, high = tolerance.of_mean(known[0], known[1], min(known[2], int(frame[column].count())))
-            found.append(gxe.ExpectColumnMeanToBeBetween(column=column, min_value=low, max_value=high))
-    return found
+        column = f"feature_{f.name}"
+        if f.kind == "number" and column in reference:
+            mean, deviation, n = reference[column]
+            low, high = tolerance.of_mean(mean, deviation, min(n, int(frame[column].count())))
+            expected.append(gxe.ExpectColumnMeanToBeBetween(column=column, min_value=low, max_value=high))
+    return expected
 
 
 def _gxe() -> Any:
-    # Takes seconds to import, and its types export nothing.
+    # The import takes seconds, and the package has no types.
     return import_module("great_expectations.expectations")
 
 
 def _plain(table: pa.Table) -> pd.DataFrame:
-    """Columns of numbers and texts; lists, of which GX knows nothing, are left out, nulls stay nulls."""
+    """The columns of numbers and texts, nulls included. GX cannot judge lists."""
     names = [field.name for field in table.schema if not pa.types.is_list(field.type)]
-    # Int64 and not float64: an id of 64 bits beside a null must stay itself.
+    # pandas' Int64 holds nulls; float64 would round ids of 64 bits.
     types = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}
     return table.select(names).to_pandas(types_mapper=types.get)
 

@@ -1,10 +1,10 @@
-"""A model of its own whose score says which negatives a sample keeps (`training.pipeline.sampling --pilot`).
+"""A pilot that is not the served model: its scores decide which negatives a sample keeps (`sampling --pilot`).
 
     base = find("champion", "simulator", Path("var/local/log"), "http://127.0.0.1:5000")
     scores = score(base, declaration, "simulator", table, topic_id)     # float64[n], of the judged task
 
-It must not have learned the examples it scores: it would know their labels, pi' would depend on them, and a model of
-what is kept would not be calibrated.
+The pilot must not have learned the examples that it scores. If it knows their labels, pi' depends on the labels, and a
+model of the sample is not calibrated.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ SERVED = "served"
 
 
 def find(name: str, source: str, log: Path | None, mlflow: str) -> Manifest:
-    """The base that a folder, or an alias or a number of the source's registered model, names. Raises ValueError,
-    LogError."""
+    """The base that `name` is: a base's folder, or an alias or number of the source's registered model.
+
+    Raises ValueError or LogError.
+    """
     folder = Path(name)
     if (folder / MANIFEST).is_file():
         return read_manifest(folder.resolve())
@@ -36,7 +38,7 @@ def find(name: str, source: str, log: Path | None, mlflow: str) -> Manifest:
     delta_log = Log(log)
     lineage = delta_log.serving()
     if lineage is None:
-        raise LogError(f"{log}: serves no lineage yet, so it has no model version {name!r}")
+        raise LogError(f"{log}: no lineage serves yet, so there is no model version {name!r}")
     model = delta_log.manifest(lineage, "base", delta_log.seqs(lineage, "base")[-1]).model
     registered = registry.registered_model_of(source, model.name)
     tags = registry.version(registry.client_of(mlflow), registered, name)
@@ -44,23 +46,25 @@ def find(name: str, source: str, log: Path | None, mlflow: str) -> Manifest:
 
 
 def score(base: Manifest, declaration: Declaration, source: str, table: Any, topic_id: str) -> NDArray[np.float64]:
-    """The probability of the judged task that `base` gives each of the archive's examples; ValueError if it has learned
-    some of them. `topic_id`: of the topic they come from."""
+    """The probability of the judged task that `base` gives to each of the archive's examples, of a topic's id.
+
+    Raises ValueError if `base` has learned some of them.
+    """
     if learned := already_learned(base, table, topic_id):
         raise ValueError(
             f"pilot {base.lineage}/{base.name} has learned {learned} of the interval's {table.num_rows} examples and so"
             " knows their labels; allowed is a model whose data ends before the interval"
         )
-    from training.learn.state import score_with  # TensorFlow, which the other pilots do without
+    from training.learn.state import score_with  # TensorFlow, which the logged scores do not need
 
     logits = score_with(base, from_table(table, declaration), declaration, source)
     judged = logits[:, declaration.tasks.index(declaration.judged)]
-    # As it would have been logged: float32.
+    # float32, as a served score is logged
     return np.asarray(1 / (1 + np.exp(-judged.astype(np.float64))), np.float32).astype(np.float64)
 
 
 def already_learned(base: Manifest, table: Any, topic_id: str) -> int:
-    """How many of the examples stand before the positions that the base has learned to."""
+    """The number of examples before the positions up to which the base has learned."""
     if base.positions.get("topic_id") != topic_id:
         return 0
     ends = {int(p): int(o) for p, o in base.positions["offsets"].items()}

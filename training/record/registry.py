@@ -1,8 +1,8 @@
-"""What MLflow holds of lineages: a run each, found by its tag, and a model version a base (tracking, warm_start).
+"""Lineages in MLflow: one run for each lineage, found by its tag, and one model version for each base.
 
-A version's source is a small pointer artifact (lineage, seq, sha256): rows never travel through MLflow. Aliases of the
-registered model `minutehand-<source>`: `trained` the newest base, `candidate` the last one that was evaluated,
-`champion` the one that was promoted.
+A version's source is a small pointer artifact (lineage, seq, sha256), so MLflow holds no rows. The registered model
+`minutehand-<source>-<model>` has aliases: `trained` is the newest base, `candidate` the last evaluated one, `champion`
+the promoted one. The functions raise RecordError if MLflow does not answer or refuses.
 """
 
 from __future__ import annotations
@@ -11,45 +11,74 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from common.errors import InputError
 from common.extras import require
 from delta_log.manifest import Manifest
 
 TRAINED, CANDIDATE, CHAMPION = "trained", "candidate", "champion"
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RecordError(InputError):
+    """MLflow did not answer, or refused. `reason` is the first line of its error."""
+
+    def __init__(self, url: str, error: Exception) -> None:
+        self.reason = str(error).partition("\n")[0]
+        super().__init__(f"mlflow {url}: {self.reason}; what was done stays, run it again")
+
+
+def _of_client(call: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Makes a function whose first argument is an MlflowClient raise RecordError in place of MlflowException."""
+
+    @wraps(call)
+    def wrapped(client: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return call(client, *args, **kwargs)
+        except MlflowException as e:
+            raise RecordError(client.tracking_uri, e) from e
+
+    return wrapped
+
 
 def experiment_of(source: str) -> str:
-    """The name of a source's experiment."""
+    """Returns the name of a source's experiment."""
     return f"minutehand-{re.sub(r'[^0-9A-Za-z_]+', '-', source.partition('?')[0]).strip('-')}"
 
 
 def require_mlflow(url: str) -> None:
-    """Raises MissingExtra if a record at `url` is wanted and MLflow is not installed."""
+    """Raises MissingExtra if `url` names a server and MLflow is not installed."""
     if url != "none":
         require("tracking", f"--mlflow is {url}", "--mlflow none")
 
 
 def registered_model_of(source: str, model: str) -> str:
-    """The name of the registered model; `model` is a module of training/models."""
+    """Returns the name of the registered model; `model` is a module of training/models."""
     return f"{experiment_of(source)}-{model}"
 
 
 def client_of(url: str) -> Any:
-    """An MlflowClient that gives up soon: a server that is away must not hold the end of a process."""
+    """Makes an MlflowClient that gives up soon, so that a server that is down does not delay the end of a process."""
     require_mlflow(url)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient  # seven seconds of import
+    from mlflow import MlflowClient  # this import takes seven seconds
 
     return MlflowClient(url)
 
 
+@_of_client
 def run_of(client: Any, source: str, lineage: str) -> str:
-    """The lineage's run: found by its tag, or made."""
+    """Finds the lineage's run by its tag, or makes it. Returns its id."""
     name = experiment_of(source)
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
@@ -58,11 +87,11 @@ def run_of(client: Any, source: str, lineage: str) -> str:
     return str(run.info.run_id)
 
 
+@_of_client
 def register(
     client: Any, source: str, run: str, base: Manifest, alias: str, about: Mapping[str, Any] | None = None
 ) -> str:
-    """The base as a model version, unless it is one already, with what is known `about` it as tags, and the alias at
-    it; its number."""
+    """Makes a base a model version, unless it is one, sets the tags `about`, moves the alias; returns the number."""
     from mlflow.exceptions import MlflowException
 
     name = registered_model_of(source, base.model.name)
@@ -79,16 +108,17 @@ def register(
             pointer = Path(folder) / "pointer.json"
             pointer.write_text(json.dumps({**tags, "folder": str(base.folder)}, indent=1))
             client.log_artifact(run, str(pointer), artifact_path=base.name)
-        where = f"{client.get_run(run).info.artifact_uri}/{base.name}"
-        version = client.create_model_version(name, source=where, run_id=run, tags=tags)
+        pointers = f"{client.get_run(run).info.artifact_uri}/{base.name}"
+        version = client.create_model_version(name, source=pointers, run_id=run, tags=tags)
     for key, value in (about or {}).items():
         client.set_model_version_tag(name, version.version, key, value)
     client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
 
 
+@_of_client
 def version(client: Any, registered_model: str, name: str) -> dict[str, str]:
-    """The tags of a registered version, by its alias or its number; ValueError names those there are."""
+    """Reads the tags of a version, by its alias or number. Raises ValueError, which lists the existing ones."""
     from mlflow.exceptions import MlflowException
 
     ask = client.get_model_version if name.isdigit() else client.get_model_version_by_alias
@@ -96,25 +126,24 @@ def version(client: Any, registered_model: str, name: str) -> dict[str, str]:
         tags: dict[str, str] = ask(registered_model, name).tags
     except MlflowException as e:
         if e.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise ValueError(f"mlflow: {str(e).splitlines()[0]}") from e
-        there = {v.version for v in client.search_model_versions(f"name = '{registered_model}'")}
-        try:
-            there |= set(client.get_registered_model(registered_model).aliases)
-        except MlflowException:
-            pass  # nothing is registered yet
+            raise
+        names = {v.version for v in client.search_model_versions(f"name = '{registered_model}'")}
+        if names:
+            names |= set(client.get_registered_model(registered_model).aliases)
         raise ValueError(
-            f"{registered_model} has no version {name!r}; there are {', '.join(sorted(there)) or 'none yet'}"
+            f"{registered_model} has no version {name!r}; there are {', '.join(sorted(names)) or 'none yet'}"
         ) from e
     return tags
 
 
+@_of_client
 def describe(
     client: Any, run: str, parameters: Mapping[str, Any], tags: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> None:
-    """What MLflow's page compares runs by. A parameter that is there keeps its value: MLflow's are never changed."""
-    known = client.get_run(run).data.params
+    """Sets a run's parameters, tags and metrics. A parameter that exists keeps its value: MLflow changes none."""
+    existing = client.get_run(run).data.params
     for key, value in parameters.items():
-        if key not in known:
+        if key not in existing:
             client.log_param(run, key, value)
     for key, value in tags.items():
         client.set_tag(run, key, value)

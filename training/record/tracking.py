@@ -1,39 +1,39 @@
-"""The record in MLflow, off the path of deltas: an outage of it delays nothing and loses only what it would show.
+"""Records a lineage's deltas and bases in MLflow, from a thread of its own: an outage of MLflow delays no delta.
 
-A lineage is a run (tag `lineage`), which a restarted trainer goes on with. Each delta is a step; the index of manifests
-is the run's artifact `manifests.json`; each base is a model version, the newest one has the alias `trained`
-(training.record.registry).
+A lineage is a run (tag `lineage`), with which a restarted trainer continues. Each delta is a step. The index of
+manifests is the run's artifact `manifests.json`. Each base is a model version, and the newest one has the alias
+`trained` (training.record.registry).
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import queue
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
+from common import process
 from delta_log.log import Log
 from delta_log.manifest import LogError, Manifest
 from training.record import registry
 
 EVERY_S = 3.0
-"""Between two batches: one log_batch of 100 metrics takes 0.1 s on MLflow's SQLite, one metric nearly as long."""
+"""Between two batches. MLflow's SQLite takes 0.1 s for a log_batch of 100 metrics, and nearly as long for one."""
 MOST_METRICS = 1000  # of one log_batch, MLflow's own limit
 
-log = logging.getLogger("tracking")
+log = process.logger("tracking")
 
 
 class Tracking:
-    """Sends what it is told from a thread of its own; `with` ends it with a last attempt. `url` "none" does nothing."""
+    """Sends manifests from its thread; the end of `with` makes a last attempt. With `url` "none" it does nothing."""
 
     def __init__(self, url: str, delta_log: Log, lineage: str, source: str) -> None:
-        registry.require_mlflow(url)  # here: the thread could only log it
+        registry.require_mlflow(url)  # here, because the thread could only log the error
         self._url, self._log, self._lineage = url, delta_log, lineage
         self._source = source
-        self._told: queue.SimpleQueue[Manifest] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Manifest] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._run_id = ""
         self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
@@ -48,32 +48,26 @@ class Tracking:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
-    def delta(self, manifest: Manifest) -> None:
-        """A step."""
-        self._tell(manifest)
-
-    def base(self, manifest: Manifest) -> None:
-        """A model version, unless it is one already."""
-        self._tell(manifest)
-
-    def _tell(self, manifest: Manifest) -> None:
+    def add(self, manifest: Manifest) -> None:
+        """Records a delta as a step, or a base as a model version, unless it is one already."""
         if self._url != "none":
-            self._told.put(manifest)
+            self._queue.put(manifest)
 
     def _loop(self) -> None:
-        client, waiting, away = registry.client_of(self._url), [], False  # its import is not the trainer's to wait for
+        client, waiting, reported = registry.client_of(self._url), [], False  # here: its import takes seconds
         while True:
             ending = self._ending.wait(EVERY_S)
-            while not self._told.empty():
-                waiting.append(self._told.get())
+            while not self._queue.empty():
+                waiting.append(self._queue.get())
             if waiting:
                 try:
                     self._send(client, waiting)
-                    waiting, away = [], False
-                except Exception as e:  # whatever its client raises: the trainer goes on
-                    if not away:
-                        log.warning("mlflow %s: %s: kept for later", self._url, str(e).splitlines()[0])
-                    away = True
+                    waiting, reported = [], False
+                except Exception as e:  # of any kind: the trainer continues
+                    if not reported:
+                        reason = e.reason if isinstance(e, registry.RecordError) else str(e).partition("\n")[0]
+                        log.warning("mlflow %s: %s: sent again later", self._url, reason)
+                    reported = True
             if ending:
                 return
 
@@ -84,16 +78,16 @@ class Tracking:
             client.log_batch(run, metrics=metrics[at : at + MOST_METRICS])
         with tempfile.TemporaryDirectory() as folder:
             index = Path(folder) / "manifests.json"
-            index.write_text(json.dumps([_entry(m) for m in self._kept()], indent=1))
+            index.write_text(json.dumps([_entry(m) for m in self._manifests()], indent=1))
             client.log_artifact(run, str(index))
         for manifest in manifests:
             if manifest.kind == "base":
                 registry.register(client, self._source, run, manifest, registry.TRAINED)
 
-    def _kept(self) -> list[Manifest]:
+    def _manifests(self) -> list[Manifest]:
         try:
             return self._log.manifests(self._lineage)
-        except (LogError, FileNotFoundError):  # pruned while it was listed: the next index has it right
+        except (LogError, FileNotFoundError):  # pruned while it was listed: the next index is right
             return []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import threading
@@ -27,11 +26,12 @@ from tensorflow_serving.apis import (
 )
 
 from serving.client import Scorer
+from serving.server.model_server import main
 from serving.server.servable import from_proto, to_proto
-from tests.support.lineage import ROW_DIM, TOKEN, D, Lineage, request
+from tests.support.lineage import ROW_DIM, D, Lineage, request
 from tests.support.ports import free_port
 from tests.support.process import Process
-from tests.support.rig import BASE, Rig
+from tests.support.rig import BASE, export
 from tests.support.wait import until
 
 CONFIG = """
@@ -82,8 +82,6 @@ def server(prepared: tuple[Path, Lineage], tmp_path_factory: pytest.TempPathFact
     source, lineage = prepared
     folder = tmp_path_factory.mktemp("server")
     shutil.copytree(source / "models" / "ranker" / "served", folder / "served")
-    from tests.support.rig import export
-
     export(source / "log", folder / "frozen", "--frozen", "--model", "frozen")
     config = folder / "models.config"
     config.write_text(CONFIG.format(served=folder / "served", frozen=folder / "frozen", base=BASE))
@@ -355,95 +353,11 @@ def test_eight_threads(server: Server) -> None:
     assert not wrong
 
 
-# -- processes of a test's own -------------------------------------------------------------------------------------
-
-
-def status(rig: Rig) -> dict[int, tuple[int, str]]:
-    channel = grpc.insecure_channel(f"127.0.0.1:{rig.port}")
-    r = get_model_status_pb2.GetModelStatusRequest()
-    r.model_spec.name = "ranker"
-    found = model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(r, timeout=10).model_version_status
-    channel.close()
-    return {v.version: (v.state, v.status.error_message) for v in found}
-
-
-def test_versions_come_and_go(rig: Rig) -> None:
-    server = rig.start_server()
-    until(lambda: status(rig) == {BASE: (30, "")}, "the first version AVAILABLE", 90)
-    # A broken newer one: said in the status, and the old one serves on.
-    (rig.served / str(BASE + 1)).mkdir()
-    until(lambda: status(rig).get(BASE + 1, (0, ""))[0] == 50, "the broken version at END")
-    assert "saved_model.pb" in status(rig)[BASE + 1][1] and status(rig)[BASE] == (30, "")
-    # One whose warm-up fails, since its journal is broken: the same.
-    aside = rig.folder / "aside"
-    shutil.copytree(rig.served / str(BASE), aside)
-    (aside / "assets" / "journal.bin").write_bytes(b"\0" * 8)
-    aside.rename(rig.served / str(BASE + 2))
-    until(lambda: status(rig).get(BASE + 2, (0, ""))[0] == 50, "the version with a broken journal at END", 90)
-    assert "journal is not whole" in status(rig)[BASE + 2][1] and status(rig)[BASE] == (30, "")
-    # A whole one: loaded, then the old one goes.
-    shutil.copytree(rig.served / str(BASE), aside)
-    aside.rename(rig.served / str(BASE + 3))
-    until(lambda: status(rig)[BASE][0] == 50 and status(rig)[BASE + 3] == (30, ""), "the new version alone", 90)
-    assert rig.seq(BASE + 3) == 0 and rig.seq(BASE) == -1
-    assert server.end() == 0
-
-
-def test_a_port_that_is_taken_is_said_in_a_line(rig: Rig) -> None:
+def test_a_port_that_is_taken_is_reported_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        rig.port = taken.getsockname()[1]
-        server = rig.start_server()
-        assert server.wait(90) == 1
-    assert f"--port {rig.port}" in server.text() and "Traceback" not in server.text()
-
-
-def test_a_request_under_way_is_answered_at_the_end(rig: Rig) -> None:
-    server = rig.start_server()
-    until(lambda: rig.seq() == 0, "up", 90)
-    x = request(rig.lineage, 20_000)
-    answers: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(rig.replica.call(BASE, "serving_default", x))) for _ in range(4)
-    ]
-    for t in threads:
-        t.start()
-    until(lambda: len(answers) >= 1, "the first of four answered")
-    assert server.end() == 0
-    for t in threads:
-        t.join()
-    assert len(answers) >= 1 and all(len(a["click"]) == 20_000 for a in answers)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("model_config_list {", "models.config"),
-        ("", "no model"),
-        ('model_config_list { config { name: "a" } }', "base_path"),
-        ('model_config_list { config { name: "a" base_path: "/b" model_platform: "torch" } }', "model_platform"),
-    ],
-)
-def test_a_wrong_config_is_named(tmp_path: Path, text: str, says: str) -> None:
-    from serving.server.versions import read_config
-
-    path = tmp_path / "models.config"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=says):
-        read_config(path)
-
-
-def test_the_token_is_in_no_error(rig: Rig) -> None:
-    (rig.served / str(BASE) / "assets" / "token").write_text(TOKEN)
-    os.chmod(rig.served / str(BASE) / "assets" / "token", 0o600)
-    server = rig.start_server()
-    until(lambda: rig.seq() == 0, "up", 90)
-    from serving.replica import RefusedCall
-
-    call = {n: v for n, v in (("lineage", rig.lineage.name), ("seq", np.int64(1)), ("token", "guess"))}
-    call |= {n: v for n, v in rig.lineage.dense.items()}
-    with pytest.raises(RefusedCall) as refused:
-        rig.replica.call(BASE, "apply_dense", call)
-    assert TOKEN not in str(refused.value) and "guess" not in str(refused.value)
-    assert server.end() == 0 and TOKEN not in server.text()
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port), "--model_base_path", str(tmp_path)]) == 2
+    (record,) = caplog.records
+    assert f"--port {port}" in record.message and record.exc_info is None

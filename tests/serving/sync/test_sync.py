@@ -15,7 +15,7 @@ from serving.client import Scorer
 from serving.journal import decode
 from tests.support.lineage import TOKEN, D, Lineage
 from tests.support.metrics import get, metric
-from tests.support.rig import BASE, Rig
+from tests.support.rig import BASE, Rig, SharedServer
 from tests.support.wait import until
 
 
@@ -36,8 +36,7 @@ def lines(rig: Rig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_every_delta_arrives_and_is_confirmed(rig: Rig) -> None:
-    rig.start_server()
+def test_every_delta_arrives_and_is_confirmed(rig: Rig, shared_server: SharedServer) -> None:
     sync = rig.start_sync()
     ready(rig)
     manifests = [rig.lineage.delta(), rig.lineage.delta(changed=250, new=5000, removed=100), rig.lineage.delta(0, 0, 0)]
@@ -60,29 +59,29 @@ def test_every_delta_arrives_and_is_confirmed(rig: Rig) -> None:
     assert (journal.lineage, journal.start, journal.to) == (rig.lineage.name, 0, 3)
     token = rig.served / str(BASE) / "assets" / "token"
     assert token.read_text() == TOKEN and token.stat().st_mode & 0o777 == 0o600
-    assert TOKEN not in sync.text() + (rig.folder / "server.log").read_text()
+    assert TOKEN not in sync.text() + shared_server.process.text()
 
 
-def test_the_base_is_installed_by_sync(rig: Rig) -> None:
-    shutil.rmtree(rig.served)
+def test_the_base_is_installed_by_sync(prepared: tuple[Path, Lineage], shared_server: SharedServer) -> None:
+    rig = shared_server.rig(*prepared, installed=False)
     rig.lineage.delta()
+    rig.lineage.writer.close()
     rig.start_sync()
     until(lambda: (rig.served / str(BASE)).is_dir(), "a version in the folder", 120)
-    rig.start_server()
     ready(rig)
     assert rig.seq() == 1 and rig.digest() == rig.lineage.digest()
 
 
-def test_killed_server_comes_up_by_its_journal_and_is_caught_up(rig: Rig) -> None:
-    server, sync = rig.start_server(), rig.start_sync()
+def test_killed_server_comes_up_by_its_journal_and_is_caught_up(rig: Rig, shared_server: SharedServer) -> None:
+    sync = rig.start_sync()
     ready(rig)
     for _ in range(3):
         rig.lineage.delta()
     rig.stands_at(3)
     sync.end()  # writes the journal: to 3
-    server.kill()
+    shared_server.process.kill()
     rig.lineage.delta()
-    rig.start_server()
+    shared_server.start()
     rig.stands_at(3)  # by the warm-up alone, there is no sync
     rig.start_sync()
     rig.stands_at(4)
@@ -90,17 +89,16 @@ def test_killed_server_comes_up_by_its_journal_and_is_caught_up(rig: Rig) -> Non
     until(lambda: [line["seq"] for line in lines(rig)] == [1, 2, 3, 4], "each delta confirmed once")
 
 
-def test_server_killed_under_a_living_sync(rig: Rig) -> None:
-    server = rig.start_server()
+def test_server_killed_under_a_living_sync(rig: Rig, shared_server: SharedServer) -> None:
     rig.start_sync()
     ready(rig)
     rig.lineage.delta()
     rig.stands_at(1)
-    server.kill()
+    shared_server.process.kill()
     says(rig, "replica")
     rig.lineage.delta()
     rig.lineage.delta()
-    rig.start_server()
+    shared_server.start()
     rig.stands_at(3)
     ready(rig)
     assert rig.digest() == rig.lineage.digest()
@@ -108,7 +106,6 @@ def test_server_killed_under_a_living_sync(rig: Rig) -> None:
 
 
 def test_killed_sync_goes_on(rig: Rig) -> None:
-    rig.start_server()
     sync = rig.start_sync()
     ready(rig)
     rig.lineage.delta(new=30_000)
@@ -148,7 +145,6 @@ def _foreign(rig: Rig, folder: Path) -> None:
 
 
 def test_a_broken_log_changes_nothing_is_named_and_heals(rig: Rig) -> None:
-    rig.start_server()
     sync = rig.start_sync()
     ready(rig)
     rig.lineage.delta()
@@ -161,14 +157,14 @@ def test_a_broken_log_changes_nothing_is_named_and_heals(rig: Rig) -> None:
         (_foreign, ("delta-000000002", "foreign")),
     ):
         # Written and broken beside the log, so that sync never sees it whole.
-        kept, log = rig.folder / "whole", rig.folder / "log" / rig.lineage.name
+        whole, log = rig.folder / "whole", rig.folder / "log" / rig.lineage.name
         sync.end()
         folder = rig.lineage.delta().folder if rig.lineage.seq == 1 else log / "delta-000000002"
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(log, kept)
+        shutil.rmtree(whole, ignore_errors=True)
+        shutil.copytree(log, whole)
         break_it(rig, folder)
         if break_it is _gap:  # the delta behind the gap is part of the whole, too
-            shutil.copytree(log / "delta-000000003", kept / "delta-000000003")
+            shutil.copytree(log / "delta-000000003", whole / "delta-000000003")
         sync = rig.start_sync()
         says(rig, *words)
         assert rig.seq() == 1 and rig.digest() == before
@@ -176,14 +172,13 @@ def test_a_broken_log_changes_nothing_is_named_and_heals(rig: Rig) -> None:
         if break_it is not _foreign:  # the next way is made while no sync looks on
             sync.end()
         shutil.rmtree(log)
-        kept.rename(log)
+        whole.rename(log)
     rig.stands_at(3)
     ready(rig)
     assert rig.digest() == rig.lineage.digest()
 
 
 def test_a_new_lineage_is_installed_beside_the_old_one(rig: Rig) -> None:
-    rig.start_server()
     rig.start_sync()
     ready(rig)
     rig.lineage.delta()
@@ -199,7 +194,7 @@ def test_a_new_lineage_is_installed_beside_the_old_one(rig: Rig) -> None:
     rig.stands_at(2, 2 * BASE)
     # Back to the first: its number is lower, so the second one's version must go; no prediction fails meanwhile.
     rig.lineage.log.serve(rig.lineage.name)
-    scorer = Scorer([f"127.0.0.1:{rig.port}"], "ranker", D, timeout=5)
+    scorer = Scorer([f"127.0.0.1:{rig.port}"], rig.model, D, timeout=5)
     until(lambda: scorer.score([{"user": 1}]) and rig.seq(BASE) == 1, "the first lineage again", 120)
     until(lambda: scorer.score([{"user": 1}]) and rig.seq(2 * BASE) == -1, "the second lineage unloaded")
     ready(rig)
@@ -210,20 +205,19 @@ def test_a_new_lineage_is_installed_beside_the_old_one(rig: Rig) -> None:
     second.writer.close()
 
 
-def test_one_sync_a_replica_and_a_token_is_needed(rig: Rig) -> None:
-    without = rig.start_sync(token=None)
+def test_one_sync_a_replica_and_a_token_is_needed(own_rig: Rig) -> None:
+    without = own_rig.start_sync(token=None)
     assert without.wait() == 2
     assert "MINUTEHAND_WRITE_TOKEN" in without.text()
-    first = rig.start_sync()
-    until(lambda: health(rig)[0], "health answers")
-    rig.sync_port = 0
-    second = rig.start_sync()
-    assert second.wait() == 1
+    first = own_rig.start_sync()
+    until(lambda: health(own_rig)[0], "health answers")
+    own_rig.sync_port = 0
+    second = own_rig.start_sync()
+    assert second.wait() == 2
     assert "sync.lock" in second.text() and first.code is None
 
 
 def test_a_digest_that_differs_is_said_loudly(rig: Rig) -> None:
-    rig.start_server()
     rig.start_sync()
     ready(rig)
     right = rig.lineage.digest
@@ -241,21 +235,19 @@ def test_a_digest_that_differs_is_said_loudly(rig: Rig) -> None:
 def test_predictions_go_on_while_deltas_are_applied(rig: Rig) -> None:
     from tests.support.lineage import request
 
-    rig.start_server()
     rig.start_sync()
     ready(rig)
     x, seqs = request(rig.lineage), []
     for _ in range(3):
         rig.lineage.delta(new=8000)
         while not seqs or seqs[-1] < rig.lineage.seq:
-            found = rig.replica.call(BASE, "serving_default", x)
-            assert np.isfinite(found["click"]).all() and len(set(found["seq"].tolist())) == 1
-            seqs.append(int(found["seq"][0]))
+            answer = rig.replica.call(BASE, "serving_default", x)
+            assert np.isfinite(answer["click"]).all() and len(set(answer["seq"].tolist())) == 1
+            seqs.append(int(answer["seq"][0]))
     assert seqs == sorted(seqs) and set(seqs) >= {3}
 
 
 def test_removed_keys_fill_a_table_until_a_newer_base_makes_room(rig: Rig) -> None:
-    rig.start_server()
     rig.start_sync()
     ready(rig)
     capacity = rig.replica.status(BASE).capacities["user"]

@@ -71,7 +71,7 @@ def test_the_feature_push(case: Case) -> None:
     plan = SimpleNamespace(declaration=DECLARATION, views=SimpleNamespace(by="user"))
     reader = SimpleNamespace(partitions=lambda topic: [0])
     counters = Counters()
-    push = Push(SimpleNamespace(plan=plan), None, reader, counters, REPLAY, 1000, 1000, None)  # type: ignore[arg-type]
+    push = Push(SimpleNamespace(plan=plan), None, reader, counters, EventTime(2**62), 1000, 1000, None)  # type: ignore[arg-type]
     push.take(case.topic, 0, 5, case.message)
     assert (len(counters.events), counters.ignored) == ((0, 1) if case.kind else (1, 0))
 

@@ -26,8 +26,8 @@ def test_one_pass_makes_a_base_that_is_served(tmp_path: Path, caplog: pytest.Log
     assert (log.serving(), base.seq, deltas) == (lineage, 0, []) and verify(log, lineage) == []
     assert base.positions == {} and base.learned_until_ms == -1 and base.source == SOURCE
     assert all(info.rows > 0 for info in base.tables.values()) and set(base.digest) == {*base.tables, "dense"}
-    said = next(m for m in caplog.messages if "last tenth, test then train: auc" in m)
-    assert float(said.split("auc ")[1].split(",")[0]) > 0.7  # the truth itself reaches about 0.8
+    report = next(m for m in caplog.messages if "last tenth, test then train: auc" in m)
+    assert float(report.split("auc ")[1].split(",")[0]) > 0.7  # the truth itself reaches about 0.8
 
 
 def test_an_untrained_base_and_the_next_generation(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_wrong_settings_are_named(
     assert "source is 'nonsense'" in caplog.text
     with pytest.raises(SystemExit):
         batch.main(["--source", SOURCE, "--log", str(tmp_path), "--epochs", "0"])
-    assert "--epochs is 0, allowed is 1 or more" in capsys.readouterr().err
+    assert "--epochs: is 0, allowed is 1 or more" in capsys.readouterr().err
     assert Log(tmp_path).lineages() == []
 
 

@@ -1,35 +1,12 @@
-"""Which ticks are due, and that the map of their times stays small without ever making a row leave early."""
+"""Rows leave when their tick ended long enough ago, and their keys wait for a manifest."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from delta_log.fold import PRECISION, thinned
 from training.cuckoo import Table
 from training.learn.expiry import Expiry
-
-
-def test_thinned_again_and_again_a_tick_ends_a_little_later_and_never_earlier() -> None:
-    rng = np.random.default_rng(3)
-    times, kept = {}, {}
-    now = 1_700_000_000_000
-    for tick in range(1, 4001):
-        now += int(rng.choice([1000, 60_000, 60_000, 7_200_000], p=[0.2, 0.4, 0.3, 0.1]))
-        times[tick] = now
-        kept = thinned({**kept, tick: now})
-    assert len(kept) < 2000 and max(kept) == 4000
-    ticks = np.array(sorted(kept))
-    for tick, ended in times.items():
-        governed = kept[int(ticks[np.searchsorted(ticks, tick)])]
-        assert 0 <= governed - ended <= (now - ended) / PRECISION
-
-
-def test_ticks_before_the_oldest_row_and_times_that_are_unknown_are_left_out() -> None:
-    assert thinned({1: -1, 2: -1, 3: 50, 4: 70}) == {3: 50, 4: 70}
-    assert thinned({1: 10, 2: 20, 3: 50}, oldest=2) == {2: 20, 3: 50}
-    assert thinned({1: 10, 2: 50, 3: 50}) == {1: 10, 3: 50}  # a tick that took no event time
-    assert thinned({}) == {}
 
 
 @pytest.fixture

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient
 
 from delta_log.log import Log
 from delta_log.manifest import LogBusy, LogError, Manifest
@@ -26,6 +28,7 @@ from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.wait import until
 from training.learn import batch_pass as batch
+from training.learn import online
 
 SOURCE = "simulator?seed=5&minutes=5"
 LIVE = list(islice(load(SOURCE).live(), 6000))
@@ -43,8 +46,6 @@ def broker() -> Iterator[Broker]:
 @pytest.fixture
 def topic(broker: Broker) -> Broker:
     """An empty examples topic."""
-    from kafka.admin import KafkaAdminClient
-
     admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
     there = [t for t in ("examples", "examples.dead") if t in admin.list_topics()]
     admin.delete_topics(there)
@@ -128,17 +129,68 @@ def test_bad_lines_are_kept_aside_and_the_rest_is_learned(
     trainer = start()
     last = until(lambda: (m := newest(tmp_path)).learned_until_ms >= LAST_MS and m, "learned_until")
     assert last.learned == learned_by(good)
-    consumer = KafkaConsumer(bootstrap_servers=topic.bootstrap, consumer_timeout_ms=30_000)
-    consumer.assign([TopicPartition("examples.dead", p) for p in range(topics.PARTITIONS)])
-    consumer.seek_to_beginning()
-    dead = [json.loads(m.value) for m in islice(consumer, len(bad))]
-    consumer.close()
+    dead = dead_letters(topic, len(bad))
     assert sorted(base64.b64decode(d["message"]) for d in dead) == sorted(bad)
     for d in dead:
         assert d["reason"] and d["topic"] == "examples" and d["size"] == len(base64.b64decode(d["message"]))
     dead_examples = "minutehand_trainer_dead_examples"  # the gauges move each second
     until(lambda: metric(trainer.port, dead_examples) == len(bad), "all bad lines are counted")
     assert trainer.end() == 0
+
+
+def dead_letters(topic: Broker, count: int) -> list[dict[str, Any]]:
+    """Reads the first `count` records of examples.dead."""
+    consumer = KafkaConsumer(bootstrap_servers=topic.bootstrap, consumer_timeout_ms=30_000)
+    consumer.assign([TopicPartition("examples.dead", p) for p in range(topics.PARTITIONS)])
+    consumer.seek_to_beginning()
+    letters = [json.loads(m.value) for m in islice(consumer, count)]
+    consumer.close()
+    return letters
+
+
+def test_a_dead_letter_that_no_broker_takes_holds_up_deltas_and_nothing_else(
+    topic: Broker, start: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=topic.bootstrap)
+    admin.delete_topics(["examples.dead"])
+    admin.close()
+    sender, trainer = Sender(topic.bootstrap), start()
+    until(trainer.is_ready, "the trainer to be ready", process=trainer)
+    sender.send(RECORDS[:300], 0, raw=[b"{"])
+    reason = until(lambda: (a := trainer.get("/healthz"))[0] == 503 and a[1], "the reason", process=trainer)
+    assert reason.startswith("no delta can be written: ")
+    sender.send(RECORDS[300:600], LAST_MS)
+    sender.close()
+    learned = "minutehand_trainer_examples_total"
+    until(lambda: metric(trainer.port, learned) == 600, "it to learn on", process=trainer)
+    assert metric(trainer.port, "minutehand_trainer_errors_total") > 0 and newest(tmp_path).seq == 0
+
+    topics.create(topic.bootstrap)
+    last = until(lambda: (m := newest(tmp_path)).learned_until_ms >= LAST_MS and m, "a delta", process=trainer)
+    assert last.learned == learned_by(RECORDS[:600])
+    assert base64.b64decode(dead_letters(topic, 1)[0]["message"]) == b"{"
+    until(trainer.is_ready, "the trainer to be ready again", process=trainer)
+    assert trainer.text().count("no delta can be written") == 1
+    assert trainer.end() == 0
+
+
+def test_it_follows_serving_in_the_same_process(topic: Broker, start: Callable[..., Trainer], tmp_path: Path) -> None:
+    sender, trainer, log = Sender(topic.bootstrap), start(), Log(tmp_path / "log")
+    sender.send(RECORDS[:300], 0)
+    until(lambda: newest(tmp_path).seq >= 1, "a delta", process=trainer)
+    first = newest(tmp_path)
+    batch.main(["--source", SOURCE, "--log", str(log.path), "--untrained"])  # SERVING moves to a lineage of its own
+    sender.send(RECORDS[300:], LAST_MS)
+    sender.close()
+    until(lambda: newest(tmp_path).learned_until_ms >= LAST_MS, "the new lineage", process=trainer)
+    second = newest(tmp_path)
+    assert second.lineage != first.lineage and second.learned == learned_by(RECORDS)
+    Writer(log, first.lineage).close()  # its lock is free
+    with pytest.raises(LogBusy, match=f"held by process {trainer.pid}"):
+        Writer(log, second.lineage)
+    until(lambda: metric(trainer.port, "minutehand_trainer_seq") == newest(tmp_path).seq, "the metrics of the new one")
+    assert trainer.end() == 0
+    assert [verify(log, lineage) for lineage in (first.lineage, second.lineage)] == [[], []]
 
 
 def test_what_was_read_is_committed_at_the_end_and_an_idle_stream_makes_no_delta(
@@ -194,7 +246,7 @@ def test_without_a_broker_it_says_why_it_is_not_ready(tmp_path: Path) -> None:
         assert second.wait() == 2
         assert f"held by process {trainer.pid}: a lineage has one writer" in second.text()
     finally:
-        assert trainer.end() == 0
+        assert trainer.end(seconds=online.END_WITHIN_S + 20) == 0
 
 
 def test_positions_of_another_topic_are_refused(topic: Broker, start: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -214,8 +266,6 @@ def test_positions_of_another_topic_are_refused(topic: Broker, start: Callable[.
 
 
 def test_a_log_without_a_lineage_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from training.learn import online
-
     assert online.main(["--source", SOURCE, "--log", str(tmp_path), "--kafka", "127.0.0.1:1"]) == 2
     assert "serves no lineage yet" in caplog.text
     with pytest.raises(LogError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from delta_log.files import read_rows
 from delta_log.log import Log
@@ -17,6 +20,7 @@ from delta_log.writer import Writer
 from streaming.example import Batch, batches
 from streaming.source import load
 from tests.training.models.test_deepfm import SMALL, a_batch
+from training.cuckoo.library import ops
 from training.learn.learner import Learner, Settings
 from training.learn.state import State, dense_digest, rows_digest
 from training.models.model import load as load_model
@@ -169,6 +173,19 @@ def test_the_digest_is_of_any_order_and_shows_one_bit() -> None:
     assert rows_digest(keys[:0], rows[:0]) == 0
     assert dense_digest({"a": rows, "b": rows[0]}) == dense_digest({"b": rows[0], "a": rows})
     assert dense_digest({"a": flipped}) != dense_digest({"a": rows}) != dense_digest({"b": rows})
+
+
+def test_a_dropped_state_frees_its_tables() -> None:
+    state = a_state()
+    state.learn(some(1)[0])
+    handles = [table.resource_handle for table in state.learner.tables.values()]
+    learner = weakref.ref(state.learner)
+    del state
+    gc.collect()
+    assert learner() is None
+    for handle in handles:
+        with pytest.raises(tf.errors.NotFoundError):
+            ops().cuckoo_tick(handle)
 
 
 def test_another_declaration_is_refused(tmp_path: Path) -> None:

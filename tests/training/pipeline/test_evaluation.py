@@ -1,4 +1,4 @@
-"""A candidate beside what was served, on numbers worked out by hand; and the gate, which names what it refuses."""
+"""The report on a candidate beside the served scores, on numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pytest
 from common.auc import auc, compared
 from streaming.declaration import Declaration, Feature
 from streaming.example import Batch
-from training.pipeline.evaluation import Gate, evaluate
+from training.pipeline.evaluation import compare
+from training.pipeline.promotion import Gate
 
 D = Declaration(name="two", features=(Feature("user", "id"),), tasks=("click", "like"), judged="like", window_ms=10)
 
 
 def batch(labels: list[float], scores: list[float], pi: list[float], weights: list[float] | None = None) -> Batch:
-    """Examples whose business is `like` alone; the scores of `click` are unknown."""
+    """Examples that are about `like` alone, without scores of `click`."""
     n = len(labels)
     zeros, ids = np.zeros(n, np.int64), pa.array([f"i{k}" for k in range(n)])
     other = np.zeros(n, np.float32)
@@ -35,7 +36,7 @@ def test_figures_by_hand() -> None:
     shown = batch([1, 0, 1, 0, 1, 0], [0.5, 0.25, 0.75, 0.5, np.nan, 0.9], [1, 1, 1, 0.5, 1, 1], [1, 1, 1, 1, 1, 0])
     logits = np.zeros((6, 2), np.float32)
     logits[:, 1] = np.log([3, 1, 1 / 3, 1 / 3, 1, 1])  # probabilities 3/4, 1/2, 1/4, 1/4
-    report = evaluate(shown, logits, D)
+    report = compare(shown, logits, D)
     assert (report["task"], report["examples"], report["unscored"]) == ("like", 4, 1)
     # Pairs, weighted: 2 positives x (1 + 2) negatives. Served: 0.75 above all 3; 0.5 above 1, a tie with 2.
     assert report["served"]["auc"] == pytest.approx((3 + 1 + 2 / 2) / 6)
@@ -51,22 +52,9 @@ def test_figures_by_hand() -> None:
 
 def test_nothing_to_judge_is_no_error_and_no_promotion() -> None:
     for shown in (batch([], [], []), batch([0, 0], [0.5, 0.5], [1, 1]), batch([1, 0], [np.nan] * 2, [1, 1])):
-        report = evaluate(shown, np.zeros((shown.size, 2), np.float32), D)
+        report = compare(shown, np.zeros((shown.size, 2), np.float32), D)
         assert report["candidate"]["auc"] is None and report["low"] is None
         assert len(Gate().refusals(report)) >= 2
-
-
-def test_the_gate_names_the_figure_and_what_is_allowed() -> None:
-    good = {"examples": 500, "low": -0.005, "candidate": {"calibration": 1.1}}
-    assert Gate().refusals(good) == []
-    assert Gate(tolerance=0.001).refusals(good) == [
-        "low, the lower bound of candidate - served AUC, is -0.0050, allowed is above -0.001"
-    ]
-    assert Gate().refusals({**good, "candidate": {"calibration": 1.5}}) == [
-        "calibration, the candidate's mean score / rate, is 1.500, allowed is 0.8 to 1.25"
-    ]
-    assert Gate(least_examples=501).refusals(good) == ["examples is 500, allowed is 501 or more"]
-    assert len(Gate().refusals({"examples": 0, "low": None, "candidate": {"calibration": None}})) == 3
 
 
 def test_the_interval_holds_what_it_should_and_is_paired() -> None:
@@ -75,9 +63,9 @@ def test_the_interval_holds_what_it_should_and_is_paired() -> None:
     labels = (rng.random(4000) < 0.3).astype(float)
     better = labels + rng.normal(0, 1.5, 4000)
     worse = labels + rng.normal(0, 2.5, 4000)
-    found = compared(labels, better, worse, users, 0)
-    assert found.low < found.difference < found.high and found.low > 0
-    assert found.first == auc(labels, better) and found.difference == pytest.approx(found.first - found.second)
+    both = compared(labels, better, worse, users, 0)
+    assert both.low < both.difference < both.high and both.low > 0
+    assert both.first == auc(labels, better) and both.difference == pytest.approx(both.first - both.second)
     # The same scores in another scale: paired, so there is no difference and no doubt about it.
     assert compared(labels, better, 3 * better, users, 0)[2:] == (0, 0, 0)
     assert all(np.isnan(compared(np.ones(3), better[:3], worse[:3], users[:3], 0)))

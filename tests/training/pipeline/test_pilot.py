@@ -36,12 +36,12 @@ SCORE = f"score_{DECLARATION.judged}"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive whose scores are those of the log's first lineage: it served. The second one learned INTERVAL."""
-    found = tmp_path_factory.mktemp("pilot")
-    assert batch.main(["--source", archived.SOURCE, "--log", str(found / "log")]) == 0
-    archived.archive(found / "archive", 4, lambda day: {**day, "examples": as_served(day["examples"], base(found, 0))})
-    begun = ["--log", found / "log", "--archive", found / "archive", "--begin", INTERVAL.begin_ms]
+    path = tmp_path_factory.mktemp("pilot")
+    assert batch.main(["--source", archived.SOURCE, "--log", str(path / "log")]) == 0
+    archived.archive(path / "archive", 4, lambda day: {**day, "examples": as_served(day["examples"], base(path, 0))})
+    begun = ["--log", path / "log", "--archive", path / "archive", "--begin", INTERVAL.begin_ms]
     assert warm_start.main(["train", "--source", archived.SOURCE, *map(str, [*begun, "--end", INTERVAL.end_ms])]) == 0
-    return found
+    return path
 
 
 def base(folder: Path, lineage: int) -> Path:
@@ -57,8 +57,8 @@ def as_served(table: pa.Table, of: Path) -> pa.Table:
     names = [f.name for f in DECLARATION.features]
     rows = [dict(zip(names, row, strict=True)) for row in zip(*(table[f"feature_{n}"].to_pylist() for n in names),
                                                               strict=True)]  # fmt: skip
-    given = {name: tf.constant(value) for name, value in inputs(rows, DECLARATION).items()}
-    scores = tf.saved_model.load(str(model)).signatures["serving_default"](**given)
+    tensors = {name: tf.constant(value) for name, value in inputs(rows, DECLARATION).items()}
+    scores = tf.saved_model.load(str(model)).signatures["serving_default"](**tensors)
     for task in DECLARATION.tasks:
         place = table.schema.get_field_index(f"score_{task}")
         table = table.set_column(place, table.schema.field(place), pa.array(scores[task].numpy(), pa.float32()))
@@ -71,8 +71,8 @@ def sampled(
     words = ["--source", archived.SOURCE, "--archive", folder / "archive", "--begin", when.begin_ms]
     capsys.readouterr()
     code = sampling.main([*map(str, [*words, "--end", when.end_ms, "--to", to, "--keep", 0.3, *more])])
-    said = capsys.readouterr().out
-    return {"code": code, **(json.loads(said) if said else {})}
+    output = capsys.readouterr().out
+    return {"code": code, **(json.loads(output) if output else {})}
 
 
 def test_the_model_that_served_keeps_what_its_logged_scores_keep(
@@ -83,7 +83,7 @@ def test_the_model_that_served_keeps_what_its_logged_scores_keep(
     log = Log(folder / "log")
     assert (served["pilot"], own["pilot"], own["code"]) == ("served", f"{log.lineages()[0]}.0", 0)
     assert served["sampling"] == own["sampling"] and served["file"] != own["file"]
-    one, two = (pq.read_table(found["file"]) for found in (served, own))
+    one, two = (pq.read_table(facts["file"]) for facts in (served, own))
     assert one.drop_columns(["pi"]).equals(two.drop_columns(["pi"]))
     # The served graph and the trainer's sum in another order: float32's last digits.
     assert two["pi"].to_numpy() == pytest.approx(one["pi"].to_numpy(), rel=1e-5)
@@ -96,13 +96,13 @@ def test_the_model_that_served_keeps_what_its_logged_scores_keep(
 def test_another_model_multiplies_pi_by_its_own_rate_and_what_is_kept_stands_for_what_was_there(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = sampled(capsys, folder, tmp_path, "--pilot", base(folder, 1))
-    kept = dict(zip(*pq.read_table(found["file"]).select(["offset", "pi"]).to_pydict().values(), strict=True))
+    facts = sampled(capsys, folder, tmp_path, "--pilot", base(folder, 1))
+    pi = dict(zip(*pq.read_table(facts["file"]).select(["offset", "pi"]).to_pydict().values(), strict=True))
     whole = as_served(Archive(folder / "archive").read("examples", AFTER.begin_ms, AFTER.end_ms), base(folder, 1))
     negative = np.array(whole["kind"].to_pylist()) == "negative"
     rate = sampling.rates(whole[SCORE].to_numpy().astype(np.float64), negative, Sampling(keep=0.3))
-    stays = np.array([offset in kept for offset in whole["offset"].to_pylist()])
-    assert list(kept.values()) == pytest.approx(list((whole["pi"].to_numpy() * rate)[stays]), rel=1e-5)
+    stays = np.array([offset in pi for offset in whole["offset"].to_pylist()])
+    assert list(pi.values()) == pytest.approx(list((whole["pi"].to_numpy() * rate)[stays]), rel=1e-5)
     assert stays[~negative].all() and rate.std() > 0.01
     # What calibration rests on: kept negatives, each for 1 / pi' of them, are as many as there were.
     error = np.sqrt(((1 - rate) / rate)[negative].sum())
@@ -128,6 +128,6 @@ def test_tensorflow_is_not_imported_for_scores_that_were_logged(folder: Path, tm
     words = ["--source", archived.SOURCE, "--archive", folder / "archive", "--to", tmp_path]
     times = ["--begin", str(AFTER.begin_ms), "--end", str(AFTER.end_ms)]
     command = [sys.executable, "-c", code, *map(str, words), *times]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-    assert said.splitlines()[-1].startswith("0 0 [") and "'training.pipeline.pilot'" in said
-    assert "'tensorflow'" not in said and "'mlflow'" not in said
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert output.splitlines()[-1].startswith("0 0 [") and "'training.pipeline.pilot'" in output
+    assert "'tensorflow'" not in output and "'mlflow'" not in output

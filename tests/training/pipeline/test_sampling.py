@@ -25,7 +25,7 @@ def examples(n: int, pi: float = 1.0, seed: int = 0, scored: float = 1.0) -> pa.
     clicked = rng.random(n) < sigmoid(TRUE[0] + TRUE[1] * x)
     score = sigmoid(TRUE[0] + 0.5 + 0.7 * TRUE[1] * x)
     ids = pa.array([f"i{k}" for k in range(n)])
-    kept = clicked | (draw(ids, "join") < pi)
+    joined = clicked | (draw(ids, "join") < pi)
     table = pa.table(
         {
             "impression_id": ids,
@@ -37,7 +37,7 @@ def examples(n: int, pi: float = 1.0, seed: int = 0, scored: float = 1.0) -> pa.
             "feature_x": x,
         }
     )
-    return table.filter(pa.array(kept))
+    return table.filter(pa.array(joined))
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:
@@ -100,9 +100,9 @@ def test_the_two_draws_are_independent():
 def test_an_impression_that_nothing_scored_counts_as_average():
     negative = np.ones(4, bool)
     pilot = Sampling("pilot", keep=0.25, floor=0.01)
-    found = rates(np.array([0.1, 0.3, np.nan, 0.2]), negative, pilot)
-    assert found[2] == pytest.approx(found[3])
-    assert found.mean() == pytest.approx(0.25)
+    result = rates(np.array([0.1, 0.3, np.nan, 0.2]), negative, pilot)
+    assert result[2] == pytest.approx(result[3])
+    assert result.mean() == pytest.approx(0.25)
     assert rates(np.full(4, np.nan), negative, pilot) == pytest.approx(0.25)
     assert len(rates(np.zeros(0), np.zeros(0, bool), pilot)) == 0
 
@@ -123,7 +123,7 @@ def test_the_same_examples_give_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "text"),
     [
         ({"method": "some"}, "method is 'some'; allowed are uniform, pilot"),
         ({"keep": 0.0}, "keep is 0.0; allowed is a number above 0, up to 1"),
@@ -132,6 +132,6 @@ def test_the_same_examples_give_the_same_bytes(tmp_path):
         ({"method": "uniform", "pilot": "champion"}, "pilot is 'champion' and method uniform; allowed is method pilot"),
     ],
 )
-def test_a_wrong_setting_is_named(given, said):
-    with pytest.raises(ValueError, match=said):
-        Sampling(**given)
+def test_a_wrong_setting_is_named(settings, text):
+    with pytest.raises(ValueError, match=text):
+        Sampling(**settings)

@@ -1,4 +1,4 @@
-"""Which samples a warm start learns from, and the interval that judges it."""
+"""The choice of samples that a warm start learns from, and of the interval to judge it on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def hours(begin: int, end: float) -> Interval:
     return Interval(begin * HOUR, round(end * HOUR))
 
 
-KNOWN = [sampled(0), sampled(1), sampled(2, sampling="uniform-0.5"), sampled(3), sampled(4, rows=0)]
+DAYS = [sampled(0), sampled(1), sampled(2, sampling="uniform-0.5"), sampled(3), sampled(4, rows=0)]
 
 
 @pytest.mark.parametrize(
@@ -39,27 +39,33 @@ KNOWN = [sampled(0), sampled(1), sampled(2, sampling="uniform-0.5"), sampled(3),
     ],
 )
 def test_the_choice(until, interval, days, judge_end, learned, judged):
-    chosen, judge = choose(KNOWN, round(until * HOUR), interval, days, judge_end)
+    chosen, judge = choose(DAYS, round(until * HOUR), interval, days, judge_end)
     assert [s["file"] for s in chosen] == learned
     assert judge == judged
 
 
 def test_samples_that_overlap_are_not_learned_twice():
-    known = [sampled(0, 2), sampled(1), sampled(2)]
-    assert [s["file"] for s in choose(known, 9 * HOUR, None, 3, None)[0]] == ["1", "2"]
+    overlapping = [sampled(0, 2), sampled(1), sampled(2)]
+    assert [s["file"] for s in choose(overlapping, 9 * HOUR, None, 3, None)[0]] == ["1", "2"]
 
 
 @pytest.mark.parametrize(
-    ("known", "interval", "judge_end", "error", "said"),
+    ("samples", "interval", "judge_end", "error", "text"),
     [
         ([], None, None, ValueError, "there is no sample; samples that are not empty: none"),
-        (KNOWN, hours(7, 8), None, ValueError, r"which has no sample; .*\[1970-01-01T00:00:00, 1970-01-01T01:00:00\)"),
-        (KNOWN, hours(3, 4), 7 * HOUR, ValueError, "judge_end is .* complete until"),
-        (KNOWN[:1], None, None, NothingToJudge, "no day after it"),
-        (KNOWN, hours(3, 4), None, NothingToJudge, "nothing to judge .* on"),
+        (
+            DAYS,
+            hours(7, 8),
+            None,
+            ValueError,
+            r"which has no sample; .*\[1970-01-01T00:00:00, 1970-01-01T01:00:00\)",
+        ),
+        (DAYS, hours(3, 4), 7 * HOUR, ValueError, "judge_end is .* complete until"),
+        (DAYS[:1], None, None, NothingToJudge, "no day after it"),
+        (DAYS, hours(3, 4), None, NothingToJudge, "nothing to judge .* on"),
     ],
 )
-def test_what_cannot_be_chosen_says_why(known, interval, judge_end, error, said):
-    until = 1 if known == KNOWN[:1] else 4
-    with pytest.raises(error, match=said):
-        choose(known, until * HOUR, interval, 1, judge_end)
+def test_what_cannot_be_chosen_says_why(samples, interval, judge_end, error, text):
+    until = 1 if samples == DAYS[:1] else 4
+    with pytest.raises(error, match=text):
+        choose(samples, until * HOUR, interval, 1, judge_end)

@@ -38,8 +38,8 @@ def put(table: pa.Table, column: str, rows: list[int], value: object) -> pa.Tabl
 def inside(table: pa.Table, column: str, interval: Interval) -> list[int]:
     """Rows of the interval."""
     times = table[column]
-    found = pc.and_(pc.greater_equal(times, interval.begin_ms), pc.less(times, interval.end_ms))
-    return np.flatnonzero(found.combine_chunks().to_numpy(zero_copy_only=False)).tolist()
+    within = pc.and_(pc.greater_equal(times, interval.begin_ms), pc.less(times, interval.end_ms))
+    return np.flatnonzero(within.combine_chunks().to_numpy(zero_copy_only=False)).tolist()
 
 
 def poison(day: dict[str, pa.Table]) -> dict[str, pa.Table]:
@@ -90,12 +90,12 @@ def test_a_good_day_passes_and_the_next_is_judged_against_it(folder, caplog):
     linked = dict(re.findall(r'<li><a href="([^"]+)">(\w+)</a><br>kept</li>', page))
     assert sorted(linked.values()) == ["examples", "impressions"]
     assert all((first.docs.parent / unquote(link)).is_file() for link in linked)
-    kept = json.loads((folder / "samples" / FIRST.name / "validated.json").read_text())
-    assert 0.2 < kept["rate_watch"][0] < 0.8
+    statistics = json.loads((folder / "samples" / FIRST.name / "validated.json").read_text())
+    assert 0.2 < statistics["rate_watch"][0] < 0.8
     with caplog.at_level(logging.INFO, "validation"):
         second = judge(archive, SECOND, folder)
     assert f"rates are judged against {FIRST.name}" in caplog.text
-    low, high = Tolerance().of_rate(kept["rate_watch"][0], 1)
+    low, high = Tolerance().of_rate(statistics["rate_watch"][0], 1)
     (watched,) = [f for f in second.findings if "rate_watch" in f]
     assert watched.startswith("examples: expect_column_mean_to_be_between of rate_watch: seen is 0.")
     assert "; allowed is at least 0." in watched
@@ -124,7 +124,7 @@ def test_a_poisoned_day_is_refused_and_each_finding_says_what_was_seen_and_what_
     page = unescape(verdict.docs.read_text())
     assert all(finding.partition(": ")[2] in page for finding in verdict.findings)
     assert not (folder / "samples" / FIRST.name).exists()
-    said = dict(f.split(": seen ", 1) for f in verdict.findings)
+    seen = dict(f.split(": seen ", 1) for f in verdict.findings)
     n = Archive(archive).read("impressions", FIRST.begin_ms, FIRST.end_ms).num_rows
     m = Archive(archive).read("examples", FIRST.begin_ms, FIRST.end_ms).num_rows
     ids = "-9223372036854775808, -9223372036854775807"
@@ -144,9 +144,9 @@ def test_a_poisoned_day_is_refused_and_each_finding_says_what_was_seen_and_what_
         "examples: expect_column_values_to_be_between of waited_ms": f"are 1 of {m} values that are not allowed (-",
         "examples: expect_column_mean_to_be_between of feature_age": "is 7.5; allowed is at least ",
     }
-    for what, seen in expected.items():
-        assert said.pop(what).startswith(seen)
-    assert said == {}
+    for expectation, text in expected.items():
+        assert seen.pop(expectation).startswith(text)
+    assert seen == {}
 
 
 def test_an_empty_interval_is_nothing_against_anybody(folder):
@@ -164,9 +164,9 @@ def test_features_that_are_not_the_stores_are_named(folder):
     logged = archived.tables(source, shown)["impressions"]
     same = {"clip": 0.98, "age": 1.0}
     verdict = validation.check([contracts.features(logged, same, source.declaration)], folder / "docs" / "day")
-    (found,) = verdict.findings
-    assert found.startswith("features: expect_column_mean_to_be_between of same_clip: seen is 0.98")
-    assert found.endswith("allowed is at least 0.999 and at most 1")
+    (finding,) = verdict.findings
+    assert finding.startswith("features: expect_column_mean_to_be_between of same_clip: seen is 0.98")
+    assert finding.endswith("allowed is at least 0.999 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -191,22 +191,20 @@ def test_deltas_have_no_gap_and_time_moves_on(folder):
     good = [Written(seq, 1000 * seq) for seq in range(4, 9)]
     assert validation.check([contracts.deltas(good)], folder / "docs" / "good").findings == []
     bad = [*good[:2], replace(good[2], learned_until_ms=1), *good[4:]]
-    found = validation.check([contracts.deltas(bad)], folder / "docs" / "bad").findings
-    assert [f.split(": seen")[0] for f in found] == [
+    findings = validation.check([contracts.deltas(bad)], folder / "docs" / "bad").findings
+    assert [f.split(": seen")[0] for f in findings] == [
         "deltas: expect_column_values_to_be_between of moved_ms",
         "deltas: expect_column_values_to_be_in_set of step",
     ]
-    assert found[1].endswith("(2); allowed are 1")
+    assert findings[1].endswith("(2); allowed are 1")
 
 
 def test_pages_that_are_put_in_place_at_once_are_one_writers(tmp_path):
     def pages(writer: int) -> None:
         for turn in range(20):
-            aside = tmp_path / f".day.{writer}"
-            aside.mkdir()
-            for name in range(5):
-                (aside / str(name)).write_text(f"{writer} {turn}")
-            validation.put_in_place(aside, tmp_path / "day")
+            with validation.in_place_of(tmp_path / "day") as aside:
+                for name in range(5):
+                    (aside / str(name)).write_text(f"{writer} {turn}")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(pages, range(4)))

@@ -13,12 +13,12 @@ from delta_log.compaction import compact
 from delta_log.log import Log
 from delta_log.manifest import Manifest
 from delta_log.writer import Writer
-from tests.delta_log.test_log import Oracle
+from tests.support.log_oracle import Oracle
 from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.wait import until
 from training.record import registry
-from training.record.registry import CANDIDATE, TRAINED
+from training.record.registry import CANDIDATE, TRAINED, RecordError
 from training.record.tracking import Tracking
 
 NAN = float("nan")
@@ -34,9 +34,9 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
 
     with Writer(log, lineage) as writer, Tracking(url, log, lineage, "simulator?seed=7") as tracking:
         started = time.monotonic()
-        tracking.base(writer.first_base(oracle.whole()))
+        tracking.add(writer.first_base(oracle.whole()))
         for _ in range(3):
-            tracking.delta(writer.delta(oracle.change()))
+            tracking.add(writer.delta(oracle.change()))
         assert time.monotonic() - started < 5, "an outage delays nothing"
         server = Process(tmp_path / "server.log", "mlflow", *words, env=quiet)
         try:
@@ -55,9 +55,9 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
             made = compact(log, writer)
             assert made is not None
             with Tracking(url, log, lineage, "simulator?seed=7") as resumed:  # a restarted trainer
-                resumed.base(log.manifest(lineage, "base", 0))  # known already
-                resumed.base(made)
-                resumed.delta(writer.delta(oracle.change()))
+                resumed.add(log.manifest(lineage, "base", 0))  # known already
+                resumed.add(made)
+                resumed.add(writer.delta(oracle.change()))
                 until(lambda: (v := _version(client)) is not None and v.tags["seq"] == "3", "the newer base's version")
             assert [r.info.run_id for r in _runs(client)] == [run.info.run_id]
             versions = client.search_model_versions("name = 'minutehand-simulator-deepfm'")
@@ -91,6 +91,8 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
             assert [e["sha256"] for e in index] == [m.sha256 for m in log.manifests(lineage)]
         finally:
             server.end()
+        with pytest.raises(RecordError, match=f"^mlflow {url}: .*; what was done stays, run it again$"):
+            registry.run_of(client, "simulator?seed=7", lineage)
 
 
 def _version(client: Any) -> Any:
@@ -112,6 +114,6 @@ def _rows(manifest: Manifest) -> int:
 def test_without_mlflow_nothing_is_sent(tmp_path: Path) -> None:
     log, oracle = Log(tmp_path), Oracle(7)
     with Writer(log, log.new_lineage()) as writer, Tracking("none", log, writer.lineage, "simulator") as tracking:
-        tracking.base(writer.first_base(oracle.whole()))
+        tracking.add(writer.first_base(oracle.whole()))
         started = time.monotonic()
     assert time.monotonic() - started < 1

@@ -1,0 +1,167 @@
+"""The trainer with a topic in memory: dead letters that no broker acknowledges, and an end that is bounded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka.errors import KafkaError
+
+from common import process
+from delta_log.log import Log
+from delta_log.verification import verify
+from delta_log.writer import Writer
+from streaming.example import Batch, batches
+from streaming.source import load
+from tests.support.wait import until
+from training.learn import trainer
+from training.learn.learner import Learner, Settings
+from training.learn.state import State
+from training.learn.trainer import Gauges, Pace, Trainer
+from training.models.model import load as load_model
+from training.record.tracking import Tracking
+
+SOURCE = "simulator?seed=5&minutes=5"
+SIMULATOR = load(SOURCE)
+HISTORY = list(islice(batches(SIMULATOR.history(), SIMULATOR.declaration, 300), 6))
+
+
+class Topic:
+    """In place of Feed: batches in memory. Its broker acknowledges dead letters, or not, or does not answer."""
+
+    dead = 0
+
+    def __init__(self) -> None:
+        self.reader = self
+        self.batches: deque[Batch] = deque()
+        self.offset = 0
+        self.acknowledges = self.answers = True
+
+    def poll(self, timeout_ms: int, most: int) -> list[Batch]:
+        time.sleep(0 if self.batches else timeout_ms / 1000)
+        self.offset += bool(self.batches)
+        return [self.batches.popleft()] if self.batches else []
+
+    def positions(self) -> dict[str, Any]:
+        time.sleep(0 if self.answers else 60)
+        if not self.acknowledges:
+            raise KafkaError("examples.dead has not acknowledged 1 line")
+        return {"offsets": {"0": self.offset}}
+
+    def read_until_ms(self) -> int:
+        return -1
+
+    def lag(self) -> int:
+        return len(self.batches)
+
+
+class Rig:
+    """A trainer of a new lineage, beside a state that learns the same batches without it."""
+
+    def __init__(self, path: Path) -> None:
+        self.log, self.topic, self.straight = Log(path), Topic(), a_state()
+        state, self.gauges = a_state(), Gauges()
+        self.writer = Writer(self.log, self.log.new_lineage())
+        cut = state.cut({"offsets": {"0": 0}}, whole=True)
+        self.writer.first_base(cut)
+        state.committed(cut)
+        self.service = process.Service(0, self.gauges.registry, self.gauges.errors, end_within_s=0.3)
+        self.service.health.reason = ""
+        tracking = Tracking("none", self.log, self.writer.lineage, SOURCE)
+        feed: Any = self.topic
+        self.trainer = Trainer(state, self.writer, feed, Pace(20), tracking, self.gauges, self.service.health)
+
+    def send(self, *sent: Batch) -> None:
+        for batch in sent:
+            self.straight.learn(batch)
+            self.topic.batches.append(batch)
+
+    def metric(self, name: str) -> float:
+        return self.gauges.registry.get_sample_value(f"minutehand_trainer_{name}_total") or 0.0
+
+    def until(self, holds: Any, text: str) -> None:
+        until(lambda: self.trainer.turn() or holds(), text)
+
+
+def a_state() -> State:
+    return State(Learner(load_model("logistic", SIMULATOR.declaration), Settings(batch=128)), SOURCE)
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(trainer, "RETRY_S", 0.01)
+    made = Rig(tmp_path)
+    yield made
+    made.writer.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_it_learns_on_while_a_dead_letter_is_not_acknowledged(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.topic.acknowledges = False
+    rig.send(*HISTORY[:2])
+    rig.until(lambda: rig.metric("errors") >= 2, "cuts without a delta")
+    rig.send(*HISTORY[2:4])
+    rig.until(lambda: rig.metric("examples") == 4 * 300 and rig.metric("errors") >= 4, "all to be learned")
+    reason = "no delta can be written: KafkaError: examples.dead has not acknowledged 1 line"
+    assert rig.service.health.reason == reason
+    assert caplog.messages.count(f"{reason}; tried again each 0 s") == 1
+    assert (rig.log.chain(rig.writer.lineage)[1], rig.metric("deltas")) == ([], 0)
+
+    rig.topic.acknowledges = True
+    rig.until(lambda: rig.metric("deltas") == 1, "the delta")
+    assert rig.service.health.reason == ""
+    (delta,) = rig.log.chain(rig.writer.lineage)[1]
+    count, total = rig.straight.learned
+    assert delta.learned == {"count": count, "sum": str(total)} and delta.positions == {"offsets": {"0": 4}}
+    assert delta.metrics["examples"] == 4 * 300 and verify(rig.log, rig.writer.lineage) == []
+
+
+def test_what_could_not_be_committed_at_the_end_is_learned_again(rig: Rig) -> None:
+    rig.send(HISTORY[0])
+    rig.until(lambda: rig.metric("deltas") == 1, "a delta")
+    rig.topic.acknowledges = False
+    rig.send(HISTORY[1])
+    rig.until(lambda: not rig.topic.batches, "all to be read")
+    assert not rig.trainer.run(threading.Event(), lambda feed: True)
+    resumed = a_state()
+    resumed.restore(rig.log, rig.writer.lineage)
+    assert resumed.positions == {"offsets": {"0": 1}}
+    resumed.learn(HISTORY[1])
+    assert resumed.learned == rig.straight.learned
+
+
+def test_the_end_is_bounded_and_no_thread_writes_after_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = threading.Event()
+
+    def slowly(cut: Any, delta: Any = rig.writer.delta) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+        written.set()
+        return delta(cut)
+
+    monkeypatch.setattr(rig.writer, "delta", slowly)
+    rig.send(HISTORY[0])
+    with rig.service:
+        rig.trainer.run(rig.service.stopping, lambda feed: False)
+    assert rig.service.late and written.is_set() and len(rig.log.chain(rig.writer.lineage)[1]) == 1
+
+
+def test_the_end_is_bounded_while_no_broker_answers(rig: Rig) -> None:
+    began = time.monotonic()
+    rig.topic.answers = False
+    rig.send(HISTORY[0])
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with rig.service:
+        rig.trainer.run(rig.service.stopping, lambda feed: False)
+    assert rig.service.late and time.monotonic() - began < 30
+    assert rig.log.chain(rig.writer.lineage)[1] == []
