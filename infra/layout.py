@@ -123,6 +123,8 @@ def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
         answers[trainer(model.name)] = f"http://127.0.0.1:{ports[nth('trainer_port', i)]}"
     if settings.mlflow:
         answers["mlflow"] = f"http://{host}:{ports['mlflow_port']}"
+    if settings.event_time == "live":
+        answers["clock"] = f"http://127.0.0.1:{ports['clock_port']}"
     if settings.archive:
         answers["archive"] = f"http://127.0.0.1:{ports['archive_port']}"
     if settings.feast:

@@ -96,7 +96,8 @@ def declare(site: Site, declaration: str) -> list[Service]:
     settings = site.settings
     services = [*_kafka(site), _join(site, declaration)]
     if settings.event_time == "live":
-        services.append(Service("clock", python("streaming.clock", kafka=site.addresses["kafka"]), after=("topics",)))
+        command = python("streaming.clock", kafka=site.addresses["kafka"], port=site.ports["clock_port"])
+        services.append(_ours(site, "clock", command, after=("topics",)))
     if settings.mlflow:
         services.append(_mlflow(site))
     for i, model in enumerate(settings.models):

@@ -172,6 +172,7 @@ class Settings(BaseSettings):
     sync_port: Port = Field(8601, description="health and metrics of the first replica's sync; replica i: + i")
     archive_port: Port = Field(8590, description="health and metrics of the archive")
     features_port: Port = Field(8591, description="health and metrics of the feature push")
+    clock_port: Port = Field(8593, description="health and metrics of the live clock")
     docs_port: Port = Field(8592, description="Data Docs, for a browser")
     partitions: Whole = Field(topics.PARTITIONS, ge=1, le=256, description="partitions of each topic")
     kafka_memory: Size = Field(512 << 20, ge=128 << 20, description="heap of Kafka")

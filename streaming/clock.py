@@ -11,38 +11,51 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import threading
 import time
+
+from kafka import KafkaProducer
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from common import process
 from streaming.topics import ACTIONS, IMPRESSIONS
 
 EVERY_MS = 200
+ACKNOWLEDGED_WITHIN_S = 10.0
 
-log = process.logger("clock")
+
+class Gauges:
+    """The metrics of the clock."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.errors = Counter("minutehand_clock_errors", "Records that the broker did not take", registry=self.registry)
+        self.stamp = Gauge("minutehand_clock_stamp_ms", "The broker's newest stamp", registry=self.registry)
 
 
-def tick(kafka: str, every_s: float, stopping: threading.Event) -> None:
-    """Writes until `stopping` is set. New partitions are noticed; a broker that is away is waited for."""
-    from kafka import KafkaProducer
-    from kafka.errors import KafkaError
+def run(args: argparse.Namespace) -> None:
+    gauges = Gauges()
+    with process.Service(args.port, gauges.registry, gauges.errors) as service:
+        service.follow(
+            args.kafka, lambda: _producer(args.kafka), lambda producer: _tick(producer, args, service, gauges)
+        )
 
-    producer = None
-    while not stopping.is_set():
-        try:
-            producer = producer or KafkaProducer(
-                bootstrap_servers=kafka, acks=1, retries=0, max_block_ms=2000, metadata_max_age_ms=5000
-            )
-            message = json.dumps({"heartbeat_ms": time.time_ns() // 1_000_000}).encode()
-            for topic in (IMPRESSIONS, ACTIONS):
-                for partition in sorted(producer.partitions_for(topic) or ()):
-                    producer.send(topic, message, partition=partition)
-        except KafkaError as e:
-            log.warning("kafka %s: %s; tried again", kafka, e)
-            stopping.wait(1)
-        stopping.wait(every_s)
-    if producer is not None:
-        producer.close(timeout=1)
+
+def _producer(kafka: str) -> KafkaProducer:
+    return KafkaProducer(
+        bootstrap_servers=kafka, bootstrap_timeout_ms=5000, acks=1, max_block_ms=2000, metadata_max_age_ms=5000
+    )
+
+
+def _tick(producer: KafkaProducer, args: argparse.Namespace, service: process.Service, gauges: Gauges) -> None:
+    """Writes a record to each partition of both topics, again and again. New partitions are noticed."""
+    while not service.stopping.wait(args.every_ms / 1000):
+        message = json.dumps({"heartbeat_ms": time.time_ns() // 1_000_000}).encode()
+        written = [
+            producer.send(topic, message, partition=partition)
+            for topic in (IMPRESSIONS, ACTIONS)
+            for partition in sorted(producer.partitions_for(topic))
+        ]
+        gauges.stamp.set(max(future.get(timeout=ACKNOWLEDGED_WITHIN_S).timestamp for future in written))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,12 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         "--every-ms", type=process.at_least(10), default=EVERY_MS, metavar="N",
         help="the time between two records of a partition (default: %(default)s)",
     )  # fmt: skip
+    parser.shared("port")
     args = parser.parse_args(argv)
-    return process.run(lambda: _run(args))
-
-
-def _run(args: argparse.Namespace) -> None:
-    tick(args.kafka, args.every_ms / 1000, process.stopping())
+    return process.run(lambda: run(args))
 
 
 if __name__ == "__main__":
