@@ -167,9 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="the samples' folder")
     parser.add_argument("--method", default=Sampling.method, help="uniform or pilot (default: %(default)s)")
     parser.add_argument("--keep", type=float, default=Sampling.keep, help="share of negatives (default: %(default)s)")
-    parser.add_argument(
-        "--floor", type=float, default=Sampling.floor, help="a pilot's least rate (default: %(default)s)"
-    )
+    parser.add_argument("--floor", type=float, default=Sampling.floor, help="the least rate (default: %(default)s)")
     parser.add_argument("--pilot", default=SERVED, metavar="M", help="served (the logged scores), a model version's"
                         " alias or number, or a base's folder (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
