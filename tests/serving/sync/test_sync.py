@@ -217,7 +217,7 @@ def test_one_sync_a_replica_and_a_token_is_needed(own_rig: Rig) -> None:
     assert "sync.lock" in second.text() and first.code is None
 
 
-def test_a_digest_that_differs_is_said_loudly(rig: Rig) -> None:
+def test_a_digest_that_differs_is_reported(rig: Rig) -> None:
     rig.start_sync()
     ready(rig)
     right = rig.lineage.digest
