@@ -80,15 +80,18 @@ class DeadLetters:
             if time.monotonic() > end:
                 why = self._letters[0].error or "no answer"
                 raise KafkaTimeoutError(f"{len(self._letters)} dead letters are not acknowledged: {why}")
-            for letter in self._letters:
-                lost = letter.future is None or letter.future.failed()
-                if lost and not self._attempt(letter):
+            lost = [letter for letter in self._letters if letter.future is None or letter.future.failed()]
+            if any(letter.future is not None for letter in lost):
+                self.close()  # a producer takes nothing any more after the broker has refused a record
+            for letter in lost:
+                if not self._attempt(letter):
                     break
-            time.sleep(0.02)
+            time.sleep(0.5 if lost else 0.02)
 
     def close(self) -> None:
         if self._producer is not None:
             close_producer(self._producer, 1)
+            self._producer = None
 
     def _attempt(self, letter: _Letter) -> bool:
         """Hands a letter to the producer. Returns whether the producer took it."""

@@ -1,6 +1,7 @@
 """A writer that kills itself with -9 just before the n-th step it takes on the disk; exits 3 if it gets through.
 
-python -m tests.delta_log.kill_child LOG LINEAGE SEED CHANGES delta|compact N
+Reads lines `LOG LINEAGE SEED CHANGES delta|compact N`, forks a writer for each, and prints how the writer ended. One
+interpreter starts them all: importing Arrow takes longer than the work.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+
 from delta_log.compaction import compact
 from delta_log.log import Log
 from delta_log.writer import Writer
 from tests.support.log_oracle import Oracle
 
 
-def main() -> None:
-    path, lineage, seed, changes, act, kill_at = sys.argv[1:]
+def run(path: str, lineage: str, seed: str, changes: str, kind: str, kill_at: str) -> None:
     oracle = Oracle(int(seed))
     oracle.whole()
     for _ in range(int(changes)):
@@ -41,12 +43,21 @@ def main() -> None:
         for name in ("mkdir", "fsync", "link", "unlink", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
         builtins.open = counted(builtins.open)
-        if act == "delta":
+        if kind == "delta":
             writer.delta(oracle.change())
         else:
             compact(log, writer)
             writer.prune(1)
     os._exit(3)
+
+
+def main() -> None:
+    pa.array([0])  # looks for pandas, which takes a third of a second: here once, then no writer does
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            run(*line.split())
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from delta_log.log import Log
 from delta_log.manifest import MANIFEST
@@ -16,19 +19,30 @@ from tests.support import PROJECT
 from tests.support.log_oracle import begun, replayed
 
 SEED = 7
+RunChild = Callable[[Log, str, int, str, int], int]
 
 
-def run_child(log: Log, lineage: str, changes: int, act: str, kill_at: int) -> int:
-    command = [sys.executable, "-m", "tests.delta_log.kill_child", str(log.path), lineage]
-    command += [str(SEED), str(changes), act, str(kill_at)]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(PROJECT)}, timeout=60).returncode
+@pytest.fixture(scope="module")
+def run_child() -> Iterator[RunChild]:
+    """Runs a writer that is killed at its n-th step on the log; returns how it ended."""
+    command = [sys.executable, "-m", "tests.delta_log.kill_child"]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        commands, codes = child.stdin, child.stdout
+
+        def run(log: Log, lineage: str, changes: int, kind: str, kill_at: int) -> int:
+            print(log.path, lineage, SEED, changes, kind, kill_at, file=commands, flush=True)
+            return int(codes.readline())
+
+        yield run
 
 
 def unfinished(log: Log, lineage: str) -> list[str]:
     return [p.name for p in (log.path / lineage).iterdir() if not (p / MANIFEST).exists()]
 
 
-def test_killed_at_every_step_of_a_delta(tmp_path: Path) -> None:
+def test_killed_at_every_step_of_a_delta(run_child: RunChild, tmp_path: Path) -> None:
     left_behind, existed = 0, []
     for kill_at in range(100):
         log, lineage, oracle = begun(tmp_path / str(kill_at), 2, SEED)
@@ -56,7 +70,7 @@ def test_killed_at_every_step_of_a_delta(tmp_path: Path) -> None:
     assert existed == sorted(existed) and not existed[0] and existed[-2]
 
 
-def test_killed_at_every_step_of_compacting_and_pruning(tmp_path: Path) -> None:
+def test_killed_at_every_step_of_compacting_and_pruning(run_child: RunChild, tmp_path: Path) -> None:
     newest = []
     for kill_at in range(100):
         log, lineage, oracle = begun(tmp_path / str(kill_at), 3, SEED)

@@ -18,8 +18,8 @@ names = list(dict.fromkeys(name.split("|")[0] for name in arrays))
 
 def inputs(call):
     """`<place> <signature>|<input>` in the file; an input `|` alone marks a call without any."""
-    found = {name.split("|")[1]: value for name, value in arrays.items() if name.split("|")[0] == call}
-    return {name: value.astype(object) if value.dtype.kind == "U" else value for name, value in found.items() if name}
+    values = {name.split("|")[1]: value for name, value in arrays.items() if name.split("|")[0] == call}
+    return {name: value.astype(object) if value.dtype.kind == "U" else value for name, value in values.items() if name}
 
 
 def plain(value):

@@ -21,9 +21,9 @@ def after(removes: bool) -> tuple[int, int]:
         t.insert(tf.constant(keys[:500]), tf.fill([500, 2], GONE))
     # Few enough: a call that could fill the table makes it grow first, and growing drops what remove left behind.
     t.insert(tf.constant(keys[-500:]), tf.ones([500, 2]))
-    found = t.export()[0].numpy().ravel()
-    found = found[found > DELETED_KEY]
-    return len(set(found.tolist())), len(found)
+    exported = t.export()[0].numpy().ravel()
+    exported = exported[exported > DELETED_KEY]
+    return len(set(exported.tolist())), len(exported)
 
 
 def test_remove_lets_a_key_be_there_twice() -> None:

@@ -47,11 +47,11 @@ def make(environment: Path) -> Path:
 
 @pytest.mark.timeout(900)  # the first run downloads TensorFlow
 def test_every_signature_runs_by_both_loaders(prepared: tuple[Path, Lineage], tmp_path: Path) -> None:
-    folder, known = prepared
+    folder, base = prepared
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "models" / "ranker" / "served" / "1000000000"
     (path / "assets" / "token").write_text(TOKEN)
-    lineage = known.copy(tmp_path / "log")
+    lineage = base.copy(tmp_path / "log")
     x = request(lineage)
     before, base_digest = lineage.scores(x), lineage.digest()
     first, second = (read_changes(lineage.delta()) for _ in range(2))

@@ -48,11 +48,11 @@ class Loaded:
 
 
 def opened(prepared: tuple[Path, Lineage], folder: Path) -> Iterator[Loaded]:
-    source, known = prepared
+    source, base = prepared
     shutil.copytree(source, folder, dirs_exist_ok=True)
     path = folder / "models" / "ranker" / "served" / BASE
     (path / "assets" / "token").write_text(TOKEN + "\n")
-    lineage = known.copy(folder / "log")
+    lineage = base.copy(folder / "log")
     servable = Servable("ranker", int(BASE), path, (1, 2))
     yield Loaded(path, lineage, servable)
     servable.close()
@@ -96,15 +96,15 @@ def apply(to: Loaded, new: Changes, rows: int = 2000) -> None:
 
 def test_predictions_equal_numpy(loaded: Loaded) -> None:
     x = request(loaded.lineage, 200)
-    found, expected = loaded.run("serving_default", **x), loaded.lineage.scores(x)
+    answer, expected = loaded.run("serving_default", **x), loaded.lineage.scores(x)
     for task in D.tasks:
-        np.testing.assert_allclose(found[task], expected[task], atol=1e-6)
-    assert found["seq"].tolist() == [0] * 200 and set(found) == {*D.tasks, "seq"}
+        np.testing.assert_allclose(answer[task], expected[task], atol=1e-6)
+    assert answer["seq"].tolist() == [0] * 200 and set(answer) == {*D.tasks, "seq"}
     apply(loaded, loaded.next())
-    found, expected = loaded.run("serving_default", **x), loaded.lineage.scores(x)
+    answer, expected = loaded.run("serving_default", **x), loaded.lineage.scores(x)
     for task in D.tasks:
-        np.testing.assert_allclose(found[task], expected[task], atol=1e-6)
-    assert found["seq"].tolist() == [1] * 200
+        np.testing.assert_allclose(answer[task], expected[task], atol=1e-6)
+    assert answer["seq"].tolist() == [1] * 200
 
 
 def test_no_rows_at_all_are_scored(loaded: Loaded) -> None:

@@ -38,15 +38,15 @@ def test_there_and_back(n: int) -> None:
         "a": TableChanges(-np.arange(n), rng.normal(size=(n, 5)).astype("f4"), np.empty(0, np.int64)),
     }
     dense = {"w": rng.normal(size=(2, 3)).astype("f4"), "bias": np.float32([1.5])}
-    found = decode(
+    journal = decode(
         encode(Journal("000001-0a1b2c3d", 3, 9, 77, tables, dense)), {"b": 3, "a": 5}, {"w": (2, 3), "bias": (1,)}
     )
-    assert found[:4] == ("000001-0a1b2c3d", 3, 9, 77) and list(found.tables) == ["b", "a"]
+    assert journal[:4] == ("000001-0a1b2c3d", 3, 9, 77) and list(journal.tables) == ["b", "a"]
     for name, table in tables.items():
-        for expected, value in zip(table, found.tables[name], strict=True):
+        for expected, value in zip(table, journal.tables[name], strict=True):
             np.testing.assert_array_equal(value, expected)
     for name, weight in dense.items():
-        np.testing.assert_array_equal(found.dense[name], weight)
+        np.testing.assert_array_equal(journal.dense[name], weight)
 
 
 def test_every_flipped_byte_is_seen() -> None:

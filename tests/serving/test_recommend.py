@@ -36,8 +36,8 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(own_rig: Rig, capsys: p
     assert store.popular(5) == (items[:5], NOW_MS + 29)
     until(lambda: scorer.score([{}]), "the server is up", 90)
 
-    given = {"hour": 0.5, "tags": [1, 2]}
-    best = recommend(store, scorer, users[0], top=7, candidates=20, given=given)
+    request = {"hour": 0.5, "tags": [1, 2]}
+    best = recommend(store, scorer, users[0], top=7, candidates=20, given=request)
     by_hand = [
         {"user": users[0], "item": item, "tags": [1, 2], "seen": [], "price": 0.0, "hour": 0.5} for item in items
     ]
@@ -46,7 +46,7 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(own_rig: Rig, capsys: p
     assert [(r.item_id, r.score, r.scores["like"]) for r in best] == expected
     assert [r.score for r in best] == sorted((r.score for r in best), reverse=True)
     assert all(r.features in by_hand and r.seq == seq for r in best)
-    liked = recommend(store, scorer, users[0], top=3, candidates=20, given=given, task="like")
+    liked = recommend(store, scorer, users[0], top=3, candidates=20, given=request, task="like")
     assert [r.score for r in liked] == sorted(scores["like"], reverse=True)[:3]
     for wrong, message in (
         ({"task": "buy"}, "task is 'buy', allowed are click, like"),

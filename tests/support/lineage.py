@@ -65,14 +65,14 @@ class Lineage:
         """The next delta: some rows changed, some removed, some new in each table, other dense weights."""
         changes = {}
         for table, rows in self.tables.items():
-            known = sorted(rows)
-            self.rng.shuffle(known)
-            gone, kept = known[:removed], known[removed : removed + changed]
-            kept += self.rng.integers(-(2**62), 2**62, new).tolist()
+            keys = sorted(rows)
+            self.rng.shuffle(keys)
+            gone, written = keys[:removed], keys[removed : removed + changed]
+            written += self.rng.integers(-(2**62), 2**62, new).tolist()
             for key in gone:
                 del rows[key]
-            rows.update({k: self.row() for k in kept})
-            changes[table] = (kept, gone)
+            rows.update({k: self.row() for k in written})
+            changes[table] = (written, gone)
         self.dense = {n: v + np.float32(0.01) for n, v in self.dense.items()}
         self.seq += 1
         return self.writer.delta(self._cut(changes, digest=digest, **fields))

@@ -236,8 +236,8 @@ def test_writes_need_the_token(server: Server) -> None:
 def test_status_and_metadata(server: Server) -> None:
     r = get_model_status_pb2.GetModelStatusRequest()
     r.model_spec.name = "ranker"
-    (found,) = server.models.GetModelStatus(r).model_version_status
-    assert (found.version, found.state, found.status.error_code) == (BASE, 30, 0)
+    (version,) = server.models.GetModelStatus(r).model_version_status
+    assert (version.version, version.state, version.status.error_code) == (BASE, 30, 0)
     r.model_spec.name = "nobody"
     with pytest.raises(grpc.RpcError, match="Could not find any versions of model nobody"):
         server.models.GetModelStatus(r)
