@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from delta_log.log import Log
-from delta_log.manifest import LogError
 from delta_log.verification import explain, listing, verify
 from infra.cli.command import Justify, add, print_table, settings_of
 from infra.layout import Layout
@@ -37,19 +36,16 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     log = Log(_log(settings_of(args), args.model))
-    try:
-        lineage = _lineage(log, args.lineage)
-        if args.verb == "verify":
-            problems = verify(log, lineage)
-            print("\n".join(problems) if problems else f"{lineage}: {len(log.manifests(lineage))} manifests, all whole")
-            return 1 if problems else 0
-        if args.verb == "explain":
-            print(json.dumps(explain(log, lineage, _seq(log, lineage, args.seq)), indent=2))
-        else:
-            _print(lineage, listing(log, lineage))
-        return 0
-    except LogError as e:
-        raise PlatformError(str(e)) from None
+    lineage = _lineage(log, args.lineage)
+    if args.verb == "verify":
+        problems = verify(log, lineage)
+        print("\n".join(problems) if problems else f"{lineage}: {len(log.manifests(lineage))} manifests, all whole")
+        return 1 if problems else 0
+    if args.verb == "explain":
+        print(json.dumps(explain(log, lineage, _seq(log, lineage, args.seq)), indent=2))
+    else:
+        _print(lineage, listing(log, lineage))
+    return 0
 
 
 def _log(settings: Settings, model: str) -> Path:

@@ -32,8 +32,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from serving.client import PredictionFailed, Scorer, light
-    from serving.recommend import NothingToRecommend, recommend
+    from serving.client import Scorer, light
+    from serving.recommend import recommend
 
     platform = Platform(settings_of(args))
     facts = platform.facts()
@@ -49,10 +49,7 @@ def run(args: argparse.Namespace) -> int:
     servers = [addresses[model_server(i)] for i in range(int(settings["replicas"]))]
     store = Features(folder, settings["source"])
     scorer = Scorer(servers, RANKER, store.plan.declaration)
-    try:
-        items = recommend(store, scorer, args.user, args.top, task=args.task, given=dict(map(_pair, args.given)))
-    except (NothingToRecommend, PredictionFailed) as e:
-        raise PlatformError(str(e)) from None
+    items = recommend(store, scorer, args.user, args.top, task=args.task, given=dict(map(_pair, args.given)))
     if args.json:
         print("\n".join(json.dumps(item._asdict()) for item in items))
     else:
