@@ -26,7 +26,13 @@ MAY_IMPORT = {
 """Room -> the rooms that it may import, besides itself. Tests and benchmarks import them all."""
 MOST_MODULES = 14
 OF_THE_SHELL = re.compile(r"\bfcntl\.|os\.(replace|rename|fsync)\(|logging\.(basicConfig|getLogger)\(|signal\.signal\(")
-BESIDE_THE_SHELL = {"common.process", "common.disk", "infra.supervise.manager", "infra.supervise.sentinel", "dags.common"}
+BESIDE_THE_SHELL = {
+    "common.process",
+    "common.disk",
+    "infra.supervise.manager",
+    "infra.supervise.sentinel",
+    "dags.common",
+}
 """The shell itself; the supervisor, which forks and passes signals on; the DAGs, whose log is Airflow's."""
 
 
