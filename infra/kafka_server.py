@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from infra.settings import PROJECT, Settings
@@ -53,6 +54,18 @@ def properties(settings: Settings, folder: Path, port: int, controller_port: int
         "broker.session.timeout.ms": 3000,
         "broker.heartbeat.interval.ms": 500,
     }
+
+
+JAVA_ENVIRONMENT = {"LC_ALL": "C.UTF-8"}
+"""With another locale Java cannot open a path that is not ASCII."""
+
+
+def write_properties(file: Path, properties: Mapping[str, object]) -> None:
+    """Writes a file as java.util.Properties reads it: Latin-1, and escapes for backslashes and all other characters."""
+    text = "".join(f"{key}={value}\n" for key, value in properties.items()).replace("\\", "\\\\")
+    units = text.encode("utf-16-be")
+    codes = (int.from_bytes(units[i : i + 2]) for i in range(0, len(units), 2))
+    file.write_text("".join(chr(code) if code < 0x7F else f"\\u{code:04x}" for code in codes))
 
 
 def _java(main: str, memory: int) -> list[str]:

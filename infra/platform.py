@@ -100,7 +100,7 @@ class Platform:
         logs.mkdir(parents=True, exist_ok=True)
         file = self.folder / "settings.toml"
         values = self.settings.as_dict()
-        lines = "".join(f"{name} = {json.dumps(values[name])}\n" for name in values["given"])
+        lines = "".join(f"{name} = {json.dumps(values[name], ensure_ascii=False)}\n" for name in values["given"])
         replace(file, lines.encode(), 0o600)
         # The settings hold the values of the environment already.
         environ = {k: v for k, v in os.environ.items() if k.removeprefix("MINUTEHAND_").lower() not in FIELDS}

@@ -59,10 +59,15 @@ def model_config(settings: Settings, i: int) -> str:
     if has_version(layout.frozen(i)):
         folders[FROZEN] = layout.frozen(i)
     entries = [
-        f'  config {{ name: "{name}" base_path: "{folder}" model_platform: "tensorflow" }}\n'
+        f'  config {{ name: "{name}" base_path: {_quoted(folder)} model_platform: "tensorflow" }}\n'
         for name, folder in folders.items()
     ]
     return f"model_config_list {{\n{''.join(entries)}}}\n"
+
+
+def _quoted(path: Path) -> str:
+    """A text of protobuf's text format, whose escapes for quotes and backslashes are those of JSON."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def has_version(folder: Path) -> bool:
@@ -125,7 +130,7 @@ def _kafka(site: Site) -> list[Service]:
         if not any(kafka_server.LIBS.glob("kafka_*.jar")):
             raise OSError(f"there is no Kafka in {kafka_server.LIBS}: run `make setup`")
         properties = kafka_server.properties(settings, folder, ports["kafka_port"], ports["kafka_controller_port"])
-        file.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+        kafka_server.write_properties(file, properties)
 
     limits = {
         "kafka": address,
@@ -137,6 +142,7 @@ def _kafka(site: Site) -> list[Service]:
         Service(
             "kafka-format",
             kafka_server.format_command(settings, file),
+            env=kafka_server.JAVA_ENVIRONMENT,
             prepare=prepare,
             once=True,
             unless=(folder / "data/meta.properties").is_file,
@@ -144,6 +150,7 @@ def _kafka(site: Site) -> list[Service]:
         Service(
             "kafka",
             kafka_server.command(settings, file),
+            env=kafka_server.JAVA_ENVIRONMENT,
             after=("kafka-format",),
             prepare=prepare,
             ready=checks.kafka(url_host(settings.host), ports["kafka_port"]),
@@ -190,6 +197,7 @@ def _join(site: Site, declaration: str) -> Service:
     return Service(
         "join",
         [kafka_server.java(), f"@{options}", *heap, "-cp", libs, JOIN_MAIN, str(file)],
+        env=kafka_server.JAVA_ENVIRONMENT,
         after=("topics",),
         prepare=prepare,
         ready=checks.flink_running(address),

@@ -44,6 +44,10 @@ final class Folder {
 
     /** Takes the folder for this process, until it ends. */
     void open() throws IOException {
+        if (root.toString().codePoints().anyMatch(c -> c > 0xffff)) {
+            // Its native code gets such a character as two halves, and looks for another folder.
+            throw new IllegalArgumentException("setting state_dir is " + root + ": RocksDB opens no path with such a character (an emoji)");
+        }
         try {
             Files.createDirectories(checkpoints());
         } catch (IOException e) {

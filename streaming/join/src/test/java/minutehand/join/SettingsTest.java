@@ -59,6 +59,12 @@ class SettingsTest {
     }
 
     @Test
+    void aPathThatRocksCannotOpenIsRefused(@TempDir Path root) throws Exception {
+        new Folder(root.resolve("a b \u00e9%20+' \u65e5\u672c").toString()).open();
+        assertThrows(IllegalArgumentException.class, () -> new Folder(root.resolve("\ud83d\ude00").toString()).open());
+    }
+
+    @Test
     void aFolderWhoseCheckpointsAreGoneIsRefused(@TempDir Path root) throws Exception {
         Folder folder = new Folder(root.toString());
         folder.refuseIfEmptied(false);  // a first start, and one that was killed before its first checkpoint
