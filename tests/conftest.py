@@ -7,11 +7,41 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import PROJECT
 from tests.support.process import running
 from tests.support.servers import Postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = (
+    "e2e/test_minute_loop.py",
+    "e2e/test_demo.py",
+    "serving/sync/test_sync.py",
+    "training/learn/test_online.py",
+    "e2e/test_pipeline.py",
+    "dags/test_train_and_publish.py",
+    "infra/airflow/test_airflow_database.py",
+    "infra/replay/test_replay.py",
+    "e2e/test_two_models.py",
+    "training/pipeline/test_warm_start.py",
+    "e2e/test_readme_commands.py",
+    "streaming/join/test_join_job.py",
+    "dags/test_sample_examples.py",
+    "e2e/test_expired_rows.py",
+    "serving/test_publish.py",
+    "dags/test_features_and_watch.py",
+    "training/record/test_tracking.py",
+)
+"""The files that take longest, longest first, and no more than two whole platforms beside each other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with LONGEST: no worker starts on a long file when the others have nothing left to do."""
+    place = {PROJECT / "tests" / name: k for k, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in place), "LONGEST names a file that is not there"
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")
