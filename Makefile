@@ -3,18 +3,19 @@ VENV ?= .venv
 PYTHON_IN := $(VENV)/bin/python
 CXX_FILES = $(wildcard training/cuckoo/*/*.h training/cuckoo/*/*.cc tests/training/cuckoo/*.h tests/training/cuckoo/*.cc)
 
-# The minute loop's unit tests, for an environment without extras. The slow ones, which kill, start a broker or
-# compile, run in .venv alone.
+# The minute loop's unit tests. They run in an environment without extras, and not once more in .venv.
 CORE_VENV := build/core-venv
-CORE_TESTS = tests/common tests/delta_log tests/features/test_counters.py \
+CORE_TESTS = tests/common $(wildcard tests/delta_log/test_[!k]*.py) tests/features/test_counters.py \
     $(wildcard tests/streaming/test_*.py) tests/streaming/contract tests/streaming/sources \
-    tests/streaming/archive/test_archive.py tests/training/cuckoo/test_cuckoo.py tests/training/cuckoo/test_optimizers.py \
-    tests/training/models $(patsubst %,tests/training/learn/test_%.py,batch_pass expiry policies state) \
+    tests/training/cuckoo/test_optimizers.py tests/training/models \
+    $(patsubst %,tests/training/learn/test_%.py,batch_pass expiry state) \
     tests/serving/test_journal.py tests/infra/test_settings.py tests/infra/supervise/test_checks.py
-CORE_SLOW := killed or broker or core_without_tensorflow
+
+# $(call step,COMMAND): runs it, then a line says how long it took.
+step = @began=$$(date +%s); { $(1); } || exit; echo "step: $@ $$(($$(date +%s) - began)) s"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test test-core test-cuckoo test-join check bench
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -25,18 +26,24 @@ setup: ## install and build everything that is missing (.venv, table op, Kafka, 
 demo: setup ## replay real traffic through the whole platform, then a report (SOURCE=simulator SYNC_EVERY=1s WALL=2m)
 	@$(VENV)/bin/minutehand demo $(if $(SOURCE),--source '$(SOURCE)') $(if $(SYNC_EVERY),--set sync_every=$(SYNC_EVERY)) $(if $(WALL),--wall $(WALL))
 
-test: setup ## run all tests: the join's cases, the fast ones, then those that start the real processes
+# A test's JVM lives for seconds. The second compiler and the parallel collector would double its processor time.
+test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
+test: setup ## run all tests: those of C++, of the core alone and of the join beside each other, then all others, then the real processes
 	@infra/setup.sh test
-	@echo 'the core without Airflow, Feast, MLflow and Great Expectations'
-	@UV_PROJECT_ENVIRONMENT=$(CORE_VENV) build/tools/bin/uv sync -q --frozen --python $(PYTHON_IN)
-	@$(CORE_VENV)/bin/python -m pytest $(CORE_TESTS) -k 'not ($(CORE_SLOW))' -n 2 --dist loadfile
-	@echo 'the tests of the table core (C++), compiled on all cores'
-	@$(MAKE) -s -j$$(nproc) cuckoo-tests
-	@echo 'the cases of the join (Maven)'
-	@mvn -q -B -ntp -f streaming/join/pom.xml test
-	@# two at a time, a file to one worker: most of them wait for a process
-	@$(PYTHON_IN) -m pytest tests -m 'not e2e' -n 2 --dist loadfile --durations=25
-	@$(PYTHON_IN) -m pytest tests -m e2e --durations=25
+	@$(MAKE) -s -j$$(nproc) --output-sync=target test-core test-cuckoo test-join
+	@# Two at a time, a file to one worker, the longest first (tests/conftest.py); then whole platforms, one by one.
+	$(call step,$(PYTHON_IN) -m pytest tests -m 'not e2e' $(CORE_TESTS:%=--ignore=%) -n 2 --dist loadfile --no-loadscope-reorder --durations=25)
+	$(call step,$(PYTHON_IN) -m pytest tests -m e2e --durations=25)
+
+test-core: # an environment without Airflow, Feast, MLflow and Great Expectations
+	$(call step,UV_PROJECT_ENVIRONMENT=$(CORE_VENV) build/tools/bin/uv sync -q --frozen --python $(PYTHON_IN) && \
+	    $(CORE_VENV)/bin/python -m pytest -q $(CORE_TESTS))
+
+test-cuckoo: # the table's core, in C++
+	$(call step,$(MAKE) -s cuckoo-tests)
+
+test-join: # the join's cases, in Java
+	$(call step,mvn -q -B -ntp -f streaming/join/pom.xml test)
 
 check: setup ## lint: ruff, mypy, clang-format, docker-compose.yml, and the lock
 	@infra/setup.sh lint

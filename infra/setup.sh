@@ -162,7 +162,7 @@ join() {
 
 table() {
     make --no-print-directory -q cuckoo 2>/dev/null ||
-        step cuckoo "compiling the table op (about half a minute)" make --no-print-directory cuckoo
+        step cuckoo "compiling the table op (about half a minute)" make --no-print-directory -j"$(nproc)" cuckoo
 }
 
 began=$SECONDS

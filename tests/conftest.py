@@ -7,11 +7,35 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import PROJECT
 from tests.support.process import running
 from tests.support.servers import Postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = (
+    "serving/sync/test_sync.py",
+    "training/learn/test_online.py",
+    "dags/test_train_and_publish.py",
+    "infra/airflow/test_airflow_database.py",
+    "infra/replay/test_replay.py",
+    "training/pipeline/test_warm_start.py",
+    "streaming/join/test_join_job.py",
+    "dags/test_sample_examples.py",
+    "serving/test_publish.py",
+    "dags/test_features_and_watch.py",
+    "training/record/test_tracking.py",
+)
+"""The files that take longest, longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with LONGEST: no worker starts on a long file when the others have nothing left to do."""
+    place = {PROJECT / "tests" / name: k for k, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in place), "LONGEST names a file that is not there"
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")

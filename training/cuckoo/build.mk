@@ -9,7 +9,7 @@ CUCKOO_TF_INFO = $(firstword $(foreach name,tensorflow tensorflow_cpu,$(wildcard
 CUCKOO_TF_VERSION = $(lastword $(subst -, ,$(basename $(notdir $(CUCKOO_TF_INFO)))))
 CUCKOO_FLAGS := -std=c++20 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra -I. -MMD -MP
 
-.PHONY: cuckoo cuckoo-tests cuckoo-test cuckoo-sanitize cuckoo-fuzz FORCE
+.PHONY: cuckoo cuckoo-tests cuckoo-fuzz FORCE
 FORCE:
 cuckoo: $(CUCKOO_SO)
 
@@ -35,20 +35,20 @@ $(CUCKOO_SO): $(CUCKOO_OBJECTS)
 # The core without TensorFlow: plain, and under the sanitizers (thread; address and undefined behaviour).
 CUCKOO_TESTS := tests/training/cuckoo
 CUCKOO_TEST_FLAGS := $(CUCKOO_FLAGS) -Werror -pthread
-CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core row stress admission file fuzz)
+CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core stress file fuzz admission row)
 CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
 
 # core_test lets chosen allocations fail
 $(filter %/core_test,$(CUCKOO_PLAIN)) $(filter $(CUCKOO_BUILD)/core_test_%,$(CUCKOO_SANITIZED)): \
     CUCKOO_TEST_FLAGS += -Wl,--wrap=aligned_alloc,--wrap=mprotect
 
-cuckoo-tests: $(CUCKOO_PLAIN) $(CUCKOO_SANITIZED)
+# All of them, compiled and run. A run's output is kept in <test>.passed: who has passed runs again when compiled anew.
+CUCKOO_PASSED := $(patsubst %,%.passed,$(CUCKOO_SANITIZED) $(CUCKOO_PLAIN))
+cuckoo-tests: $(CUCKOO_PASSED)
 
-cuckoo-test: $(CUCKOO_PLAIN)
-	@for test in $^; do $$test || exit 1; done
-
-cuckoo-sanitize: $(CUCKOO_SANITIZED)
-	@for test in $^; do echo $$test; $$test || exit 1; done
+$(CUCKOO_PASSED): %.passed: %
+	@$< > $<.out 2>&1 || { echo "$< failed with $$?:" >&2; cat $<.out >&2; exit 1; }
+	@mv $<.out $@
 
 # A minute of libFuzzer, which is clang's; what it finds is left in $(CUCKOO_BUILD).
 cuckoo-fuzz:
@@ -62,9 +62,9 @@ $(CUCKOO_BUILD)/%_test: $(CUCKOO_TESTS)/%_test.cc $(CUCKOO)/build.mk
 	@$(CXX) $(CUCKOO_TEST_FLAGS) $< -o $@
 $(CUCKOO_BUILD)/%_test_thread: $(CUCKOO_TESTS)/%_test.cc $(CUCKOO)/build.mk
 	@mkdir -p $(@D)
-	@$(CXX) $(CUCKOO_TEST_FLAGS) -O1 -g -fsanitize=thread $< -o $@
+	@$(CXX) $(CUCKOO_TEST_FLAGS) -O1 -g1 -fsanitize=thread $< -o $@
 $(CUCKOO_BUILD)/%_test_address: $(CUCKOO_TESTS)/%_test.cc $(CUCKOO)/build.mk
 	@mkdir -p $(@D)
-	@$(CXX) $(CUCKOO_TEST_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $@
+	@$(CXX) $(CUCKOO_TEST_FLAGS) -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all $< -o $@
 
 -include $(wildcard $(CUCKOO_BUILD)/*.d)

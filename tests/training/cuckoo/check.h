@@ -4,6 +4,16 @@
 #include <cstdlib>
 #include <iostream>
 
+#ifdef __SANITIZE_THREAD__
+constexpr bool kThreadSanitizer = true;
+#else
+constexpr bool kThreadSanitizer = false;
+#endif
+
+// How often a loop of one thread runs. The thread sanitizer makes it twenty times as slow and has only the pager's
+// thread to watch beside it: there it runs a tenth. The other builds check the same values in all of it.
+constexpr int Rounds(int n) { return kThreadSanitizer ? n / 10 : n; }
+
 #define CHECK(condition)                                                                  \
   do {                                                                                    \
     if (!(condition)) {                                                                   \

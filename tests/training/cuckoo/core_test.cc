@@ -205,14 +205,15 @@ void TestLoad() {
   Table table(Small(2, 4));
   std::vector<int64_t> keys(1000);
   std::vector<float> out(2 * keys.size());
-  for (int64_t next = 0; next < 300'000;) {
+  const int64_t rows = Rounds(300'000);
+  for (int64_t next = 0; next < rows;) {
     for (auto& key : keys) key = next++ * 0x100000001;  // regular ids, as people number things
     table.Lookup(keys.data(), keys.size(), out.data());
     const Stats stats = table.stats();
     CHECK_EQ(stats.size, static_cast<size_t>(next));
     if (next > 4000) CHECK(static_cast<double>(stats.size) / stats.capacity > 0.93);
   }
-  for (int64_t key = 0; key < 300'000; ++key) {
+  for (int64_t key = 0; key < rows; ++key) {
     const int64_t id = key * 0x100000001;
     bool found;
     uint32_t tick;
@@ -243,7 +244,7 @@ void TestStash() {
   std::mt19937_64 random(9);
   size_t stashed = 0;
   Pager pager;
-  for (int trial = 0; trial < 20'000; ++trial) {
+  for (int trial = 0; trial < Rounds(20'000); ++trial) {
     Index index(1 << 20, &pager, 2 + trial % 5);
     std::vector<int64_t> keys;
     for (int k = 0; k < 10 + trial % 200; ++k) {

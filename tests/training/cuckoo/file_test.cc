@@ -66,7 +66,7 @@ void Fill(Table* table, size_t n, uint64_t seed) {
 
 void TestRoundTrip() {
   for (const size_t shards : {1, 4, 64}) {
-    for (const size_t n : {0, 1, 5, 100, 3000, 60'000}) {
+    for (const size_t n : {0, 1, 5, 100, 3000, Rounds(60'000)}) {
       const Config config = Of(Two(), shards);
       Table table(config), loaded(config);
       Fill(&table, n, n + shards);

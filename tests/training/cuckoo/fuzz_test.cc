@@ -152,7 +152,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 #ifndef CUCKOO_LIBFUZZER
 int main() {
   std::mt19937_64 random(2026);
-  for (int input = 0; input < 3000; ++input) {
+  for (int input = 0; input < Rounds(3000); ++input) {
     std::vector<uint8_t> bytes(random() % 2000);
     for (auto& byte : bytes) byte = static_cast<uint8_t>(random());
     LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
