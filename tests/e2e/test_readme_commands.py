@@ -39,7 +39,7 @@ def run(command: str, environment: dict[str, str], addresses: dict[str, str]) ->
     for written, service in {"8500": "model-server-0", "8501": "model-server-0-rest", "9092": "kafka"}.items():
         if service in addresses:
             command = re.sub(rf"(http://)?127\.0\.0\.1:{written}", addresses[service], command)
-    command = command.replace("var/sent", f"{environment['MINUTEHAND_VAR']}/sent")
+    command = re.sub(r"\bvar/(?=sent|local)", f"{environment['MINUTEHAND_VAR']}/", command)
     done = subprocess.run(
         command, shell=True, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300
     )
