@@ -17,6 +17,8 @@ from infra.settings import PORTS, load
 from serving.signatures import RANKER
 from tests.support import PROJECT
 
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
 PAGE = (PROJECT / "docs/app.md").read_text()
 
 

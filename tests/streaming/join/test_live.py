@@ -18,6 +18,8 @@ from tests.support.join_process import JoinProcess
 from tests.support.process import Process
 from tests.support.wait import until
 
+pytestmark = pytest.mark.timeout(900)
+
 WINDOW_MS, DISORDER_MS = 4000, 1500
 FUTURE = 2_015_360_000_000
 WRONG = [b'{"heartbeat_ms": %d}' % FUTURE, b'{"heartbeat_ms": 0}', b'{"heartbeat_ms": 1.5}', b'{"heartbeat_ms": "now"}',
