@@ -80,10 +80,18 @@ def run(command: Callable[[], int | None]) -> int:
     except (InputError, ValueError) as e:
         logger("minutehand").error("%s", e)
         return WRONG_INPUT
+    except OSError as e:
+        logger("minutehand").error("%s", explained(e))
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def explained(error: OSError) -> str:
+    """What the system refused, and for which file, in one line."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

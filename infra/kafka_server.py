@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +13,13 @@ from infra.settings import PROJECT, Settings
 from streaming import topics
 
 LIBS = PROJECT / "build/kafka/libs"
-# Any 16 bytes in base64. A platform has one node, so nothing depends on the name.
-CLUSTER_ID = "bWludXRlaGFuZDAwMDAwMA"
+
+
+def cluster_id(folder: Path) -> str:
+    """The id of the cluster whose data are in `folder`; empty before there are any."""
+    file = folder / "data/meta.properties"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((line.partition("=")[2] for line in lines if line.startswith("cluster.id=")), "")
 
 
 def java() -> str:
@@ -74,9 +81,11 @@ def _java(main: str, memory: int) -> list[str]:
     return [java(), *heap, f"-Dlog4j2.configurationFile={log4j}", "-cp", f"{LIBS}/*", main]
 
 
-def format_command(settings: Settings, file: Path) -> list[str]:
+def format_command(file: Path) -> list[str]:
+    """Makes the folder of a new cluster, with an id at random (16 bytes in base64, as Kafka writes them)."""
     tool = _java("kafka.tools.StorageTool", 128 << 20)
-    return [*tool, "format", "--ignore-formatted", "-t", CLUSTER_ID, "-c", str(file)]
+    cluster = base64.urlsafe_b64encode(b"m" + secrets.token_bytes(15)).decode().rstrip("=")
+    return [*tool, "format", "--ignore-formatted", "-t", cluster, "-c", str(file)]
 
 
 def command(settings: Settings, file: Path) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from common.disk import Busy, replace
 from common.errors import InputError
+from common.process import WRONG_INPUT
 from infra import layout, ports, services
 from infra.settings import FIELDS, SettingError, Settings
 from infra.supervise.manager import STATE, Manager, report, tail
@@ -64,29 +65,55 @@ class Platform:
         services.require_extras(self.settings)
 
         def prepare() -> Callable[[], int]:
-            resolved = ports.resolve(self.settings)
-            self.layout.make(self.settings)
-            addresses, secrets = layout.addresses(self.settings, resolved), services.secrets_of(self.settings)
-            site = services.Site(self.settings, resolved, addresses, secrets)
-            declared = services.declare(site, declaration_of(self.settings.source))
-            names = [s.name for s in declared]
-            chosen = services.select(declared, tuple(only))
-            write_json(self.layout.facts, layout.facts(self.settings, resolved, addresses, names))
-            for name, port in resolved.items():
-                first, _, i = name.partition(".")
-                if (wanted := getattr(self.settings, first)) and not i and wanted != port:
-                    report(f"{first} {wanted} is taken: {port} instead")
-            return Manager(
-                declared,
-                self.folder,
-                off=set(names) - chosen,
-                stop_within=self.settings.stop_within,
-                start_within=self.settings.start_within,
-                log_bytes=self.settings.log_bytes,
-                when_ready=when_ready,
-            ).run
+            declaration, reserved = declaration_of(self.settings.source), ports.Ports(self.settings.host)
+            first = self._manager(reserved, declaration, only, when_ready)
+
+            def run() -> int:
+                manager = first
+                while True:
+                    code = manager.run()
+                    if not manager.taken:
+                        return code
+                    report(f"another program has taken port {manager.taken}: begins again with another port")
+                    try:
+                        manager = self._manager(reserved, declaration, only, when_ready)
+                    except InputError as e:  # somebody set the port
+                        report(f"minutehand: {e}")
+                        return WRONG_INPUT
+
+            return run
 
         return supervise(self.folder, prepare)
+
+    def _manager(
+        self, reserved: ports.Ports, declaration: str, only: Sequence[str], when_ready: Callable[[], None]
+    ) -> Manager:
+        """Chooses the ports, and writes platform.json."""
+        settings = self.settings
+        former = self.facts().get("ports", {})
+        resolved = reserved.resolve(settings, former)
+        self.layout.make(settings)
+        addresses, secrets = layout.addresses(settings, resolved), services.secrets_of(settings)
+        site = services.Site(settings, resolved, addresses, secrets)
+        declared = services.declare(site, declaration)
+        names = [s.name for s in declared]
+        chosen = services.select(declared, tuple(only))
+        write_json(self.layout.facts, layout.facts(settings, resolved, addresses, names))
+        for name, port in resolved.items():
+            first, _, i = name.partition(".")
+            wanted = former.get(name) or (getattr(settings, first) if not i else 0)
+            if wanted and wanted != port:
+                report(f"{name} {wanted} is taken: {port} instead")
+        return Manager(
+            declared,
+            self.folder,
+            off=set(names) - chosen,
+            stop_within=settings.stop_within,
+            start_within=settings.start_within,
+            log_bytes=settings.log_bytes,
+            is_free=lambda port: ports.is_free(settings.host, port),
+            when_ready=when_ready,
+        )
 
     def start(self, only: Sequence[str] = (), timeout_s: float = 300.0, detach: bool = False) -> None:
         """Starts `minutehand up` as a child and returns when all services are ready.
@@ -105,7 +132,7 @@ class Platform:
         # The settings hold the values of the environment already.
         environ = {k: v for k, v in os.environ.items() if k.removeprefix("MINUTEHAND_").lower() not in FIELDS}
         only_flag = ["--only", ",".join(only)] if only else []
-        with (logs / "supervisor.log").open("wb") as out:
+        with (logs / "supervisor.log").open("ab") as out:
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "infra.cli.main", "up", "--settings", str(file), *only_flag],
                 stdin=subprocess.DEVNULL,
@@ -136,7 +163,7 @@ class Platform:
         grace = self.settings.stop_within + 5.0 if grace_s is None else grace_s
         if self.is_running():
             state = self.state()
-            heads = [(int(who[0]), float(who[1])) for who in (state.get("sentinel"), state.get("manager")) if who]
+            heads = [(int(who[0]), int(who[1])) for who in (state.get("sentinel"), state.get("manager")) if who]
             # The sentinel asks the manager; a second signal would mean "at once".
             for who in [who for who in heads if alive(who)][:1]:
                 send(who, signal.SIGTERM)

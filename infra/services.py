@@ -141,7 +141,7 @@ def _kafka(site: Site) -> list[Service]:
     return [
         Service(
             "kafka-format",
-            kafka_server.format_command(settings, file),
+            kafka_server.format_command(file),
             env=kafka_server.JAVA_ENVIRONMENT,
             prepare=prepare,
             once=True,
@@ -153,7 +153,8 @@ def _kafka(site: Site) -> list[Service]:
             env=kafka_server.JAVA_ENVIRONMENT,
             after=("kafka-format",),
             prepare=prepare,
-            ready=checks.kafka(url_host(settings.host), ports["kafka_port"]),
+            ready=checks.kafka(url_host(settings.host), ports["kafka_port"], lambda: kafka_server.cluster_id(folder)),
+            ports=(ports["kafka_port"], ports["kafka_controller_port"]),
             address=address,
         ),
         Service("topics", python("streaming.topics", **limits), after=("kafka",), once=True),
@@ -201,6 +202,7 @@ def _join(site: Site, declaration: str) -> Service:
         after=("topics",),
         prepare=prepare,
         ready=checks.flink_running(address),
+        ports=(site.ports["flink_port"],),
         address=address,
     )
 
@@ -211,15 +213,17 @@ def _mlflow(site: Site) -> Service:
         "host": site.settings.host,
         "port": site.ports["mlflow_port"],
         "workers": 1,
-        "backend-store-uri": f"sqlite:///{folder / 'mlflow.db'}",
-        "artifacts-destination": folder / "artifacts",
+        "backend-store-uri": "sqlite:///mlflow.db",  # in its folder, whose name may have any character
+        "artifacts-destination": "artifacts",
     }
     return Service(
         "mlflow",
         python("mlflow", "server", **flags),
         # Its job runner would be seven more processes with a gigabyte, and would outlive a SIGTERM.
         env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        folder=folder,
         ready=checks.http_ok(f"{address}/health"),
+        ports=(site.ports["mlflow_port"],),
         address=address,
     )
 
@@ -234,7 +238,8 @@ def _base(site: Site, model: ServedModel) -> Service:
 def _ours(site: Site, name: str, command: list[str], **more: Any) -> Service:
     """A service of ours that answers /healthz."""
     address = site.addresses[name]
-    return Service(name, command, ready=checks.http_ok(f"{address}/healthz"), address=address, **more)
+    port = int(address.rpartition(":")[2])
+    return Service(name, command, ready=checks.http_ok(f"{address}/healthz"), ports=(port,), address=address, **more)
 
 
 def _trainer(site: Site, model: ServedModel, i: int) -> Service:
@@ -268,7 +273,8 @@ def _data_docs(site: Site) -> Service:
     address = site.addresses["data-docs"]
     flags = {"bind": site.settings.host, "directory": site.layout.data_docs}
     command = python("http.server", str(site.ports["docs_port"]), **flags)
-    return Service("data-docs", command, ready=checks.http_ok(address), address=address, nice=airflow.NICE)
+    ports = (site.ports["docs_port"],)
+    return Service("data-docs", command, ready=checks.http_ok(address), ports=ports, address=address, nice=airflow.NICE)
 
 
 def _sync(site: Site, i: int) -> Service:
@@ -292,11 +298,8 @@ def _model_server(site: Site, i: int) -> Service:
     """
     settings, layout, address = site.settings, site.layout, site.addresses[rest(i)]
     file = layout.replica(i) / "models.config"
-    flags = {
-        "port": site.ports[nth("grpc_port", i)],
-        "rest_api_port": site.ports[nth("rest_port", i)],
-        "model_config_file": file,
-    }
+    ports = site.ports[nth("grpc_port", i)], site.ports[nth("rest_port", i)]
+    flags = {"port": ports[0], "rest_api_port": ports[1], "model_config_file": file}
     binary = model_server_binary(settings)
     stock = [str(binary), *(f"--{flag}={value}" for flag, value in flags.items())]
     names = [model.name for model in settings.models]
@@ -312,10 +315,12 @@ def _model_server(site: Site, i: int) -> Service:
         model_server(i),
         stock if binary else python("serving.server.model_server", **flags),
         after=tuple(base(name) for name in names),
+        needs=(sync(i),),
         when=waits_for,
         prepare=prepare,
         env={"TF_CPP_MIN_LOG_LEVEL": "1" if binary else "2"},
         ready=checks.first_of(checks.model_available(address, name) for name in names),
+        ports=ports,
         address=f"{site.addresses[model_server(i)]}  {address}",
     )
 
@@ -329,7 +334,10 @@ def minute_loop(settings: Settings) -> tuple[str, ...]:
 
 
 def select(services: list[Service], only: tuple[str, ...]) -> set[str]:
-    """The names in `only`, and of the services before them; all if `only` is empty. Raises SettingError."""
+    """The names in `only`, and of the services that those come after or need; all if `only` is empty.
+
+    Raises SettingError.
+    """
     named = {s.name: s for s in services}
     if wrong := [name for name in only if name not in named]:
         raise SettingError(f"there is no service {wrong[0]!r}; allowed are {', '.join(named)}")
@@ -338,5 +346,5 @@ def select(services: list[Service], only: tuple[str, ...]) -> set[str]:
     while queue:
         if (name := queue.pop()) not in wanted:
             wanted.add(name)
-            queue += named[name].after
+            queue += (*named[name].after, *named[name].needs)
     return wanted

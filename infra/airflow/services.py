@@ -126,6 +126,7 @@ def command(name: str) -> list[str]:
 def services(settings: Settings, addresses: Mapping[str, str], secrets: Mapping[str, str]) -> list[Service]:
     """Airflow's processes; `secrets` holds KEYS."""
     env, url = environment(settings, Layout(settings).airflow, addresses, secrets), addresses["airflow"]
+    port = int(url.rpartition(":")[2])
 
     def service(name: str, **more: Any) -> Service:
         return Service(f"airflow-{name}", [sys.executable, *command(name)], env=env, nice=NICE, **more)
@@ -133,13 +134,13 @@ def services(settings: Settings, addresses: Mapping[str, str], secrets: Mapping[
     migrated, healthy = ("airflow-migrate",), checks.http_ok(f"{url}/api/v2/monitor/health")
     return [
         service("migrate", once=True),
-        service("api", after=(*migrated, "data-docs"), ready=healthy, address=url),  # its pages link to data-docs
+        # Its pages link to data-docs.
+        service("api", after=(*migrated, "data-docs"), ready=healthy, ports=(port,), address=url),
         *(
             service(
                 name,
                 after=migrated,
                 ready=checks.airflow_component(url, key),
-                alive=checks.airflow_stalled(url, key),
             )
             for name, key in COMPONENTS.items()
         ),

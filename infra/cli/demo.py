@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
+from common.disk import hold
 from common.errors import InputError
 from delta_log.log import Log
 from delta_log.manifest import Manifest
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     settings = demo_settings(args)
     wall_s = wall_of(args.wall)
     settings = settings.with_(source=args.source if args.source != AUTO else choose(console))
-    with Platform(settings) as platform:
+    with alone(Platform(settings)) as platform, platform:
         began = time.monotonic()
         base = prepare(platform, args.seed, console)
         with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
@@ -83,6 +85,18 @@ def run(args: argparse.Namespace) -> int:
             slow_half(platform, console)
             goodbye(platform, console)
     return 0 if report["pairs"]["lost"] == report["pairs"]["double"] == 0 and report["digests_equal"] else 1
+
+
+@contextlib.contextmanager
+def alone(platform: Platform) -> Iterator[Platform]:
+    """The platform, for this demo alone: it will be emptied. Raises InputError if anybody uses its folder."""
+    name = platform.folder.name
+    with hold(platform.folder.with_name(f"{name}.lock"), "another demo runs here; end it, or give this one a --name"):
+        if platform.is_running():
+            raise InputError(
+                f"{platform.folder} is in use and would be emptied; end it with: minutehand down --name {name}"
+            )
+        yield platform
 
 
 def demo_settings(args: argparse.Namespace) -> Settings:
@@ -162,10 +176,10 @@ def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict
 
 
 def write(platform: Platform, replayed: Replayed, report: dict[str, Any]) -> list[Path]:
-    """Writes report.md, report.json and the pictures into var/report/, beside the platform's own folder."""
+    """Writes report.md, report.json and the pictures into `report` in the platform's folder."""
     from infra.replay.pictures import auc_picture, freshness_picture
 
-    folder = platform.folder.parent / "report"
+    folder = platform.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(markdown(report))
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -27,7 +27,7 @@ def show(platform: Platform) -> None:
     rows = []
     for name, s in platform.state().get("services", {}).items():
         seconds = f"{s['ready_s']:.1f} s" if s["ready_s"] else ""
-        note = s["reason"] if s["state"] not in ("ready", "done") else s["address"]
+        note = s["reason"] or s["address"]
         rows.append((name, s["state"], str(s["pid"] or ""), str(s["restarts"]), seconds, note))
     print_table(
         {"service": "left", "state": "left", "pid": "right", "restarts": "right", "ready after": "right",
@@ -64,8 +64,9 @@ def down(args: argparse.Namespace) -> int:
 def status(args: argparse.Namespace) -> int:
     platform = Platform(settings_of(args))
     if not platform.is_running():
-        print(f"not running ({platform.folder}); start it with: minutehand up")
-        return 3
+        reason = platform.state().get("reason")
+        print(f"not running ({reason or platform.folder}); start it with: minutehand up")
+        return process.REFUSED
     show(platform)
     states = platform.state().get("services", {})
     return process.DONE if all(s["state"] in ("ready", "done", "off") for s in states.values()) else process.FAILED
@@ -158,6 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (InputError, ValueError) as e:
             print(f"minutehand: {e}", file=sys.stderr)  # a person reads this: no time stamp
             return process.WRONG_INPUT
+        except OSError as e:
+            print(f"minutehand: {process.explained(e)}", file=sys.stderr)
+            return process.FAILED
 
     process.log_to_stderr("%(message)s")
     return process.run(command)

@@ -1,6 +1,7 @@
 """Readiness checks. Each is called without arguments and returns the reason why a service is not ready, or "".
 
-They run in the supervisor's main thread, so each ends within a second.
+They run in the supervisor's main thread, so each ends within a second. The reason is a `Silence` if the service does
+not answer at all. The supervisor ends a service that is silent for long, but not one that answers what it lacks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ Check = Callable[[], str]
 TIMEOUT_S = 1.0
 
 
+class Silence(str):
+    """The reason is that nobody answers, or that a heartbeat is old."""
+
+
 def http_ok(url: str, complaint: Callable[[bytes], str] = lambda body: "") -> Check:
     """A GET is answered with 200, and `complaint` finds nothing wrong with the body. Else that is the reason."""
 
@@ -23,7 +28,7 @@ def http_ok(url: str, complaint: Callable[[bytes], str] = lambda body: "") -> Ch
         try:
             return complaint(fetch(url, timeout_s=TIMEOUT_S))
         except RequestFailed as e:
-            return str(e)
+            return str(e) if e.status else Silence(e)
         except ValueError as e:
             return f"{url}: {e}"
 
@@ -43,32 +48,55 @@ def tcp(host: str, port: int) -> Check:
         try:
             socket.create_connection((host, port), TIMEOUT_S).close()
         except OSError as e:
-            return f"{host}:{port}: {e}"
+            return Silence(f"{host}:{port}: {e}")
         return ""
 
     return check
 
 
-def kafka(host: str, port: int) -> Check:
-    """The broker lists at least one broker. Its port opens before it can be used.
+def kafka(host: str, port: int, cluster: Callable[[], str] = lambda: "") -> Check:
+    """The broker lists at least one broker, and its cluster is `cluster`. Its port opens before it can be used.
 
-    One Metadata request, version 1, no topics: https://kafka.apache.org/protocol. In plain bytes, because a client
+    One Metadata request, version 2, no topics: https://kafka.apache.org/protocol. In plain bytes, because a client
     library brings threads, and a process with threads must not fork.
     """
 
     def check() -> str:
-        request = struct.pack(">hhih", 3, 1, 1, 10) + b"minutehand" + struct.pack(">i", 0)
+        request = struct.pack(">hhih", 3, 2, 1, 10) + b"minutehand" + struct.pack(">i", 0)
         try:
             with socket.create_connection((host, port), TIMEOUT_S) as s:
                 s.settimeout(TIMEOUT_S)
                 s.sendall(struct.pack(">i", len(request)) + request)
-                answer = s.recv(4096)
+                brokers, answer = _metadata(s.recv(4096))
         except OSError as e:
-            return f"{host}:{port}: {e}"
-        brokers = struct.unpack_from(">i", answer, 8)[0] if len(answer) >= 12 else 0
-        return "" if brokers > 0 else f"{host}:{port}: no broker has registered yet"
+            return Silence(f"{host}:{port}: {e}")
+        except (struct.error, UnicodeDecodeError):
+            return f"{host}:{port}: this is no answer of Kafka"
+        if brokers < 1:
+            return f"{host}:{port}: no broker has registered yet"
+        wanted = cluster()
+        return "" if wanted in ("", answer) else f"{host}:{port}: this is the cluster {answer}, and not {wanted}"
 
     return check
+
+
+def _metadata(answer: bytes) -> tuple[int, str]:
+    """The number of brokers and the cluster's id in the answer to a Metadata request."""
+    at = 12  # length, correlation id, number of brokers
+    (brokers,) = struct.unpack_from(">i", answer, at - 4)
+
+    def text() -> str:
+        nonlocal at
+        (length,) = struct.unpack_from(">h", answer, at)
+        at += 2 + max(0, length)  # -1: null
+        return answer[at - max(0, length) : at].decode()
+
+    for _ in range(brokers):
+        at += 4  # the node
+        text()  # its host
+        at += 4  # its port
+        text()  # its rack
+    return brokers, text()
 
 
 def flink_running(url: str) -> Check:
@@ -92,16 +120,19 @@ def model_available(url: str, model: str) -> Check:
 
 
 def airflow_component(url: str, name: str) -> Check:
-    """A process of Airflow (scheduler, dag_processor, triggerer) is healthy. Airflow judges that by its heartbeat."""
+    """A process of Airflow (scheduler, dag_processor, triggerer) is healthy. Airflow judges that by its heartbeat.
+
+    The component is not silent if the API server, which is asked, does not answer.
+    """
 
     def complaint(body: bytes) -> str:
         status = (json.loads(body).get(name) or {}).get("status")
         return "" if status == "healthy" else f"{name} is {status or 'not known yet'}"
 
-    return http_ok(f"{url}/api/v2/monitor/health", complaint)
+    check = http_ok(f"{url}/api/v2/monitor/health", complaint)
 
+    def heartbeat() -> str:
+        reason = check()
+        return Silence(reason) if reason.startswith(f"{name} is") else str(reason)
 
-def airflow_stalled(url: str, name: str) -> Check:
-    """The same check for a component that was ready. It passes if the API server does not answer."""
-    check = airflow_component(url, name)
-    return lambda: reason if (reason := check()).startswith(f"{name} is") else ""
+    return heartbeat

@@ -7,17 +7,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infra.supervise import checks
 from infra.supervise.processes import (
     Identity,
+    boot,
     descendants,
     die_with_parent,
     end_descendants,
     identity,
+    listening,
     reap,
     send,
     write_json,
@@ -29,8 +32,8 @@ STATE = "state.json"
 TICK_S = 0.1
 CHECK_S = 0.25  # between two readiness checks
 INSPECT_S = 2.0  # between two looks at descendants and log sizes
-ALIVE_S = 5.0  # between two looks at what is ready
-STALLED_S = 60.0  # a service that is not alive for so long is ended
+HEALTH_S = 5.0  # between two looks at what is ready
+SILENT_S = 60.0  # a service that is silent for so long is ended
 STEADY_S = 10.0  # a service that is ready for so long starts with no deaths again
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 GIVE_UP = 5  # deaths in a row
@@ -43,10 +46,12 @@ class Service:
     """A command, the conditions of its start, and a check that it is ready.
 
     - `after`: the services that must be ready (or done) before its first start.
+    - `needs`: services that start when this one does, in any order.
     - `when`: returns what it still waits for, or "".
-    - `ready`: a check of infra.supervise.checks. `alive`: the same for a service that was ready. The manager ends the
-      service after a minute of complaints.
+    - `ready`: a check of infra.supervise.checks. The manager ends a service that was ready and is silent for a minute.
+    - `ports`: those that it listens on. It is not ready before it does: whoever answers there may be another process.
     - `prepare`: is called before each start.
+    - `folder`: its working directory.
     - `once`: the service runs to exit 0 and is done. `unless`: it is done without running.
     - `nice`: how far it gives way to other services.
     """
@@ -54,21 +59,23 @@ class Service:
     name: str
     command: Sequence[str]
     after: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     ready: Callable[[], str] = lambda: ""
-    alive: Callable[[], str] = lambda: ""
+    ports: tuple[int, ...] = ()
     when: Callable[[], str] = lambda: ""
     prepare: Callable[[], None] = lambda: None
     once: bool = False
     unless: Callable[[], bool] = lambda: False
     env: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
     address: str = ""
     nice: int = 0
 
 
 @dataclass
 class Run:
-    """The state of a service: off (until `start` asks for it), waiting, starting, ready, done, dead (the manager will
-    start it again), or stopped."""
+    """The state of a service: off (until `start` asks for it), waiting, starting, ready, unhealthy (was ready, but its
+    check complains now), done, dead (the manager will start it again), or stopped."""
 
     service: Service
     state: str = "waiting"
@@ -80,7 +87,7 @@ class Run:
     ready_s: float = 0.0
     next_start: float = 0.0
     next_check: float = 0.0
-    stalled_since: float = 0.0
+    silent_since: float = 0.0
     kill_at: float = 0.0  # when a service that was asked to end gets KILL
     restart_requested: bool = False  # the next end is no death
     given_up: bool = False
@@ -125,7 +132,11 @@ def report(text: str) -> None:
 
 
 class Manager:
-    """Starts, watches and stops services. `run` returns the exit code. `off`: services that wait for an order."""
+    """Starts, watches and stops services. `run` returns the exit code. `off`: services that wait for an order.
+
+    `is_free` says whether somebody could listen on a port now. `taken` is the port of another program that made `run`
+    end, or 0.
+    """
 
     def __init__(
         self,
@@ -136,6 +147,7 @@ class Manager:
         stop_within: float = 15.0,
         start_within: float = 180.0,
         log_bytes: int = 8 << 20,
+        is_free: Callable[[int], bool] = lambda port: True,
         when_ready: Callable[[], None] = lambda: None,
     ) -> None:
         names = [s.name for s in services]
@@ -147,10 +159,12 @@ class Manager:
         self.stop_within, self.start_within, self.log_bytes = stop_within, start_within, log_bytes
         self.when_ready = when_ready
         self.ready = self.stopping = self.kill_now = False
-        self.code = 0
+        self.code = self.taken = 0
+        self.is_free = is_free
         self.sentinel = os.getpid()  # made before the fork
         self.next_inspection = 0.0
         self.last_state: dict[str, Any] = {}
+        self.boot, self.disk_error, self.reason = boot(), "", ""
 
     def run(self) -> int:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -187,16 +201,16 @@ class Manager:
         if run.state == "waiting":
             unready = [a for a in run.service.after if self.runs[a].state not in ("ready", "done")]
             run.reason = f"after {', '.join(unready)}" if unready else run.service.when()
-            if not run.reason:
+            if not run.reason and self._owns_ports(run):
                 self._start(run)
         elif run.state == "dead":
-            if now >= run.next_start:
+            if now >= run.next_start and self._owns_ports(run):
                 run.restarts += 1
                 self._start(run)
         elif run.kill_at and now >= run.kill_at and run.process:
             self._kill_family(run)
         elif run.state == "starting" and not run.service.once and now >= run.next_check:
-            run.reason = run.service.ready()
+            run.reason = self._complaint(run)
             now = time.monotonic()
             run.next_check = now + CHECK_S
             if not run.reason:
@@ -205,25 +219,53 @@ class Manager:
             elif now - run.began > self.start_within and not run.kill_at:
                 self._report(run, f"not ready after {self.start_within:g} s: {run.reason}")
                 run.kill_at = now
-        elif run.state == "ready":
+        elif run.state in ("ready", "unhealthy"):
             if run.deaths and now - run.began - run.ready_s > STEADY_S:
                 run.deaths, run.given_up = 0, False
             if now >= run.next_check and not run.kill_at:
-                self._check_alive(run)
+                self._check_health(run)
 
-    def _check_alive(self, run: Run) -> None:
-        """Ends a service that has not been alive for STALLED_S; it is started again like one that died."""
-        run.reason = run.service.alive()
+    def _check_health(self, run: Run) -> None:
+        """Ends a service that has been silent for SILENT_S; it is started again like one that died."""
+        run.reason = run.service.ready()
+        run.state = "unhealthy" if run.reason else "ready"
         now = time.monotonic()
-        run.next_check = now + ALIVE_S
-        run.stalled_since = (run.stalled_since or now) if run.reason else 0.0
-        if run.stalled_since and now - run.stalled_since > STALLED_S:
-            self._report(run, f"not alive for {STALLED_S:g} s: {run.reason}")
+        run.next_check = now + HEALTH_S
+        run.silent_since = (run.silent_since or now) if isinstance(run.reason, checks.Silence) else 0.0
+        if run.silent_since and now - run.silent_since > SILENT_S:
+            self._report(run, f"silent for {SILENT_S:g} s: {run.reason}")
             run.kill_at = now
+
+    def _owns_ports(self, run: Run) -> bool:
+        """True if a service can listen on its ports.
+
+        If another program has one, `run` ends, so that another one can be chosen. A platform that was ready waits.
+        """
+        taken = [port for port in run.service.ports if not self.is_free(port)]
+        if not taken or not {port for _, port in listening(descendants())}.isdisjoint(taken):
+            return not taken  # a process of the service that is still ending may have one
+        if self.ready:
+            run.state, run.next_start = "dead", time.monotonic() + BACK_OFF_S[1]
+            run.reason = f"port {taken[0]} is another program's"
+        else:
+            self.taken, self.stopping = taken[0], True
+        return False
+
+    def _complaint(self, run: Run) -> str:
+        """Why a service that starts is not ready. Who answers on its port may be another program."""
+        reason = run.service.ready()
+        if reason or not run.process or not run.service.ports:
+            return reason
+        own = {port for _, port in listening([run.process, *descendants(run.process[0])])}
+        for port in run.service.ports:
+            if port not in own:
+                run.kill_at = run.kill_at or time.monotonic()
+                return f"port {port} is another program's"
+        return ""
 
     def _start(self, run: Run) -> None:
         service = run.service
-        run.began, run.kill_at, run.stalled_since, run.reason = time.monotonic(), 0.0, 0.0, ""
+        run.began, run.kill_at, run.silent_since, run.reason = time.monotonic(), 0.0, 0.0, ""
         if service.once and service.unless():
             run.state = "done"
             return
@@ -238,12 +280,13 @@ class Manager:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    cwd=service.folder,
                     env={**os.environ, "PYTHONUNBUFFERED": "1", **service.env},
                     process_group=0,  # Ctrl-C in the terminal is the sentinel's
                     preexec_fn=_prologue(service.nice),  # noqa: PLW1509 - single-threaded
                 )
         except (OSError, ValueError) as e:
-            with (self.logs / f"{service.name}.log").open("a") as log:
+            with contextlib.suppress(OSError), (self.logs / f"{service.name}.log").open("a") as log:
                 log.write(f"cannot be started: {e}\n")
             self._record_death(run, str(e))
             return
@@ -281,6 +324,7 @@ class Manager:
             report("\n".join(f"    {line}" for line in tail(log).splitlines()))
             if not self.ready:
                 self.code, self.stopping = 1, True
+                self.reason = f"{run.service.name} died {run.deaths} times in a row: {run.reason}"
 
     def _kill_family(self, run: Run) -> None:
         """Kills a service and all that it started: every descendant that does not belong to another service."""
@@ -318,7 +362,7 @@ class Manager:
         """Starts a service that is off, and those it starts after."""
         if run.state == "off":
             run.state = "waiting"
-            for name in run.service.after:
+            for name in (*run.service.after, *run.service.needs):
                 self._enable(self.runs[name])
 
     def _stop(self) -> None:
@@ -361,24 +405,38 @@ class Manager:
         self.next_inspection = now + INSPECT_S
         for run in self.runs.values():
             run.family = descendants(run.process[0]) if run.process else []
-            log = self.logs / f"{run.service.name}.log"
-            if log.is_file() and log.stat().st_size > self.log_bytes:
-                # The service has the file open: copy and truncate. A line that it writes in between is lost.
-                log.with_suffix(".log.1").write_bytes(log.read_bytes())
-                os.truncate(log, 0)
+        with self._disk():
+            for log in self.logs.glob("*.log"):
+                if log.stat().st_size > self.log_bytes:
+                    # The service has the file open: copy and truncate. A line that it writes in between is lost.
+                    log.with_suffix(".log.1").write_bytes(log.read_bytes())
+                    os.truncate(log, 0)
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A full disk must not end what serves from memory: it is reported once, and the next tick tries again."""
+        try:
+            yield
+        except OSError as e:
+            if self.disk_error != str(e):
+                self.disk_error = str(e)
+                report(f"the platform's folder cannot be written: {e}")
 
     def _write_state(self) -> None:
         family = [who for r in self.runs.values() for who in ([r.process] if r.process else []) + r.family]
         state = {
+            "boot": self.boot,
             "sentinel": identity(self.sentinel),
             "manager": identity(os.getpid()),
             "ready": self.ready,
+            "reason": self.reason,
             "services": {name: run.as_dict() for name, run in self.runs.items()},
             "processes": family,
         }
         if state != self.last_state:
-            self.last_state = state
-            write_json(self.folder / STATE, state)
+            with self._disk():
+                write_json(self.folder / STATE, state)
+                self.last_state, self.disk_error = state, ""
 
     def _report(self, run: Run, text: str, address: str = "") -> None:
         report(f"{run.service.name:<16} {text}{'  ' if address else ''}{address}")

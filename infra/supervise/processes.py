@@ -1,4 +1,4 @@
-"""Ends processes so that none is left: by Linux's parent-death signal, subreapers, and a file of (pid, create time)."""
+"""Ends processes so that none is left: by Linux's parent-death signal, subreapers, and a file of (pid, start)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -21,8 +21,11 @@ from common.disk import replace
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a forked child must not
 
-Identity = tuple[int, float]
-"""(pid, create time): names one process. A pid alone may be used again."""
+Identity = tuple[int, int]
+"""(pid, start in clock ticks after the machine's own): names one process until the machine starts again.
+
+A pid alone may be used again, and the wall clock may be set.
+"""
 
 
 def _prctl(option: int, value: int) -> None:
@@ -63,20 +66,34 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[b
         process.wait()
 
 
-def identity(pid: int) -> Identity | None:
+class _Stat(NamedTuple):
+    state: bytes
+    parent: int
+    start: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    """What Linux says of a process (proc(5), /proc/pid/stat); None if it has ended."""
     try:
-        return pid, psutil.Process(pid).create_time()
-    except psutil.Error:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
         return None
+    return None if fields[0] in b"ZX" else _Stat(fields[0], int(fields[1]), int(fields[19]))
+
+
+def boot() -> str:
+    """Names the time since the machine started: a start in ticks means nothing after it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def identity(pid: int) -> Identity | None:
+    stat = _stat(pid)
+    return (pid, stat.start) if stat else None
 
 
 def alive(who: Identity) -> bool:
     """True if exactly this process lives; a zombie does not."""
-    try:
-        process = psutil.Process(who[0])
-        return abs(process.create_time() - who[1]) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return identity(who[0]) == tuple(who)
 
 
 def send(who: Identity, signum: int) -> None:
@@ -87,13 +104,24 @@ def send(who: Identity, signum: int) -> None:
 
 def descendants(pid: int | None = None) -> list[Identity]:
     """All living descendants of `pid`, or of this process, with those that it adopted."""
-    living: list[Identity] = []
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    living.append((child.pid, child.create_time()))
+    children: dict[int, list[Identity]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (stat := _stat(int(name))):
+            children.setdefault(stat.parent, []).append((int(name), stat.start))
+    living = children.get(pid or os.getpid(), [])
+    for child in living:  # which grows
+        living += children.get(child[0], [])
     return living
+
+
+def listening(processes: Iterable[Identity]) -> set[tuple[str, int]]:
+    """The TCP addresses, as (host, port), that processes listen on."""
+    addresses = set()
+    for pid, _ in processes:
+        with contextlib.suppress(psutil.Error):
+            connections = psutil.Process(pid).net_connections("tcp")
+            addresses |= {(str(c.laddr.ip), int(c.laddr.port)) for c in connections if c.status == psutil.CONN_LISTEN}
+    return addresses
 
 
 def reap() -> dict[int, int]:

@@ -25,7 +25,7 @@ from typing import IO
 
 from common.disk import hold
 from infra.supervise.manager import STATE, report
-from infra.supervise.processes import adopt_orphans, die_with_parent, end, end_descendants, read_json
+from infra.supervise.processes import adopt_orphans, boot, die_with_parent, end, end_descendants, read_json
 
 CRASH_GRACE_S = 3.0
 
@@ -38,7 +38,8 @@ def lock(folder: Path) -> IO[str]:
 def sweep(folder: Path, grace_s: float = CRASH_GRACE_S) -> int:
     """Ends the processes that a sentinel and a manager left when both were killed. The caller holds the lock."""
     state = read_json(folder / STATE)
-    return end([(int(pid), float(created)) for pid, created in state.get("processes", ())], grace_s)
+    left = state.get("processes", ()) if state.get("boot") == boot() else ()
+    return end([(pid, start) for pid, start in left], grace_s)
 
 
 def supervise(folder: Path, prepare: Callable[[], Callable[[], int]]) -> int:

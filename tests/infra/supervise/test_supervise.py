@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,8 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.supervise.processes import alive, identity
+from infra.supervise.processes import alive, boot, identity
 from infra.supervise.sentinel import lock, sweep
+from tests.support.ports import free_port
 from tests.support.process import Child
 from tests.support.wait import until
 
@@ -49,6 +53,8 @@ MAIN = """
 import sys
 from pathlib import Path
 from common.disk import Busy
+from infra.ports import is_free
+from infra.supervise.checks import Silence, http_ok
 from infra.supervise.sentinel import supervise
 import infra.supervise.manager
 from infra.supervise.manager import Manager, Service
@@ -59,15 +65,27 @@ def service(name, *command, **kwargs):
     return Service(name, [python, *command], **kwargs)
 def has(path):
     return lambda: "" if Path(path).exists() else f"no {path}"
+def answers(path):
+    return lambda: "" if Path(path).exists() else Silence(f"no {path}")
 def prepare():
     services = [SERVICES]
     said = lambda: print("up", flush=True)
-    return Manager(services, folder, off=OFF, stop_within=0.5, log_bytes=100_000, when_ready=said).run
+    manager = Manager(services, folder, off=LEFT_OUT, stop_within=0.5, log_bytes=100_000, when_ready=said,
+                      is_free=lambda port: is_free("127.0.0.1", port))
+    def run():
+        code = manager.run()
+        if manager.taken:
+            print("taken", manager.taken, flush=True)
+        return code
+    return run
 try:
     sys.exit(supervise(folder, prepare))
 except Busy as e:
     sys.exit(str(e))
 """
+
+
+PATIENCE = "infra.supervise.manager.HEALTH_S, infra.supervise.manager.SILENT_S = 0.1, 0.5"
 
 
 class Rig:
@@ -97,7 +115,7 @@ class Rig:
         main.write_text(
             MAIN.replace("SERVICES", ", ".join(services))
             .replace("PATIENCE", self.manager)
-            .replace("OFF", repr(self.off))
+            .replace("LEFT_OUT", repr(self.off))
         )
         return Child(self.out, sys.executable, str(main), str(self.folder), self.mark, start_new_session=True)
 
@@ -195,12 +213,23 @@ def test_a_pid_that_is_somebody_elses_by_now_is_not_swept(tmp_path: Path) -> Non
     other = Child(tmp_path / "out", sys.executable, "-c", "import time; time.sleep(60)")
     who = identity(other.pid)
     assert who is not None
-    (tmp_path / "state.json").write_text(json.dumps({"processes": [[who[0], who[1] - 100]]}))
-    assert sweep(tmp_path, 0.1) == 0
-    assert other.code is None
-    (tmp_path / "state.json").write_text(json.dumps({"processes": [list(who)]}))
+    for state in (
+        {"boot": boot(), "processes": [[who[0], who[1] - 100]]},
+        {"boot": "an earlier one", "processes": [list(who)]},
+    ):
+        (tmp_path / "state.json").write_text(json.dumps(state))
+        assert sweep(tmp_path, 0.1) == 0
+        assert other.code is None
+    (tmp_path / "state.json").write_text(json.dumps({"boot": boot(), "processes": [list(who)]}))
     assert sweep(tmp_path, 0.1) == 1
     assert other.wait(10) == -signal.SIGTERM
+
+
+def test_a_step_of_the_wall_clock_makes_nobody_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    who = identity(os.getpid())
+    boot_time = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 3600)
+    assert who is not None and alive(who) and identity(os.getpid()) == who
 
 
 def test_services_start_in_order_when_those_before_are_ready_and_stop_in_reverse(rig: Rig) -> None:
@@ -238,11 +267,11 @@ def test_what_dies_is_started_again_and_its_children_go_with_it(rig: Rig) -> Non
     rig.wait_gone()
 
 
-def test_what_is_not_alive_is_ended_and_started_again(rig: Rig) -> None:
+def test_a_service_that_is_silent_is_ended_and_started_again(rig: Rig) -> None:
     well = rig.tmp / "well"
     well.touch()
-    rig.manager = "infra.supervise.manager.ALIVE_S, infra.supervise.manager.STALLED_S = 0.1, 0.5"
-    up = rig.up(rig.stubborn("a", f"alive=has({str(well)!r}), nice=3"))
+    rig.manager = PATIENCE
+    up = rig.up(rig.stubborn("a", f"ready=answers({str(well)!r}), nice=3"))
     rig.wait_up()
     first = rig.service("a")["pid"]
     assert os.getpriority(os.PRIO_PROCESS, first) == os.getpriority(os.PRIO_PROCESS, up.pid) + 3
@@ -250,9 +279,94 @@ def test_what_is_not_alive_is_ended_and_started_again(rig: Rig) -> None:
     rig.wait(lambda: rig.service("a")["restarts"], "a is ended")
     well.touch()
     rig.wait(lambda: rig.service("a")["state"] == "ready" and rig.service("a")["pid"] != first, "a again")
-    assert f"not alive for 0.5 s: no {well}" in rig.said()
+    assert f"silent for 0.5 s: no {well}" in rig.said()
     up.end()
     rig.wait_gone()
+
+
+def test_a_stopped_process_is_started_again(rig: Rig) -> None:
+    port = free_port()
+    server = f"import http.server as h; h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
+    rig.manager = PATIENCE
+    up = rig.up(rig.script("a", server, f"ready=http_ok('http://127.0.0.1:{port}'), ports=({port},)"))
+    rig.wait_up()
+    first = rig.service("a")["pid"]
+    os.kill(first, signal.SIGSTOP)
+    rig.wait(lambda: rig.service("a")["state"] == "unhealthy", "nobody answers")
+    rig.wait(lambda: rig.service("a")["state"] == "ready" and rig.service("a")["pid"] != first, "a again")
+    up.end()
+
+
+def test_a_service_that_answers_what_it_lacks_is_shown_and_left_alone(rig: Rig) -> None:
+    well = rig.tmp / "well"
+    well.touch()
+    rig.manager = PATIENCE
+    up = rig.up(rig.polite("a", f"ready=has({str(well)!r})"), rig.polite("b"))
+    rig.wait_up()
+    well.unlink()
+    rig.wait(lambda: rig.service("a")["state"] == "unhealthy", "a complains")
+    assert rig.service("a")["reason"] == f"no {well}"
+    for restarts in range(1, 4):  # together longer than the manager's patience
+        os.kill(rig.service("b")["pid"], signal.SIGKILL)
+        rig.wait(
+            lambda n=restarts: rig.service("b")["restarts"] == n and rig.service("b")["state"] == "ready", "b again"
+        )
+    well.touch()
+    rig.wait(lambda: rig.service("a")["state"] == "ready", "a is well")
+    assert rig.service("a")["restarts"] == 0
+    up.end()
+
+
+def test_a_port_of_another_program_ends_a_start_and_is_named(rig: Rig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        rig.up(rig.polite("a", f"ports=({port},)")).wait(30)
+    assert f"taken {port}" in rig.said() and not rig.journal.exists()
+
+
+def test_a_service_is_not_ready_while_another_program_answers_for_it(rig: Rig) -> None:
+    port, gate = free_port(), rig.tmp / "gate"
+    up = rig.up(rig.polite("a", f"ready=has({str(gate)!r}), ports=({port},)"))
+    rig.wait(rig.journal.exists, "a runs")
+    with socket.create_server(("127.0.0.1", port)):
+        gate.touch()
+        up.wait(30)
+    assert f"taken {port}" in rig.said() and "ready after" not in rig.said()
+
+
+def test_a_port_that_is_taken_later_is_waited_for(rig: Rig) -> None:
+    port, gate = free_port(), rig.tmp / "gate"
+    server = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
+    rig.manager = "infra.supervise.manager.BACK_OFF_S = (1.0, 1.0)"
+    up = rig.up(rig.script("a", server, f"ready=has({str(gate)!r}), ports=({port},)"))
+    gate.touch()
+    rig.wait_up()
+    os.kill(rig.service("a")["pid"], signal.SIGKILL)
+    with until(lambda: socket.create_server(("127.0.0.1", port)), "the port is free", 10):
+        rig.wait(lambda: rig.service("a")["reason"] == f"port {port} is another program's", "a waits")
+    rig.wait(lambda: rig.service("a")["state"] == "ready", "a has its port again")
+    up.end()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_full_disk_ends_nothing_and_is_reported(rig: Rig) -> None:
+    rig.folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(rig.folder)], check=True)
+    try:
+        up = rig.up(rig.polite("a"), rig.polite("b"))
+        rig.wait_up()
+        fill = rig.folder / "fill"
+        with contextlib.suppress(OSError), fill.open("wb", buffering=0) as file:
+            while file.write(b"0" * 4096):
+                pass
+        os.kill(rig.service("a")["pid"], signal.SIGKILL)
+        rig.wait(lambda: "cannot be written: [Errno 28] No space left" in rig.said(), "the reason")
+        rig.wait(lambda: rig.journal.read_text().count("+ a") == 2, "a runs again")
+        fill.unlink()
+        rig.wait(lambda: rig.service("a")["restarts"] == 1, "the state is written again")
+        assert rig.service("b")["restarts"] == 0 and up.end() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(rig.folder)], check=True)
 
 
 def test_a_service_that_cannot_start_shows_its_log_and_ends_the_start(rig: Rig) -> None:
