@@ -1,8 +1,8 @@
 """### Checks whether the platform is well
 
-`look` reads freshness, lag, drift and calibration from the processes' metrics and the archive. If a figure is not
-allowed, it fails with a line that names the figure, what was seen and what is allowed. The task's log and its XCom have
-all figures.
+`look` reads freshness, lag, dead letters, late events, drift and calibration. They come from the processes' metrics,
+from Kafka and from the archive. If a figure is not allowed, it fails with a line that names the figure, what was seen
+and what is allowed. The task's log and its XCom have all figures.
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ FORM = {
     "minutes": Param(60, type="integer", minimum=1, description="Judge drift and calibration of so many new minutes."),
     "calibration": Param(0.25, type="number", minimum=0, description="A mean score / rate of 1 +- this is allowed."),
     "drift": Param(0.25, type="number", minimum=0, description="The highest stability index of the score allowed."),
+    "dead": Param(0, type="integer", minimum=0, description="So many dead letters are allowed."),
+    "late": Param(0.1, type="number", minimum=0, description="This share of events may come too late."),
 }
 
 

@@ -199,6 +199,7 @@ def _join(site: Site, declaration: str) -> Service:
         "join",
         [kafka_server.java(), f"@{options}", *heap, "-cp", libs, JOIN_MAIN, str(file)],
         env=kafka_server.JAVA_ENVIRONMENT,
+        folder=folder,
         after=("topics",),
         prepare=prepare,
         ready=checks.flink_running(address),

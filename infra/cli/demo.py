@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markdown import Markdown
 
 from common.disk import hold
 from common.errors import InputError
+from delta_log.files import read_rows
 from delta_log.log import Log
 from delta_log.manifest import Manifest
 from infra import services
@@ -33,6 +36,7 @@ from infra.replay.live import read_lines
 from infra.replay.report import Pairs, Sent, build, joined, markdown
 from infra.replay.run import prepare, replay
 from infra.settings import DURATION, PROJECT, SettingError, Settings, load, seconds
+from infra.tail import Refused
 from serving.signatures import RANKER
 from streaming.declaration import Declaration
 from streaming.source import load as load_source
@@ -68,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     with alone(Platform(settings)) as platform, platform:
         began = time.monotonic()
         base = prepare(platform, args.seed, console)
+        items = items_of(base, load_source(settings.source).declaration)
         with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
             platform.start(only=services.minute_loop(settings))
         setup_s = time.monotonic() - began
@@ -76,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         wall_s = time.monotonic() - began - setup_s
         figures = {"seed": args.seed, "wall_s": round(wall_s, 1), "setup_s": round(setup_s, 1)}
         replayed = Replayed.of(platform, base.lineage)
-        report = finish(platform, base, replayed, figures)
+        report = finish(platform, base, items, replayed, figures)
         files = write(platform, replayed, report)
         text = files[0].read_text()
         console.print(Markdown(text) if console.is_terminal else text, soft_wrap=not console.is_terminal)
@@ -163,15 +168,37 @@ class Replayed:
         return cls(declaration, sent, pairs, [c for c in lines if c["lineage"] == lineage])
 
 
-def finish(platform: Platform, base: Manifest, replayed: Replayed, figures: dict[str, float]) -> dict[str, Any]:
+def items_of(base: Manifest, declaration: Declaration) -> NDArray[np.int64]:
+    """The item ids that have a row in a base."""
+    rows = read_rows(base)
+    keys = [rows[f.table][0] for f in declaration.features if f.view == "item" and f.table in rows]
+    return np.concatenate(keys) if keys else np.empty(0, np.int64)
+
+
+def finish(
+    platform: Platform, base: Manifest, items: NDArray[np.int64], replayed: Replayed, figures: dict[str, float]
+) -> dict[str, Any]:
     """The report, from the platform's folder and topics."""
     settings, log = platform.settings, Log(platform.layout.log())
     newest = log.manifests(base.lineage)[-1]  # the base itself may be pruned by now
     positions = newest.positions or {"topic": "examples", "offsets": {}}
-    learned, records = joined(platform.address("kafka"), positions["topic"], positions["offsets"])
+    kafka = platform.address("kafka")
+    learned, records = joined(kafka, positions["topic"], positions["offsets"])
+    with Refused(kafka) as refused:
+        counts = refused.count()
     about = {"source": settings.source, "commit": commit(), "sync_every_s": settings.sync_every, **figures}
     return build(
-        replayed.sent, replayed.pairs, replayed.declaration, learned, records, base, newest, replayed.confirmed, about
+        replayed.sent,
+        replayed.pairs,
+        replayed.declaration,
+        learned,
+        records,
+        base,
+        newest,
+        replayed.confirmed,
+        about,
+        counts,
+        items,
     )
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from delta_log.log import Log
 from infra.replay.report import freshness, weighted_percentiles
+from infra.tail import Refused
 
 PLAIN_EVERY_S = 10.0
 
@@ -27,8 +28,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Screen:
     """Shows the state that the processes write to disk: progress.json, the delta log, sync.jsonl."""
 
-    def __init__(self, send_log: Path, log: Path, sync_lines: Path, console: Console) -> None:
+    def __init__(self, send_log: Path, log: Path, sync_lines: Path, refused: Refused, console: Console) -> None:
         self.send_log, self.log, self.sync_lines, self.console = send_log, Log(log), sync_lines, console
+        self.refused = refused
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self.printed = 0.0
         self.points: list[tuple[int, int]] = []
@@ -48,6 +50,8 @@ class Screen:
         progress_file = self.send_log / "progress.json"
         if progress_file.is_file():
             rows += self._progress(json.loads(progress_file.read_text()))
+        if counts := self.refused.count():
+            rows.append(("refused", ", ".join(f"{topic} {count}" for topic, count in counts.items())))
         lineage = self.log.serving()
         confirmed = [c for c in read_lines(self.sync_lines) if c["lineage"] == lineage]
         if confirmed:

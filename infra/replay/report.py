@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from streaming.declaration import Declaration
 from streaming.hashing import draw, learned_sum
 
 Array = NDArray[Any]
+HOUR_MS = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Sent:
 
     impression_id: list[str]
     user_id: Array
+    item_id: Array
     ts_ms: Array
     wall_ms: Array
     predict_ms: Array
@@ -56,6 +59,7 @@ class Sent:
         return cls(
             impression_id=table["impression_id"].to_pylist(),
             user_id=plain("user_id"),
+            item_id=plain("item_id"),
             ts_ms=plain("ts_ms"),
             wall_ms=plain("wall_ms"),
             predict_ms=plain("predict_ms"),
@@ -152,6 +156,28 @@ def compared(labels: Array, served: Array, frozen: Array, users: Array, seed: in
     return {name: None if np.isnan(value) else round(value, 4) for name, value in figures}
 
 
+def both_aucs(labels: Array, served: Array, frozen: Array) -> dict[str, Any]:
+    """The AUC of both scores, or None if all labels are equal."""
+    some = 0 < labels.sum() < len(labels)
+    return {
+        "impressions": len(labels),
+        "positives": int(labels.sum()),
+        "served": round(float(auc.auc(labels, served)), 4) if some else None,
+        "frozen": round(float(auc.auc(labels, frozen)), 4) if some else None,
+    }
+
+
+def by_hour(ts_ms: Array, labels: Array, served: Array, frozen: Array) -> list[dict[str, Any]]:
+    """Both AUCs in each hour of event time, counted from the first impression."""
+    hours = (ts_ms - ts_ms.min(initial=2**62)) // HOUR_MS
+    return [{"hour": int(h)} | both_aucs(*(x[hours == h] for x in (labels, served, frozen))) for h in np.unique(hours)]
+
+
+def calibration(scores: Array, labels: Array) -> float | None:
+    """Mean score / rate."""
+    return round(float(scores.mean() / labels.mean()), 4) if labels.sum() else None
+
+
 def build(
     sent: Sent,
     pairs: Pairs,
@@ -162,10 +188,13 @@ def build(
     newest: Manifest,
     confirmed: list[dict[str, Any]],
     about: dict[str, Any],
+    refused: Mapping[str, int],
+    items: Array,
 ) -> dict[str, Any]:
     """The report as plain data, for all that was learned between `base` and `newest`.
 
-    `confirmed` are the lines of one replica's sync.jsonl.
+    `confirmed` are the lines of one replica's sync.jsonl, `refused` the records of the dead-letter and late topics,
+    `items` the item ids that have a row in the base.
     """
     expected = pairs.keys(sent)
     # The base's pairs came from the history, not through the join.
@@ -179,13 +208,12 @@ def build(
     served, frozen = sent.served[later, judged], sent.frozen[later, judged]
     rows = [line["rows"] for line in confirmed]
     size = [line["bytes"] for line in confirmed]
-    rare = []
-    for task, name in enumerate(declaration.tasks):
-        y = pairs.positive[later, task].astype(int)
-        both: list[float | None] = [None, None]
-        if 0 < y.sum() < len(y):
-            both = [round(float(auc.auc(y, s[later, task])), 4) for s in (sent.served, sent.frozen)]
-        rare.append({"task": name, "positives": int(y.sum()), "served": both[0], "frozen": both[1]})
+    new = ~np.isin(sent.item_id[later], items)
+    rare = [
+        {"task": name}
+        | both_aucs(pairs.positive[later, task].astype(int), sent.served[later, task], sent.frozen[later, task])
+        for task, name in enumerate(declaration.tasks)
+    ]
     return {
         **about,
         "events": int(len(sent.ts_ms) + (sent.outcome_ms >= 0).sum()),
@@ -199,6 +227,7 @@ def build(
             "lost": (expected - joined_pairs).total() + max(unlearned, 0),
             "double": (joined_pairs - expected).total() + max(-unlearned, 0),
         },
+        "refused": dict(refused),
         "learned_equal": (learned, learned_total) == (count, total),
         "deltas": newest.seq - base.seq,
         "rows_per_delta": round(float(np.mean(rows)), 1) if rows else 0,
@@ -209,16 +238,26 @@ def build(
         "failed_predictions": int((~sent.ok).sum()),
         "predict_ms": {f"p{p}": round(float(np.percentile(sent.predict_ms[sent.ok], p)), 2) for p in (50, 99)},
         "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
-        "calibration": round(float(served.mean() / labels.mean()), 4) if labels.sum() else None,
+        "auc_by_hour": by_hour(sent.ts_ms[later], labels, served, frozen),
+        "auc_new_items": both_aucs(labels[new], served[new], frozen[new]),
+        "calibration": calibration(served, labels),
+        "calibration_frozen": calibration(frozen, labels),
         "tasks": rare,
         # None: after a kill, a replica was ahead before sync asked for its digest, which was then not compared.
         "digests_equal": {line["digests_equal"] for line in confirmed} - {None} == {True},
     }
 
 
+def refusals_of(refused: Mapping[str, int]) -> tuple[int, int]:
+    """The records in late topics, and in dead-letter topics."""
+    late, dead = (sum(n for topic, n in refused.items() if topic.endswith(end)) for end in (".late", ".dead"))
+    return late, dead
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report as text: report.md, and the table at the end of a demo."""
     pairs, auc, age = report["pairs"], report["auc"], report["freshness_s"]
+    new = report["auc_new_items"]
 
     def shown(value: float | None, digits: int = 4) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
@@ -234,6 +273,7 @@ def markdown(report: dict[str, Any]) -> str:
         ("... learned positive, negative", f"{pairs['learned_pos']}, {pairs['learned_neg']}"),
         ("... sampled out, late", f"{pairs['sampled_out']}, {pairs['late']}"),
         ("... lost, double", f"{pairs['lost']}, {pairs['double']}"),
+        ("records refused as late, as dead letters", ", ".join(map(str, refusals_of(report["refused"])))),
         (
             "deltas; rows, kB a delta",
             f"{report['deltas']}; {report['rows_per_delta']:.0f}, {report['bytes_per_delta'] / 1000:.0f}",
@@ -243,12 +283,24 @@ def markdown(report: dict[str, Any]) -> str:
         ("predict p50, p99 (ms)", f"{report['predict_ms']['p50']:.1f}, {report['predict_ms']['p99']:.1f}"),
         (f"AUC of {auc['task']}: served, frozen", f"{shown(auc['served'])}, {shown(auc['frozen'])}"),
         ("... difference (95 % by user)", f"{shown(auc['difference'])} ({shown(auc['low'])} to {shown(auc['high'])})"),
-        ("calibration (mean score / rate)", shown(report["calibration"], 3)),
+        (
+            f"... of the {new['impressions']} impressions of items that are new since the base",
+            f"{shown(new['served'])}, {shown(new['frozen'])}",
+        ),
+        (
+            "calibration (mean score / rate): served, frozen",
+            f"{shown(report['calibration'], 3)}, {shown(report['calibration_frozen'], 3)}",
+        ),
         ("served digest == trained digest", "yes" if report["digests_equal"] else "NO"),
     ]
     lines = ["| figure | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
     lines += ["| task | positives | AUC served | AUC frozen |", "|---|---|---|---|"]
     lines += [
         f"| {t['task']} | {t['positives']} | {shown(t['served'])} | {shown(t['frozen'])} |" for t in report["tasks"]
+    ]
+    lines += ["", "| hour | impressions | AUC served | AUC frozen |", "|---|---|---|---|"]
+    lines += [
+        f"| {h['hour']} | {h['impressions']} | {shown(h['served'])} | {shown(h['frozen'])} |"
+        for h in report["auc_by_hour"]
     ]
     return "\n".join(lines) + "\n"

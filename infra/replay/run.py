@@ -16,6 +16,7 @@ from infra.platform import Platform, PlatformError
 from infra.replay.live import Screen
 from infra.services import python
 from infra.supervise.processes import child
+from infra.tail import Refused
 from serving.signatures import FROZEN
 
 LEARNED_WITHIN_S = 180.0
@@ -63,8 +64,9 @@ def replay(platform: Platform, wall_s: float, console: Console) -> None:
         "features": settings.features_from,
         "feature-folder": platform.layout.features,
     }
-    screen = Screen(send_log, platform.layout.log(), platform.layout.confirmations(0), console)
-    with child(python("infra.replay.replay", **flags)) as process, screen:
+    refused = Refused(platform.address("kafka"))
+    screen = Screen(send_log, platform.layout.log(), platform.layout.confirmations(0), refused, console)
+    with refused, child(python("infra.replay.replay", **flags)) as process, screen:
         while process.poll() is None:
             if not platform.is_running():
                 raise PlatformError(f"the platform ended: see {platform.log('supervisor')}")

@@ -45,7 +45,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
     """The platform, up, and the base it began with."""
     settings = load(None, [f"{port}=0" for port in PORTS]).with_(
         name="e2e",
-        var=str(tmp_path_factory.mktemp("var") / "a b é+'\" 日本"),
+        var=str(tmp_path_factory.mktemp("var") / ("a b%20 é+'\" 日本 🚀" + "x" * 150)),
         source=SOURCE,
         event_time="replay",
         max_disorder="1s",

@@ -50,6 +50,7 @@ def test_every_local_service_is_in_it_by_its_own_command() -> None:
         assert ours["volumes"] == [f"state:{prepare.HOME}"]
     assert SERVICES["prepare"]["command"] == ["python", "-m", "infra.prepare"]
     assert SERVICES["mlflow"]["command"] == ["python", *map(there, LOCAL["mlflow"].command[1:])]
+    assert SERVICES["mlflow"]["working_dir"] == str(LOCAL["mlflow"].folder)
     job = f"{prepare.HOME}/join/join.json"
     assert SERVICES["jobmanager"]["command"] == ["standalone-job", "--job-classname", services.JOIN_MAIN, job]
     (command,) = SERVICES["model-server-0"]["command"]

@@ -32,12 +32,26 @@ def lines(folder, *entries):
 
 def test_freshness_is_of_the_last_minutes_and_of_new_events(tmp_path):
     replica = lines(tmp_path / "replica-0" / "ranker", (3600, 10, 500), (60, 20, 30), (50, 15, 900), (40, 30, 50))
-    figure = watch.freshness_of(replica, 60, 10, NOW)
+    figure = watch.freshness_of(replica, 60, 10, NOW, True)
     name = "freshness p99 of replica-0/ranker, seconds"
     assert str(figure).startswith(f"{name}: seen is 50, allowed is at most 130 (2 x sync")
     assert figure.ok
-    assert not watch.freshness_of(replica, 15, 10, NOW).ok
-    assert watch.freshness_of(tmp_path / "replica-1", 60, 10, NOW).seen is None
+    assert not watch.freshness_of(replica, 15, 10, NOW, True).ok
+    idle, behind = (watch.freshness_of(tmp_path / "replica-1", 60, 10, NOW, examples) for examples in (False, True))
+    assert idle.seen is behind.seen is None and idle.ok and not behind.ok
+
+
+def test_events_that_were_not_learned_from_are_counted():
+    well = watch.Traffic(100, {"actions.late": 9}, True)
+    assert all(figure.ok for figure in watch.refusals(well, 0, 0.1))
+    ill = watch.Traffic(100, {"actions.late": 5, "impressions.dead": 1, "impressions.late": 6}, True)
+    dead, late = watch.refusals(ill, 0, 0.1)
+    assert str(dead) == (
+        "dead letters (actions.late 5, impressions.dead 1, impressions.late 6): seen is 1, allowed is at most 0"
+    )
+    assert not late.ok and late.seen == 0.11
+    assert all(figure.ok for figure in watch.refusals(ill, 1, 0.2))
+    assert not watch.traffic_of("127.0.0.1:1", 60, 60, NOW)
 
 
 def scored(factor: float) -> pa.Table:
@@ -90,8 +104,9 @@ def test_what_a_process_says_of_itself():
     health = Health(port := free_port(), registry)
     try:
         where = {"trainer": f"http://127.0.0.1:{port}", "kafka": "127.0.0.1:1", "sync-0": "http://127.0.0.1:1"}
-        starting, gone = watch.health(where)
+        starting, broker, gone = watch.health(where)
         assert not starting.ok and "starting" in str(starting)
+        assert not broker.ok and "health of kafka: seen is 127.0.0.1:1: " in str(broker)
         assert not gone.ok and "health of sync-0: seen is" in str(gone)
         health.reason = ""
         assert next(iter(watch.health(where))).ok

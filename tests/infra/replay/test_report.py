@@ -11,7 +11,17 @@ import pytest
 
 from delta_log.manifest import Manifest, ModelInfo, TableInfo
 from infra.replay.pictures import auc_picture, freshness_picture
-from infra.replay.report import Pairs, Sent, build, compared, freshness, markdown, weighted_percentiles
+from infra.replay.report import (
+    HOUR_MS,
+    Pairs,
+    Sent,
+    build,
+    by_hour,
+    compared,
+    freshness,
+    markdown,
+    weighted_percentiles,
+)
 from streaming.declaration import Declaration, Feature
 
 DECLARATION = Declaration("small", (Feature("viewer", "id"),), ("click", "like"), "click", window_ms=1000)
@@ -35,6 +45,7 @@ def sent(tmp_path: Path) -> Sent:
     columns = {
         "impression_id": ["a", "b", "c", "d"],
         "user_id": [1, 1, 2, 3],
+        "item_id": [7, 8, 8, 9],
         "ts_ms": [T, T, T + 3000, T + 3001],
         "wall_ms": [1, 2, 3, 4],
         "predict_ms": [2.0, 4.0, 6.0, None],
@@ -86,19 +97,28 @@ def test_lost_and_double_are_counted_apart(sent: Sent) -> None:
         }
     ]
     found = pairs.keys(sent)
-    whole = build(sent, pairs, DECLARATION, found, 5, base, newest, confirmed, ABOUT)
+    more = {"refused": {"actions.late": 1, "impressions.dead": 2}, "items": np.array([7])}
+    whole = build(sent, pairs, DECLARATION, found, 5, base, newest, confirmed, ABOUT, **more)
     assert whole["pairs"] == {
         "offered": 8, "learned_pos": 2, "learned_neg": 6, "sampled_out": 0, "late": 1, "lost": 0, "double": 0,
     }  # fmt: skip
     assert whole["learned_equal"] and whole["failed_predictions"] == 1 and whole["events"] == 7
     found[("a", 0, 1)] += 1  # joined twice, learned once
     del found[("c", 0, 0)]  # never joined
-    broken = build(sent, pairs, DECLARATION, found, 5, base, newest, confirmed, ABOUT)
+    broken = build(sent, pairs, DECLARATION, found, 5, base, newest, confirmed, ABOUT, **more)
     assert (broken["pairs"]["lost"], broken["pairs"]["double"]) == (1, 1)
     forgotten = manifest(1, 40 + count - 1, total)  # joined, never learned
-    unlearned = build(sent, pairs, DECLARATION, pairs.keys(sent), 5, base, forgotten, confirmed, ABOUT)
+    unlearned = build(sent, pairs, DECLARATION, pairs.keys(sent), 5, base, forgotten, confirmed, ABOUT, **more)
     assert unlearned["pairs"]["lost"] == 1 and not unlearned["learned_equal"]
-    assert "lost" in markdown(unlearned)
+    assert "lost" in markdown(unlearned) and "as dead letters | 1, 2 |" in markdown(unlearned)
+
+
+def test_the_hours_and_the_new_items_are_judged_apart(sent: Sent) -> None:
+    hours = np.array([5, 10, HOUR_MS + 5, HOUR_MS + 7])
+    labels, served, frozen = np.array([1, 0, 1, 1]), np.array([0.9, 0.1, 0.5, 0.4]), np.array([0.1, 0.9, 0.5, 0.4])
+    first, second = by_hour(hours, labels, served, frozen)
+    assert first == {"hour": 0, "impressions": 2, "positives": 1, "served": 1.0, "frozen": 0.0}
+    assert (second["hour"], second["positives"], second["served"]) == (1, 2, None)
 
 
 def test_percentiles_weigh_by_count() -> None:

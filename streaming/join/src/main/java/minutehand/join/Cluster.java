@@ -62,8 +62,8 @@ final class Cluster {
                 Map.entry("restart-strategy.exponential-delay.reset-backoff-threshold", "1 min"),
                 Map.entry("restart-strategy.exponential-delay.attempts-before-reset-backoff", "10"),
                 Map.entry("state.backend.type", "rocksdb"),
-                Map.entry("state.backend.rocksdb.localdir", folder.tmp().toString()),
-                Map.entry("io.tmp.dirs", folder.tmp().toString()),
+                Map.entry("state.backend.rocksdb.localdir", folder.nativeTmp().toString()),
+                Map.entry("io.tmp.dirs", folder.nativeTmp().toString()),
                 // Most lookups are of impressions that are not there yet.
                 Map.entry("state.backend.rocksdb.use-bloom-filter", "true"),
                 Map.entry("state.backend.rocksdb.options-factory", RocksOptions.class.getName()),

@@ -42,11 +42,17 @@ final class Folder {
         return root.resolve("tmp");
     }
 
+    /** The name of tmp() for RocksDB. Its native code reads an emoji as two halves, so the name of the working directory is left out. */
+    Path nativeTmp() {
+        Path here = Path.of("").toAbsolutePath(), tmp = tmp().toAbsolutePath();
+        return tmp.startsWith(here) ? Path.of("/proc/self/cwd").resolve(here.relativize(tmp)) : tmp;
+    }
+
     /** Takes the folder for this process, until it ends. */
     void open() throws IOException {
-        if (root.toString().codePoints().anyMatch(c -> c > 0xffff)) {
-            // Its native code gets such a character as two halves, and looks for another folder.
-            throw new IllegalArgumentException("setting state_dir is " + root + ": RocksDB opens no path with such a character (an emoji)");
+        if (nativeTmp().toString().codePoints().anyMatch(c -> c > 0xffff)) {
+            throw new IllegalArgumentException("setting state_dir is " + root + ": RocksDB opens no path with such a character (an emoji);"
+                    + " allowed is such a folder if the job runs in it");
         }
         try {
             Files.createDirectories(checkpoints());
