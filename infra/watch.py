@@ -201,8 +201,9 @@ def moved(old: Floats, new: Floats, name: str, most: float) -> Figure:
 
 def archived(archive: Archive, declaration: Declaration, limits: Limits) -> Iterator[Figure]:
     """Calibration and drift of the newest `minutes` of archived event time. Drift compares them with those before."""
-    until, length = archive.until_ms("examples") + 1, round(limits.minutes * 60_000)
+    length = round(limits.minutes * 60_000)
     try:
+        until = archive.until_ms("examples") + 1
         new = archive.read("examples", until - length, until)
         old = archive.read("examples", until - 2 * length, until - length)
     except (NotArchived, ValueError) as e:

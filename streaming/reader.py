@@ -35,6 +35,10 @@ class PositionGone(InputError):
     """A committed position is no longer in its topic: records after it are lost."""
 
 
+class NewPartitions(InputError):
+    """A topic got partitions while it was read."""
+
+
 class Beats:
     """The newest heartbeat of every partition, or of every partition and subtask of the join. It never falls."""
 
@@ -92,6 +96,7 @@ class Reader:
             auto_offset_reset="none",  # a position that is gone is an error
             isolation_level="read_committed",
             fetch_max_wait_ms=100,
+            metadata_max_age_ms=10_000,  # new partitions are noticed
             bootstrap_timeout_ms=5000,
         )
         self._consumer.assign(self.assigned)
@@ -138,12 +143,24 @@ class Reader:
         """Topic -> the ids of cluster and topic, and the offset of each partition at which the next poll begins.
 
         Raises KafkaError if a dead letter is not acknowledged in time: no commit may pass a line that nobody has.
+        Raises NewPartitions.
         """
         self._letters.settle()
+        self._refuse_new_partitions()
         positions: dict[str, Positions] = {topic: {**ids, "offsets": {}} for topic, ids in self._identity.items()}
         for tp in self.assigned:
             positions[tp.topic]["offsets"][str(tp.partition)] = self._position(tp)
         return positions
+
+    def _refuse_new_partitions(self) -> None:
+        """Raises NewPartitions if a topic has some that nobody reads: a process that starts again reads them."""
+        for topic in self._identity:
+            there, read = self._consumer.partitions_for_topic(topic) or set(), set(self.partitions(topic))
+            if there - read:
+                raise NewPartitions(
+                    f"kafka {self._bootstrap}: topic {topic} has {len(there)} partitions, and this process reads"
+                    f" {len(read)}; start the platform again with the setting partitions = {len(there)}"
+                )
 
     def _position(self, tp: TopicPartition) -> int:
         # The consumer's own position is past commit markers, which have offsets too. It may be unknown for a moment.

@@ -7,6 +7,7 @@ import json
 import sys
 
 from common import process
+from common.errors import InputError
 from streaming.contract.contract import MAX_MESSAGE_BYTES
 
 IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
@@ -35,7 +36,10 @@ def create(
     retention_bytes: int = RETENTION_BYTES,
     timeout_s: float = 30,
 ) -> list[str]:
-    """Makes the topics that are not there yet, and returns their names. The broker stamps the records of all."""
+    """Makes the topics that are not there yet, and returns their names. The broker stamps the records of all.
+
+    A topic with fewer partitions grows. Raises InputError if one has more: Kafka takes none away.
+    """
     from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewTopic
     from kafka.errors import TopicAlreadyExistsError
 
@@ -51,6 +55,17 @@ def create(
     admin = KafkaAdminClient(bootstrap_servers=bootstrap, bootstrap_timeout_ms=ms, request_timeout_ms=ms)
     try:
         there = set(admin.list_topics())
+        grown = {}
+        for topic in admin.describe_topics(sorted(there & set(ALL))) if there & set(ALL) else ():
+            name, count = topic["name"], len(topic["partitions"])
+            if count > partitions:
+                raise InputError(
+                    f"partitions is {partitions}, but topic {name} has {count}; allowed is {count} or more"
+                )
+            if count < partitions:
+                grown[name] = partitions
+        if grown:
+            admin.create_partitions(grown)
         made = []
         for name in ALL:
             if name in there:

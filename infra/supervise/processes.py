@@ -54,8 +54,9 @@ def die_with_parent(signum: int) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that ends with the block, and with this process."""
-    process = subprocess.Popen(command, preexec_fn=die_with_parent(signal.SIGKILL), **options)
+    """A child process that ends with the block, and with this process. Ctrl-C in the terminal is this process's."""
+    tie = die_with_parent(signal.SIGKILL)
+    process = subprocess.Popen(command, preexec_fn=tie, process_group=0, **options)
     try:
         yield process
     finally:

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kafka import KafkaProducer
 
+from infra import watch
 from infra.http_client import metrics
 from infra.layout import sync, trainer
 from infra.platform import Platform
 from infra.settings import PORTS, load
+from infra.tail import Refused
 from serving.signatures import RANKER
 from tests.support import PROJECT
 
@@ -55,3 +58,16 @@ def test_a_click_of_the_pages_app_is_learned_and_served(platform: Platform, tmp_
     platform.wait(lambda: metrics(learned).get(name, 0) >= 1, 120, "the click is learned")
     platform.wait(lambda: metrics(served, model=RANKER).get("minutehand_sync_seq", 0) >= 1, 120, "and served")
     assert not run().startswith("scored by delta 0 ")
+
+
+def test_what_nobody_learns_from_is_counted_and_named(platform: Platform) -> None:
+    kafka = platform.address("kafka")
+    producer = KafkaProducer(bootstrap_servers=kafka)
+    producer.send("actions", b"{broken").get(timeout=60)
+    producer.close()
+    with Refused(kafka) as refused:
+        platform.wait(lambda: refused.count() == {"actions.dead": 1}, 60, "the dead letter")
+    figures = {figure.name: figure for figure in watch.look(platform.facts(), watch.Limits())}
+    assert figures["health of kafka"].ok and figures["health of join"].ok and figures["health of clock"].ok
+    assert not figures["dead letters (actions.dead 1)"].ok and figures["share of events that came too late"].ok
+    assert figures["freshness p99 of replica-0/ranker, seconds"].seen is not None

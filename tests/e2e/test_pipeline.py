@@ -17,6 +17,7 @@ from infra.airflow.rest import Airflow, AirflowError
 from infra.cli import pipeline
 from infra.platform import Platform
 from infra.settings import PORTS, load
+from infra.supervise.processes import listening
 from streaming.archive.archive import Archive
 from tests.support.replay import flags
 from training.pipeline.sampling import Sampling
@@ -99,6 +100,14 @@ def test_a_step_that_failed_says_why_and_resumes_when_it_is_cleared(platform: Pl
     for done in ("interval", "validate", "features"):
         assert after[done].seconds == before[done].seconds
     assert Path(after["sample"].result["file"]).parent == way
+
+
+def test_every_listener_of_every_service_is_on_loopback(platform: Platform) -> None:
+    """As the kernel lists them, of all processes that the services started."""
+    addresses = listening([(pid, start) for pid, start in platform.state()["processes"]])
+    hosts = {host.removeprefix("::ffff:") for host, _ in addresses}
+    assert {port for _, port in addresses} >= set(platform.facts()["ports"].values())
+    assert hosts <= {"127.0.0.1", "::1"}, addresses
 
 
 def test_nothing_is_left_running(platform: Platform) -> None:

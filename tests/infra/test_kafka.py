@@ -14,6 +14,7 @@ import psutil
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # type: ignore[import-untyped]
 
+from infra import kafka_server
 from infra.platform import Platform, PlatformError
 from infra.ports import PORTS
 from infra.settings import Settings
@@ -31,6 +32,7 @@ live = history
 """
 CALLER = """
 import sys, time
+from infra import kafka_server
 from infra.platform import Platform
 from infra.settings import load
 platform = Platform(load(None, sys.argv[1:]))
@@ -116,8 +118,10 @@ def test_a_killed_broker_comes_back_with_what_it_had(platform: Platform) -> None
     platform.stop()
     assert not platform.is_running()
 
-    # Another start, on other ports: what was written is there, nothing is formatted again.
+    # Another start, on the same ports: what was written is there, nothing is formatted again.
+    address = platform.address("kafka")
     platform.start(["topics"])
+    assert platform.address("kafka") == address
     assert platform.service("kafka-format")["ready_s"] == 0
     assert read(platform, 3) == [b"1", b"2", b"3"]
 
@@ -152,6 +156,29 @@ def test_the_command_line(tmp_path: Path) -> None:
         code, said = minutehand("down")
     assert (code, said) == (0, "stopped\n")
     assert minutehand("down") == (0, "it was not running\n")
+    wait_gone(tmp_path)
+
+
+def test_two_platforms_that_start_at_once_share_nothing(tmp_path: Path) -> None:
+    """Both want the default ports."""
+    (tmp_path / "small.py").write_text(SOURCE)
+    given = {"source": str(tmp_path / "small.py"), "kafka_memory": "256m", "mlflow": "false"}
+    platforms = [Platform(Settings().with_(var=str(tmp_path), name=name, **given)) for name in ("one", "other")]
+    sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "infra.cli.main", "up", "--set", f"var={tmp_path}", *sets, "--only", "topics"]
+    ups = [Child(tmp_path / p.folder.name, *command, "--name", p.folder.name) for p in platforms]
+    try:
+        for platform, up in zip(platforms, ups, strict=True):
+            until(lambda p=platform: p.state().get("ready"), "it is ready", 120, up)
+            send(platform, [platform.folder.name.encode()])
+        addresses = [set(platform.facts()["ports"].values()) for platform in platforms]
+        assert not addresses[0] & addresses[1]
+        assert [read(platform, 1) for platform in platforms] == [[b"one"], [b"other"]]
+        ids = {kafka_server.cluster_id(platform.layout.kafka) for platform in platforms}
+        assert len(ids) == 2 and "" not in ids
+    finally:
+        for up in ups:
+            up.end()
     wait_gone(tmp_path)
 
 

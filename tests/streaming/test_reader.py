@@ -10,8 +10,9 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import KafkaError
 
+from common.errors import InputError
 from streaming import topics
-from streaming.reader import PositionGone, Reader
+from streaming.reader import NewPartitions, PositionGone, Reader
 from streaming.topics import ACTIONS, DEAD
 from tests.support.broker import Broker
 from tests.support.wait import until
@@ -22,11 +23,11 @@ def broker() -> Iterator[Broker]:
     """It has the topic of actions, with three records, and no topic of dead letters."""
     with Broker() as running:
         admin = KafkaAdminClient(bootstrap_servers=running.bootstrap)
-        admin.create_topics([NewTopic(ACTIONS, 1, 1)])
+        admin.create_topics([NewTopic(ACTIONS, topics.PARTITIONS, 1)])
         admin.close()
         producer = KafkaProducer(bootstrap_servers=running.bootstrap)
         for k in range(3):
-            producer.send(ACTIONS, b"{broken %d" % k)
+            producer.send(ACTIONS, b"{broken %d" % k, partition=0)
         producer.close()
         yield running
 
@@ -62,9 +63,32 @@ def test_no_position_passes_a_letter_that_the_broker_has_not_taken(broker: Broke
     with pytest.raises(KafkaError, match="3 dead letters are not acknowledged"):
         reader.positions()
     topics.create(broker.bootstrap)
-    assert reader.positions()[ACTIONS]["offsets"] == {"0": 3}
+    assert reader.positions()[ACTIONS]["offsets"] == {"0": 3, "1": 0}
     assert letters(broker) == [0, 1, 2]
     reader.close()
+
+
+def test_partitions_that_are_new_are_noticed_and_none_is_taken_away(broker: Broker) -> None:
+    topics.create(broker.bootstrap, 2)
+    reader = Reader(broker.bootstrap, ["examples"], {})
+    reader.positions()
+    topics.create(broker.bootstrap, 3)
+    with pytest.raises(InputError, match="partitions is 2, topic .* has 3: allowed is 3 or more"):
+        topics.create(broker.bootstrap, 2)
+
+    def refused() -> str:
+        reader.poll(100, 10)
+        try:
+            reader.positions()
+        except NewPartitions as e:
+            return str(e)
+        return ""
+
+    assert "topic examples has 3 partitions, and this process reads 2" in until(refused, "it is noticed", 60)
+    reader.close()
+    again = Reader(broker.bootstrap, ["examples"], {})
+    assert again.partitions("examples") == [0, 1, 2]
+    again.close()
 
 
 def test_the_broker_lacks_a_committed_position(broker: Broker) -> None:

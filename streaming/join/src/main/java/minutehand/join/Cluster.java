@@ -93,6 +93,8 @@ final class Cluster {
                 .setProperty("isolation.level", "read_committed")
                 // The checkpoint has the positions; the broker needs none.
                 .setProperty("commit.offsets.on.checkpoint", "false")
+                // New partitions are read well before their records could be late.
+                .setProperty("partition.discovery.interval.ms", "10000")
                 .build();
         return env.fromSource(source, WatermarkStrategy.forGenerator(context -> new PartitionTime(settings)), "events").uid("events");
     }
