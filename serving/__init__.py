@@ -1,0 +1,3 @@
+from common.keras_start import lean
+
+lean()
