@@ -165,10 +165,22 @@ table() {
         step cuckoo "compiling the table op (about half a minute)" make --no-print-directory -j"$(nproc)" cuckoo
 }
 
+# beside FUNCTION...: all at once; returns when all have ended, and fails if one of them did. Ctrl-C ends them all.
+beside() {
+    local part job jobs=() failed=
+    trap 'trap - INT TERM; kill 0' INT TERM # a shell's background jobs ignore Ctrl-C
+    for part in "$@"; do
+        "$part" &
+        jobs+=($!)
+    done
+    for job in "${jobs[@]}"; do wait "$job" || failed=yes; done
+    trap - INT TERM
+    [ -z "$failed" ] || exit 1
+}
+jars() { kafka; join; } # one after the other: both fill the same folder of Maven's
+
 began=$SECONDS
 system
-environment
-kafka
-join
+beside environment jars
 table
 if [ $((SECONDS - began)) -gt 2 ]; then say "all is there, after $((SECONDS - began)) s"; fi
