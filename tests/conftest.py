@@ -27,6 +27,11 @@ LONGEST = (
     "serving/test_publish.py",
     "dags/test_features_and_watch.py",
     "training/record/test_tracking.py",
+    "e2e/test_pipeline.py",
+    "e2e/test_minute_loop.py",
+    "e2e/test_demo.py",
+    "e2e/test_two_models.py",
+    "e2e/test_readme_commands.py",
 )
 """The files that take longest, longest first."""
 

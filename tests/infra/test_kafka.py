@@ -166,7 +166,7 @@ def test_two_platforms_that_start_at_once_share_nothing(tmp_path: Path) -> None:
     platforms = [Platform(Settings().with_(var=str(tmp_path), name=name, **given)) for name in ("one", "other")]
     sets = [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "infra.cli.main", "up", "--set", f"var={tmp_path}", *sets, "--only", "topics"]
-    ups = [Child(tmp_path / p.folder.name, *command, "--name", p.folder.name) for p in platforms]
+    ups = [Child(tmp_path / f"{p.folder.name}.log", *command, "--name", p.folder.name) for p in platforms]
     try:
         for platform, up in zip(platforms, ups, strict=True):
             until(lambda p=platform: p.state().get("ready"), "it is ready", 120, up)

@@ -73,7 +73,7 @@ def test_partitions_that_are_new_are_noticed_and_none_is_taken_away(broker: Brok
     reader = Reader(broker.bootstrap, ["examples"], {})
     reader.positions()
     topics.create(broker.bootstrap, 3)
-    with pytest.raises(InputError, match="partitions is 2, topic .* has 3: allowed is 3 or more"):
+    with pytest.raises(InputError, match="partitions is 2, but topic .* has 3; allowed is 3 or more"):
         topics.create(broker.bootstrap, 2)
 
     def refused() -> str:
