@@ -7,6 +7,7 @@ the promoted one. The functions raise RecordError if MLflow does not answer or r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -50,8 +51,10 @@ def _of_client(call: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[A
 
 
 def experiment_of(source: str) -> str:
-    """Returns the name of a source's experiment."""
-    return f"minutehand-{re.sub(r'[^0-9A-Za-z_]+', '-', source.partition('?')[0]).strip('-')}"
+    """Returns the name of a source's experiment. A path gets a hash: MLflow's names allow fewer characters than paths."""
+    name = source.partition("?")[0]
+    plain = re.sub(r"[^0-9A-Za-z_.]+", "-", name).strip("-")
+    return f"minutehand-{plain}" + (f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if plain != name else "")
 
 
 def require_mlflow(url: str) -> None:
@@ -82,6 +85,8 @@ def run_of(client: Any, source: str, lineage: str) -> str:
     name = experiment_of(source)
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+    if experiment and experiment.lifecycle_stage == "deleted":  # on MLflow's page
+        client.restore_experiment(experiment_id)
     runs = client.search_runs([experiment_id], f"tags.lineage = '{lineage}'", max_results=1)
     run = runs[0] if runs else client.create_run(experiment_id, tags={"lineage": lineage}, run_name=lineage)
     return str(run.info.run_id)
