@@ -43,7 +43,7 @@ test-cuckoo: # the table's core, in C++
 	$(call step,$(MAKE) -s cuckoo-tests)
 
 test-join: # the join's cases, in Java
-	$(call step,mvn -q -B -ntp -f streaming/join/pom.xml test)
+	$(call step,mvn -C -q -B -ntp -f streaming/join/pom.xml test)
 
 check: setup ## lint: ruff, mypy, clang-format, docker-compose.yml, and the lock
 	@infra/setup.sh lint

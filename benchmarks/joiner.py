@@ -1,11 +1,13 @@
 """Measures the throughput of the join beside a pass-through job, which has all but the join itself.
 
     python benchmarks/joiner.py                 # both jobs, three times each in turn; goal: join >= 0.35 x pass-through
-    python benchmarks/joiner.py --impressions 50000 --rounds 1
+    python benchmarks/joiner.py --impressions 50000 --rounds 1 --open 50000
 
 A backlog of events is written to a broker. Each job reads it from the beginning, with the same parser, keys and
-guarantees. Its time is that from the first to the last record it wrote, by Kafka's timestamps, without Java's start. It
-prints a table and writes benchmarks/results/joiner.json.
+guarantees. Its time is that from the first to the last record it wrote, by Kafka's timestamps, without Java's start.
+
+Then a job with a window of seven days reads impressions that all stay open. The files of its checkpoint, over their
+number, are the state of an open impression. It prints a table and writes benchmarks/results/joiner.json.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,16 +69,7 @@ def backlog(bootstrap: str, impressions: int, seed: int = 7) -> tuple[int, int]:
     while shown < impressions or actions:
         for _ in range(min(PER_STEP, impressions - shown)):
             key, ts = f"impression-{shown:09d}", now + rng.randrange(STEP_MS)
-            features: dict[str, Any] = {f.name: rng.getrandbits(40) for f in IDS}
-            features["tags"] = [rng.randrange(1000) for _ in range(3)]
-            features |= {f.name: round(rng.gauss(0, 1), 4) for f in NUMBERS}
-            scores = {task: round(rng.random(), 6) for task in TASKS}
-            event = {
-                "impression_id": key, "request_id": key, "user_id": rng.getrandbits(30),
-                "item_id": rng.getrandbits(30), "ts_ms": ts, "features": features, "scores": scores,
-                "lineage": "000001-abcdef01", "seq": 12, "position": 3, "arm": "served",
-            }  # fmt: skip
-            send("impressions", key, json.dumps(event, separators=(",", ":")).encode())
+            send("impressions", key, impression(key, ts, rng))
             for task, rate in zip(TASKS, RATES, strict=True):
                 if rng.random() < rate:
                     action_ms = ts + int(min(WINDOW_MS, rng.expovariate(1 / 60_000)))
@@ -92,8 +87,21 @@ def backlog(bootstrap: str, impressions: int, seed: int = 7) -> tuple[int, int]:
     return events, size
 
 
-def heartbeat(producer: KafkaProducer, t: int) -> None:
-    for topic in (topics.IMPRESSIONS, topics.ACTIONS):
+def impression(key: str, ts_ms: int, rng: random.Random) -> bytes:
+    features: dict[str, Any] = {f.name: rng.getrandbits(40) for f in IDS}
+    features["tags"] = [rng.randrange(1000) for _ in range(3)]
+    features |= {f.name: round(rng.gauss(0, 1), 4) for f in NUMBERS}
+    scores = {task: round(rng.random(), 6) for task in TASKS}
+    event = {
+        "impression_id": key, "request_id": key, "user_id": rng.getrandbits(30), "item_id": rng.getrandbits(30),
+        "ts_ms": ts_ms, "features": features, "scores": scores,
+        "lineage": "000001-abcdef01", "seq": 12, "position": 3, "arm": "served",
+    }  # fmt: skip
+    return json.dumps(event, separators=(",", ":")).encode()
+
+
+def heartbeat(producer: KafkaProducer, t: int, inputs: Iterable[str] = (topics.IMPRESSIONS, topics.ACTIONS)) -> None:
+    for topic in inputs:
         for partition in range(topics.PARTITIONS):
             producer.send(topic, json.dumps({"heartbeat_ms": t, "lease": LEASE}).encode(), partition=partition)
 
@@ -132,6 +140,37 @@ def wait_for(bootstrap: str, topic: str, events: int, last_w: int | None, job: J
     return Run(records, (last - first) / 1000, sum(java.cpu_times()[:2]) - cpu_s)
 
 
+def open_state(bootstrap: str, impressions: int, seed: int = 7) -> float:
+    """The bytes on the disk for each impression whose window is open, in a job's checkpoint."""
+    from kafka.admin import KafkaAdminClient, NewTopic
+
+    names = {name: f"open-{name}" for name in ("impressions", "actions", "examples")}
+    sides = [f"{names[name]}.{end}" for name in ("impressions", "actions") for end in ("dead", "late")]
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics([NewTopic(name, topics.PARTITIONS, 1) for name in (*names.values(), *sides)])
+    admin.close()
+    rng, producer = random.Random(seed), KafkaProducer(bootstrap_servers=bootstrap, linger_ms=20)
+    for n in range(impressions):
+        key = f"impression-{n:09d}"
+        producer.send(names["impressions"], impression(key, n, rng), key=key.encode())
+    heartbeat(producer, impressions, (names["impressions"], names["actions"]))
+    producer.flush()
+    producer.close()
+    folder = Path(tempfile.mkdtemp(prefix="minutehand-joiner-"))
+    declared = replace(DECLARATION, window_ms=7 * 86_400_000).to_json()
+    job = JoinProcess(folder, declared, bootstrap, topics=names, checkpoint_ms=1000, source="benchmark")
+    job.start()
+    try:
+        # A progress that can be read belongs to a complete checkpoint, which holds all of them.
+        wait_for(bootstrap, names["examples"], 0, impressions - DISORDER_MS - 1, job)
+        job.process.kill()
+        files = (folder / "state/checkpoints").rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file()) / impressions
+    finally:
+        job.process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def measure_job(bootstrap: str, main: str, number: int, events: int, last_w: int, checkpoint_ms: int) -> Run:
     from kafka.admin import KafkaAdminClient, NewTopic
 
@@ -156,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = process.Arguments("benchmarks.joiner", __doc__)
     count = process.at_least(1)
     parser.add_argument("--impressions", type=count, default=300_000, help="in the backlog (default: %(default)s)")
+    parser.add_argument("--open", type=count, default=500_000, help="impressions that stay open (default: %(default)s)")
     parser.add_argument("--rounds", type=count, default=3, help="runs of each job, in turn (default: %(default)s)")
     parser.add_argument("--checkpoint-ms", type=count, default=1000, help="as at sync_every >= 5 s (default: 1000)")
     args = parser.parse_args(argv)
@@ -180,6 +220,7 @@ def measure(args: argparse.Namespace) -> None:
                 cpu[job].append(1e6 * run.cpu_s / events)
                 line = f"{rates[job][-1]:10,.0f} events/s{cpu[job][-1]:8.1f} us of CPU each{run.records:10} records"
                 print(f"round {number + 1}  {job:12}{line}", flush=True)
+        state = open_state(broker.bootstrap, args.open)
     middle = {job: statistics.median(values) for job, values in rates.items()}
     ratio = middle["JoinJob"] / middle["PassThrough"]
     print(f"\n{'job':14}{'events/s, median':>18}{'least':>10}{'most':>10}{'us of CPU each':>16}")
@@ -187,6 +228,7 @@ def measure(args: argparse.Namespace) -> None:
         line = f"{middle[job]:18,.0f}{min(values):10,.0f}{max(values):10,.0f}{statistics.median(cpu[job]):16.1f}"
         print(f"{job:14}{line}")
     print(f"ratio {ratio:.2f}, goal {GOAL}: {'reached' if ratio >= GOAL else 'missed'}")
+    print(f"{state:.0f} bytes on the disk an open impression, of {args.open}")
     result = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -199,6 +241,8 @@ def measure(args: argparse.Namespace) -> None:
         "cpu_us_per_event": {job: [round(v, 1) for v in values] for job, values in cpu.items()},
         "load_average": round(os.getloadavg()[1], 1),
         "records": records,
+        "open_impressions": args.open,
+        "bytes_per_open_impression": round(state),
         "ratio": round(ratio, 3),
         "goal": GOAL,
     }

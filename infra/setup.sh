@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 UV_VERSION=0.13.9
+UV_SHA256=d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19 # of its wheel for Linux x86_64
 LOGS=build/setup
 mkdir -p "$LOGS"
 unset VIRTUAL_ENV PYTHONPATH PYTHONHOME
@@ -125,7 +126,8 @@ environment() {
     if [ "$(build/tools/bin/uv --version 2>/dev/null | cut -d ' ' -f 2)" != "$UV_VERSION" ]; then
         rm -rf build/tools
         step tools "making build/tools with $("$python" -V)" "$python" -m venv build/tools
-        step uv "installing uv $UV_VERSION" build/tools/bin/python -m pip install -q --disable-pip-version-check "uv==$UV_VERSION"
+        echo "uv==$UV_VERSION --hash=sha256:$UV_SHA256" >build/tools/uv.txt
+        step uv "installing uv $UV_VERSION" build/tools/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r build/tools/uv.txt
     fi
     # The commands in .venv/bin name their folder: a project that was moved needs new ones.
     case $(cat "$LOGS/environment" 2>/dev/null) in '' | "$PWD "*) ;; *) rm -rf .venv ;; esac
@@ -140,7 +142,7 @@ kafka() {
     made=$(digest infra/kafka/pom.xml)
     if current "$LOGS/kafka" "$made" && [ -d build/kafka/libs ]; then return; fi
     rm -rf "$aside"
-    step kafka-jars "fetching Kafka (55 MB)" mvn -B -ntp -f infra/kafka/pom.xml "-Dminutehand.build=$aside" package
+    step kafka-jars "fetching Kafka (55 MB)" mvn -C -B -ntp -f infra/kafka/pom.xml "-Dminutehand.build=$aside" package
     replace "$aside/kafka/libs" build/kafka/libs
     rm -rf "$aside"
     echo "$made" >"$LOGS/kafka"
@@ -153,7 +155,7 @@ join() {
     if current "$LOGS/join" "$made" && [ -e build/join.jar ] && [ -d build/flink/libs ]; then return; fi
     rm -rf "$aside"
     step join-jar "building the join, with Flink (154 MB the first time)" \
-        mvn -B -ntp -f streaming/join/pom.xml -Dmaven.test.skip=true "-Dminutehand.build=$aside" package
+        mvn -C -B -ntp -f streaming/join/pom.xml -Dmaven.test.skip=true "-Dminutehand.build=$aside" package
     replace "$aside/flink/libs" build/flink/libs
     mv -f "$aside/join.jar" build/join.jar # a join that runs keeps the jar it has open
     rm -rf "$aside"

@@ -51,7 +51,7 @@ def _of_client(call: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[A
 
 
 def experiment_of(source: str) -> str:
-    """Returns the name of a source's experiment. A path gets a hash: MLflow's names allow fewer characters than paths."""
+    """Returns the name of a source's experiment. A path gets a hash: MLflow's names allow few characters."""
     name = source.partition("?")[0]
     plain = re.sub(r"[^0-9A-Za-z_.]+", "-", name).strip("-")
     return f"minutehand-{plain}" + (f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}" if plain != name else "")

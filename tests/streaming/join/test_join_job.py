@@ -8,13 +8,14 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
 
 from streaming import topics
 from streaming.declaration import Declaration, Feature
@@ -42,9 +43,10 @@ BAD = [
 
 
 class Sender:
-    """Writes both topics and keeps the log that the oracle reads."""
+    """Writes both topics and keeps the log that the oracle reads. `names` are other names of the topics."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, names: Mapping[str, str] | None = None) -> None:
+        self.names = names or {"impressions": "impressions", "actions": "actions"}
         self.producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=True)
         self.log: dict[str, list[dict[str, Any]]] = {"impressions": [], "actions": []}
         self.messages: list[bytes] = []
@@ -56,7 +58,7 @@ class Sender:
         kept = {k: event[k] for k in ("impression_id", "action", "ts_ms") if k in event}
         self.log[topic].append({"seq": len(self.messages), "w_ms": self.seen_w, **kept})
         self.messages.append(message)
-        self.producer.send(topic, message, key=event["impression_id"].encode())
+        self.producer.send(self.names[topic], message, key=event["impression_id"].encode())
 
     def send_bad(self, topic: str, message: bytes) -> None:
         self.bad[topic, hashlib.sha256(message).hexdigest()] += 1
@@ -65,7 +67,8 @@ class Sender:
     def heartbeat(self, t: int) -> None:
         for topic in self.log:
             for partition in range(topics.PARTITIONS):
-                self.producer.send(topic, json.dumps({"heartbeat_ms": t, "lease": LEASE}).encode(), partition=partition)
+                message = json.dumps({"heartbeat_ms": t, "lease": LEASE}).encode()
+                self.producer.send(self.names[topic], message, partition=partition)
         self.producer.flush()
 
 
@@ -247,6 +250,37 @@ def test_equals_the_offline_join_whatever_is_killed(broker: Broker, join: JoinPr
         assert got == wanted_messages, kind
 
     assert join.process.end() == 0
+
+
+def test_an_action_days_after_its_impression_joins_though_the_job_was_killed(broker: Broker, tmp_path: Path) -> None:
+    """Its source's window says so."""
+    day_ms = 86_400_000
+    declaration = Declaration("slow", FEATURES, TASKS, "click", 7 * day_ms)
+    names = {name: f"slow-{name}" for name in ("impressions", "actions", "examples")}
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    sides = [f"{names[name]}.{end}" for name in ("impressions", "actions") for end in ("dead", "late")]
+    admin.create_topics([NewTopic(name, topics.PARTITIONS, 1) for name in (*names.values(), *sides)])
+    admin.close()
+    sender, examples = Sender(broker.bootstrap, names), Reader(broker.bootstrap, names["examples"])
+    job = JoinProcess(tmp_path, declaration.to_json(), broker.bootstrap, topics=names)
+    job.start()
+    features = {"user": 1, "tags": [], "age": 0.5}
+    shown = {"impression_id": "i", "user_id": 1, "item_id": 2, "ts_ms": day_ms, "features": features}
+    sender.send("impressions", shown)
+    for t in (day_ms, 4 * day_ms):
+        sender.heartbeat(t)
+        examples.wait_past(t - DISORDER_MS - 1, job)
+        job.process.kill()
+        job.start()
+    sender.send("actions", {"impression_id": "i", "action": "click", "ts_ms": 4 * day_ms})
+    sender.heartbeat(9 * day_ms)
+    examples.wait_past(9 * day_ms - DISORDER_MS - 1, job)
+    pairs = [r for records in examples.records.values() for r in records if "labels" in r]
+    assert [(r["kind"], r["labels"], r["weights"]) for r in pairs] == [
+        ("positive", [1, 0], [1, 0]),
+        ("negative", [0, 0], [0, 1]),
+    ]
+    assert job.process.end() == 0
 
 
 def test_a_second_job_in_the_folder_is_refused(broker: Broker, join: JoinProcess, tmp_path: Path) -> None:
