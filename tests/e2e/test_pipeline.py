@@ -106,7 +106,8 @@ def test_every_listener_of_every_service_is_on_loopback(platform: Platform) -> N
     """As the kernel lists them, of all processes that the services started."""
     addresses = listening([(pid, start) for pid, start in platform.state()["processes"]])
     hosts = {host.removeprefix("::ffff:") for host, _ in addresses}
-    assert {port for _, port in addresses} >= set(platform.facts()["ports"].values())
+    used = {name: port for name, port in platform.facts()["ports"].items() if name != "clock_port"}  # it is a replay
+    assert {port for _, port in addresses} >= set(used.values())
     assert hosts <= {"127.0.0.1", "::1"}, addresses
 
 
