@@ -24,9 +24,10 @@ from common.disk import Busy, replace
 from common.errors import InputError
 from common.process import WRONG_INPUT
 from infra import layout, ports, services
-from infra.settings import FIELDS, SettingError, Settings
-from infra.supervise.manager import STATE, Manager, report, tail
+from infra.settings import FIELDS, PREFIX, SettingError, Settings
+from infra.supervise.manager import Manager
 from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json
+from infra.supervise.reports import STATE, report, tail
 from infra.supervise.sentinel import lock, supervise, sweep
 
 DECLARE = "import sys; from streaming.source import load; print(load(sys.argv[1]).declaration.to_json())"
@@ -46,6 +47,11 @@ def declaration_of(source: str) -> str:
     return child.stdout
 
 
+def environment() -> dict[str, str]:
+    """This process's environment without settings: `Settings` holds their values already."""
+    return {name: value for name, value in os.environ.items() if name.removeprefix(PREFIX).lower() not in FIELDS}
+
+
 class Platform:
     """The platform of `settings`: its folder, and the supervisor that runs in it, if one does."""
 
@@ -63,6 +69,8 @@ class Platform:
         Call it from the main thread, before other threads start.
         """
         services.require_extras(self.settings)
+        for name in os.environ.keys() - environment().keys():
+            del os.environ[name]  # a password among them is no service's business
 
         def prepare() -> Callable[[], int]:
             declaration, reserved = declaration_of(self.settings.source), ports.Ports(self.settings.host)
@@ -129,8 +137,6 @@ class Platform:
         values = self.settings.as_dict()
         lines = "".join(f"{name} = {json.dumps(values[name], ensure_ascii=False)}\n" for name in values["given"])
         replace(file, lines.encode(), 0o600)
-        # The settings hold the values of the environment already.
-        environ = {k: v for k, v in os.environ.items() if k.removeprefix("MINUTEHAND_").lower() not in FIELDS}
         only_flag = ["--only", ",".join(only)] if only else []
         with (logs / "supervisor.log").open("ab") as out:
             self.child = subprocess.Popen(
@@ -138,7 +144,7 @@ class Platform:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=environ,
+                env=environment(),
                 start_new_session=True,
                 preexec_fn=None if detach else die_with_parent(signal.SIGTERM),
             )

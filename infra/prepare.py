@@ -21,8 +21,8 @@ from infra import layout, services
 from infra.airflow import services as airflow
 from infra.platform import declaration_of
 from infra.settings import FIELDS, PORTS, Settings, load
-from infra.supervise.manager import Service
 from infra.supervise.processes import write_json
+from infra.supervise.service import Service
 
 HOME = Path("/var/lib/minutehand")  # the volume that all our containers share
 HOSTS = {"join": "jobmanager", "model-server-0-rest": "model-server-0", "airflow": "airflow-api"}

@@ -24,7 +24,7 @@ from infra.models import ServedModel
 from infra.ports import nth
 from infra.settings import PROJECT, SettingError, Settings
 from infra.supervise import checks
-from infra.supervise.manager import Service
+from infra.supervise.service import Service
 from serving.signatures import FROZEN
 
 JOIN_MAIN = "minutehand.join.JoinJob"

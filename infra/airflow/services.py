@@ -20,7 +20,7 @@ from common.disk import replace
 from infra.layout import Layout
 from infra.settings import PROJECT, Settings
 from infra.supervise import checks
-from infra.supervise.manager import Service
+from infra.supervise.service import Service
 
 USER = "admin"
 NICE = 10

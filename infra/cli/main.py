@@ -14,7 +14,7 @@ from common.errors import InputError
 from infra.airflow import services as airflow
 from infra.cli.command import add, print_table, settings_of
 from infra.platform import Platform, PlatformError
-from infra.supervise.manager import tail
+from infra.supervise.reports import tail
 from infra.supervise.sentinel import lock
 
 # Modules with more subcommands. Each has add_parser(commands), which calls infra.cli.command.add.

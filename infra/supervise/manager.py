@@ -5,29 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from infra.supervise import checks
-from infra.supervise.processes import (
-    Identity,
-    boot,
-    descendants,
-    die_with_parent,
-    end_descendants,
-    identity,
-    listening,
-    reap,
-    send,
-    write_json,
-)
-
-STATE = "state.json"
-"""The file in which a manager describes its services, for others to read."""
+from infra.supervise.processes import boot, descendants, end_descendants, identity, listening, reap, send, write_json
+from infra.supervise.reports import STATE, report, tail
+from infra.supervise.service import Run, Service
 
 TICK_S = 0.1
 CHECK_S = 0.25  # between two readiness checks
@@ -37,98 +23,7 @@ SILENT_S = 60.0  # a service that is silent for so long is ended
 STEADY_S = 10.0  # a service that is ready for so long starts with no deaths again
 BACK_OFF_S = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
 GIVE_UP = 5  # deaths in a row
-TAIL_LINES = 30
 MAX_REASON = 400  # characters of a service's last line, which is the reason of its end
-
-
-@dataclass(frozen=True)
-class Service:
-    """A command, the conditions of its start, and a check that it is ready.
-
-    - `after`: the services that must be ready (or done) before its first start.
-    - `needs`: services that start when this one does, in any order.
-    - `when`: returns what it still waits for, or "".
-    - `ready`: a check of infra.supervise.checks. The manager ends a service that was ready and is silent for a minute.
-    - `ports`: those that it listens on. It is not ready before it does: whoever answers there may be another process.
-    - `prepare`: is called before each start.
-    - `folder`: its working directory.
-    - `once`: the service runs to exit 0 and is done. `unless`: it is done without running.
-    - `nice`: how far it gives way to other services.
-    """
-
-    name: str
-    command: Sequence[str]
-    after: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    ready: Callable[[], str] = lambda: ""
-    ports: tuple[int, ...] = ()
-    when: Callable[[], str] = lambda: ""
-    prepare: Callable[[], None] = lambda: None
-    once: bool = False
-    unless: Callable[[], bool] = lambda: False
-    env: Mapping[str, str] = field(default_factory=dict)
-    folder: Path | None = None
-    address: str = ""
-    nice: int = 0
-
-
-@dataclass
-class Run:
-    """The state of a service: off (until `start` asks for it), waiting, starting, ready, unhealthy (was ready, but its
-    check complains now), done, dead (the manager will start it again), or stopped."""
-
-    service: Service
-    state: str = "waiting"
-    reason: str = ""
-    process: Identity | None = None
-    restarts: int = 0
-    deaths: int = 0
-    began: float = 0.0
-    ready_s: float = 0.0
-    next_start: float = 0.0
-    next_check: float = 0.0
-    silent_since: float = 0.0
-    kill_at: float = 0.0  # when a service that was asked to end gets KILL
-    restart_requested: bool = False  # the next end is no death
-    given_up: bool = False
-    family: list[Identity] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        pid = self.process[0] if self.process else None
-        return {
-            "state": self.state,
-            "pid": pid,
-            "restarts": self.restarts,
-            "reason": self.reason,
-            "ready_s": round(self.ready_s, 1),
-            "address": self.service.address,
-        }
-
-
-def tail(path: Path, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as f:
-        f.seek(max(0, path.stat().st_size - 64 * 1024))
-        return "\n".join(f.read().decode(errors="replace").splitlines()[-lines:])
-
-
-def _prologue(nice: int) -> Callable[[], None]:
-    """Returns the steps of a service's process before it becomes the service."""
-    tie = die_with_parent(signal.SIGKILL)
-
-    def prologue() -> None:
-        tie()
-        os.nice(nice)
-
-    return prologue
-
-
-def report(text: str) -> None:
-    """Prints a line. The manager must stop properly when the terminal is gone."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, flush=True)
 
 
 class Manager:
@@ -272,27 +167,14 @@ class Manager:
         run.state = "starting"
         try:
             service.prepare()
-            # The log is a file, not a pipe: the service can write it when no other process lives. It is appended to,
-            # so that the service continues at the new end when the log is cut.
-            with (self.logs / f"{service.name}.log").open("ab") as log:
-                process = subprocess.Popen(
-                    list(service.command),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=service.folder,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", **service.env},
-                    process_group=0,  # Ctrl-C in the terminal is the sentinel's
-                    preexec_fn=_prologue(service.nice),  # noqa: PLW1509 - single-threaded
-                )
+            pid = service.launch(self.logs / f"{service.name}.log")
         except (OSError, ValueError) as e:
             with contextlib.suppress(OSError), (self.logs / f"{service.name}.log").open("a") as log:
                 log.write(f"cannot be started: {e}\n")
             self._record_death(run, str(e))
             return
-        process.returncode = 0  # `reap` waits for all children
-        run.process = identity(process.pid)
-        self._report(run, f"starting, pid {process.pid}")
+        run.process = identity(pid)
+        self._report(run, f"starting, pid {pid}")
 
     def _record_exits(self, ended: Mapping[int, int]) -> None:
         for run in self.runs.values():

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO
 
 from common.disk import hold
-from infra.supervise.manager import STATE, report
 from infra.supervise.processes import adopt_orphans, boot, die_with_parent, end, end_descendants, read_json
+from infra.supervise.reports import STATE, report
 
 CRASH_GRACE_S = 3.0
 

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SOURCE = "simulator?seed=11&minutes=40&history_minutes=40&rate=3&drift=1.5&viewers=100&clips=50&new_clips=2"
 SPEED = 32.0
-KILLS = ("trainer", "sync-1", "join", "model-server-0")
+KILLS = ("trainer", "sync-1", "kafka", "join", "model-server-0")
 PI = 0.5
 
 
@@ -52,6 +52,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
         sync_every="1s",
         pi=PI,
         replicas=2,
+        join_parallelism=2,
         digest=True,
         mlflow=True,
         airflow=False,

@@ -57,7 +57,8 @@ from infra.ports import is_free
 from infra.supervise.checks import Silence, http_ok
 from infra.supervise.sentinel import supervise
 import infra.supervise.manager
-from infra.supervise.manager import Manager, Service
+from infra.supervise.manager import Manager
+from infra.supervise.service import Service
 PATIENCE
 folder, mark = Path(sys.argv[1]), sys.argv[2]
 python = sys.executable
