@@ -4,6 +4,7 @@ with replacing(path) as aside:          # a new file in place of an old one: a r
     pq.write_table(table, aside)
 with made_once(folder) as aside:        # a folder that appears complete
     ...
+append(path, data)                      # at the end of a file, whole or not at all
 with hold(folder / "LOCK", "one writer"):
     ...
 
@@ -17,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -74,6 +75,28 @@ def replace(path: Path, data: bytes, mode: int = 0o644) -> None:
         aside.write_bytes(data)
 
 
+def append(path: Path, data: bytes, end: int | None = None) -> None:
+    """Writes `data` behind byte `end` of a file (None: its last one), cuts off what follows, and flushes it.
+
+    After an OSError the file ends at `end`. A kill may leave a part of `data`.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        end = os.fstat(fd).st_size if end is None else end
+        os.ftruncate(fd, end)
+        rest, at = memoryview(data), end
+        try:
+            while rest:
+                written = os.pwrite(fd, rest, at)
+                rest, at = rest[written:], at + written
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, end)
+            raise
+    finally:
+        os.close(fd)
+
+
 def publish(new: Path, final: Path, data: bytes) -> None:
     """Write `new`, flush it, and link it to `final`. Raises FileExistsError if `final` exists: nothing is replaced."""
     flushed(new, data)
@@ -119,8 +142,8 @@ def hold(path: Path, reason: str) -> IO[str]:
         lock.close()
         raise Busy(f"{path}: held by process {holder}: {reason}") from None
     lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    with suppress(OSError):  # a full disk: the lock holds without the number that a message names
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
     return lock
 
 

@@ -314,7 +314,7 @@ def _model_server(site: Site, i: int) -> Service:
 
     return Service(
         model_server(i),
-        stock if binary else python("serving.server.model_server", **flags),
+        stock if binary else python("serving.server.model_server", host=settings.host, **flags),
         after=tuple(base(name) for name in names),
         needs=(sync(i),),
         when=waits_for,

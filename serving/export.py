@@ -5,7 +5,7 @@
 The folder <to>/<version>/ appears complete, for a model server that watches <to>. Beside the model it has:
     assets/journal.bin                             empty: the model is at its base
     assets/token                                   empty: the model refuses every write until sync fills it
-    assets.extra/tf_serving_warmup_requests        apply_file and one row; they run before the version is AVAILABLE
+    assets.extra/tf_serving_warmup_requests        one row and apply_file; they run before the version is AVAILABLE
 """
 
 from __future__ import annotations
@@ -62,15 +62,16 @@ def assign(model: Model, dense: dict[str, Float32s]) -> None:
 
 
 def warm_up(declaration: Declaration, name: str, *, frozen: bool) -> list[bytes]:
-    """The records of tf_serving_warmup_requests: apply the journal, then score a row.
+    """The records of tf_serving_warmup_requests: score a row, then apply the journal.
 
-    TensorFlow optimises a graph at its first call. The row makes that call, so that no user waits for it.
+    TensorFlow optimises a graph at its first call. The row makes that call, so that no user waits for it. The journal
+    comes last, so that the version is AVAILABLE right after it has read the newest delta.
     """
     row = {
         "id": tf.zeros([1], tf.int64), "ids": tf.fill([1, 1], tf.constant(INT64_MIN, tf.int64)), "number": tf.zeros([1])
     }  # fmt: skip
     first = {f.name: tf.make_tensor_proto(row[f.kind]) for f in declaration.features}
-    calls = {"serving_default": first} if frozen else {"apply_file": {}, "serving_default": first}
+    calls = {"serving_default": first} if frozen else {"serving_default": first, "apply_file": {}}
     records = []
     for signature, inputs in calls.items():
         request = predict_pb2.PredictRequest(inputs=inputs)

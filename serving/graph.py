@@ -151,6 +151,7 @@ class Served(tf.Module):  # type: ignore[misc]
         self.dense_seq = tf.Variable(content.seq, dtype=tf.int64, trainable=False)
         self.chunk = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.learned_until_ms = tf.Variable(content.learned_until_ms, dtype=tf.int64, trainable=False)
+        self.journal_applied = tf.Variable(False, trainable=False)
         # The assets must be attributes of the module: those of a resource alone are not saved.
         self.assets = [tf.saved_model.Asset(str(assets / f)) for f in ("journal.bin", "token")] if assets else []
         self.paths = AssetPaths(self.assets) if assets else None
@@ -268,17 +269,47 @@ class Served(tf.Module):  # type: ignore[misc]
             return [self.tables[name].insert(keys, rows) for name, (_, keys, rows) in changes.items()]
 
     def apply_file(self) -> Tensors:
-        """Applies `assets/journal.bin` of this version. The warm-up calls it before the version is AVAILABLE."""
-        words = tf.io.decode_raw(self.paths.read(0), tf.int64)  # type: ignore[union-attr]
+        """Applies `assets/journal.bin` of this version, as the warm-up does before the version is AVAILABLE.
+
+        It does so once. Later calls change nothing, so that no call without a token can meet a delta that is applied.
+        """
+        return {"seq": tf.cond(self.journal_applied.read_value(), self.seq.read_value, self._apply_journal)}
+
+    def _apply_journal(self) -> tf.Tensor:
+        """Reads the file until it has nothing newer, since sync may add deltas while this one reads it."""
+        start = (tf.constant(True), self.seq.read_value())
+        _, seq = tf.while_loop(lambda newer, _: newer, self._read_journal, start, parallel_iterations=1)
+        with tf.control_dependencies([seq]):
+            applied = self.journal_applied.assign(True)
+        with tf.control_dependencies([applied]):
+            return tf.identity(seq)
+
+    def _read_journal(self, _: tf.Tensor, seq: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Applies the records of the file that are newer than `seq`. Returns True if there was one, and the new seq."""
+        words = journal_ops.words_of(self.paths.read(0))  # type: ignore[union-attr]
+
+        def step(at: tf.Tensor, current: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            size, checks = journal_ops.size_of(words, at)
+            checks += [(tf.logical_or(at > 0, size <= tf.size(words, tf.int64)), "the journal is not whole")]
+            with tf.control_dependencies(refuse_unless(checks)):
+                end = at + size
+            whole = end <= tf.size(words, tf.int64)  # else a kill of sync cut it short, before the delta was applied
+            return end, tf.cond(whole, lambda: self._apply_record(words[at:end], current), lambda: current)
+
+        start = (tf.zeros([], tf.int64), seq)
+        read, after = tf.while_loop(lambda at, _: journal_ops.has_header(words, at), step, start, parallel_iterations=1)
+        with tf.control_dependencies(refuse_unless([(read > 0, "the journal is not whole")])):
+            return after > seq, tf.identity(after)
+
+    def _apply_record(self, words: tf.Tensor, current: tf.Tensor) -> tf.Tensor:
+        """Applies one record that goes beyond `current`, and returns the seq after it."""
         floats = sum(w.shape.num_elements() for w in self.weights.values())
         head = journal_ops.header(words, self._lineage, self._dims, floats)
-        current = self.seq.read_value()
         checks = [*head.checks, (head.start <= current, "the journal begins after the served seq")]
-        checks += [(current <= head.to, "the journal ends before the served seq")]
         with tf.control_dependencies(refuse_unless(checks)):
-            return {"seq": tf.cond(tf.equal(current, head.to), lambda: current, lambda: self._apply(words, head))}
+            return tf.cond(head.to > current, lambda: self._write_record(words, head), lambda: current)
 
-    def _apply(self, words: tf.Tensor, head: journal_ops.Header) -> tf.Tensor:
+    def _write_record(self, words: tf.Tensor, head: journal_ops.Header) -> tf.Tensor:
         shapes = {name: w.shape for name, w in self.weights.items()}
         changes, dense = journal_ops.body(words, head, self._dims, shapes)
         finite = [(tf.reduce_all(tf.math.is_finite(v)), "a dense weight is not finite") for v in dense.values()]

@@ -1,6 +1,7 @@
 """Encodes and decodes `assets/journal.bin`: all changes of a lineage from a version's base to some seq.
 
-The format is in docs/delta.md. Sync writes the file, the graph reads it (serving/journal_ops.py). NumPy only.
+The file is a list of records. The first one holds many deltas folded into one, each further one holds one delta. The
+format is in docs/delta.md. Sync writes the file, the graph reads it (serving/journal_ops.py). NumPy only.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from delta_log.changes import TableChanges
+from delta_log.changes import TableChanges, fold
 
-MAGIC, FORMAT = 0x4D48444A4E4C3031, 1
+MAGIC, FORMAT = 0x4D48444A4E4C3031, 2
 HEADER_WORDS, LINEAGE_BYTES = 16, 64
-START, TO, LEARNED_UNTIL, BODY_WORDS, CHECK, LINEAGE_LENGTH = 2, 3, 4, 5, 6, 7
-"""The places of these words in the header, after magic and format."""
+START, TO, LEARNED_UNTIL, BODY_WORDS, CHECK, LINEAGE_LENGTH, HEADER_CHECK = 2, 3, 4, 5, 6, 7, 8
+"""The places of these words in a record's header, after magic and format."""
 
 VERSIONS_A_GENERATION = 10**9
 
@@ -30,7 +31,7 @@ def version_of(lineage: str, seq: int) -> int:
 
 
 class JournalError(ValueError):
-    """The data are no whole journal; the message gives the reason."""
+    """The data are no journal; the message gives the reason."""
 
 
 class Journal(NamedTuple):
@@ -53,7 +54,7 @@ def check(words: Int64s) -> int:
 
 
 def encode(journal: Journal) -> bytes:
-    """The file's bytes."""
+    """The bytes of one record."""
     lineage = journal.lineage.encode()
     if len(lineage) > LINEAGE_BYTES:
         raise JournalError(f"lineage is {journal.lineage!r}, allowed are {LINEAGE_BYTES} bytes")
@@ -69,20 +70,54 @@ def encode(journal: Journal) -> bytes:
     )
     header = [MAGIC, FORMAT, journal.start, journal.to, journal.learned_until_ms, len(body) // 8, 0, len(lineage)]
     words = np.frombuffer(np.array(header + [0] * (HEADER_WORDS - len(header)), "<i8").tobytes() + body, "<i8").copy()
+    words[HEADER_CHECK] = check(words[:HEADER_CHECK])
     words[CHECK] = check(words)
     return words.tobytes()
 
 
+def records(data: bytes) -> list[Int64s]:
+    """The words of each record, in order. JournalError if one is damaged, or does not follow the one before.
+
+    The last record is left out if it is not whole: a kill cut it short, so its delta was not applied either.
+    """
+    words = np.frombuffer(data, "<i8", len(data) // 8)
+    whole: list[Int64s] = []
+    while len(words) >= HEADER_WORDS:
+        head = words[:HEADER_WORDS]
+        if head[0] != MAGIC or head[1] != FORMAT:
+            raise JournalError(f"magic {int(head[0]):#x} and format {head[1]}, expected {MAGIC:#x} and {FORMAT}")
+        if head[HEADER_CHECK] != check(head[:HEADER_CHECK]):
+            raise JournalError("the check of a header differs")
+        size = HEADER_WORDS + int(head[BODY_WORDS])
+        if size > len(words):
+            break
+        if head[CHECK] != check(words[:size]):
+            raise JournalError("the check of a record differs")
+        if whole and head[START] != whole[-1][TO]:
+            raise JournalError(f"a record begins at {head[START]}, expected {whole[-1][TO]}")
+        whole.append(words[:size])
+        words = words[size:]
+    if not whole:
+        raise JournalError(f"{len(data)} bytes hold no whole record")
+    return whole
+
+
 def decode(data: bytes, dims: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Journal:
-    """Reads a journal. `dims` is table -> row length in declared order, `shapes` dense weight -> shape."""
-    if len(data) % 8 or len(data) < 8 * HEADER_WORDS:
-        raise JournalError(f"{len(data)} bytes are not a whole header and body")
-    words = np.frombuffer(data, "<i8")
-    if words[0] != MAGIC or words[1] != FORMAT:
-        raise JournalError(f"magic {int(words[0]):#x} and format {words[1]}, expected {MAGIC:#x} and {FORMAT}")
-    if words[BODY_WORDS] != len(words) - HEADER_WORDS or words[CHECK] != check(words):
-        raise JournalError("size or check differs from the header")
-    lineage = data[8 * HEADER_WORDS :][: int(words[LINEAGE_LENGTH])].decode()
+    """Reads a journal and folds its records into one.
+
+    `dims` is table -> row length in declared order, `shapes` dense weight -> shape.
+    """
+    first, *others = (_decode(words, dims, shapes) for words in records(data))
+    tables, last = first.tables, first
+    for last in others:
+        if last.lineage != first.lineage:
+            raise JournalError(f"a record of lineage {last.lineage}, expected {first.lineage}")
+        tables = {name: fold(tables[name], changes) for name, changes in last.tables.items()}
+    return last._replace(start=first.start, tables=tables)
+
+
+def _decode(words: Int64s, dims: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> Journal:
+    lineage = words[HEADER_WORDS:].tobytes()[: int(words[LINEAGE_LENGTH])].decode()
     body, n = words[HEADER_WORDS + LINEAGE_BYTES // 8 :], len(dims)
     counts, body = body[: 2 * n].reshape(-1, 2), body[2 * n :]
     sizes = [count * dim for count, dim in zip(counts[:, 0], dims.values(), strict=True)]

@@ -16,6 +16,8 @@ from features.store import Features
 from serving.client import Scorer
 
 CANDIDATES = 200
+OF_THE_ITEM = ("item", "video", "derived")
+"""The views whose features differ between the items of one request."""
 
 
 class NothingToRecommend(InputError):
@@ -46,10 +48,16 @@ def recommend(
     """Ranks the `candidates` items that were shown most lately, and returns the `top` best. Equal scores go by item id.
 
     `task` ranks them (None: the declaration's judged one). `at_ms` is the time of the request (None: that of the
-    counters), `given` are its request features. Raises NothingToRecommend, PredictionFailed, and ValueError for a wrong
-    argument.
+    counters), `given` are its request features. Raises NothingToRecommend, PredictionFailed, InputError if no feature
+    of the source is one of the item, and ValueError for a wrong argument.
     """
     declaration = store.plan.declaration
+    if not any(store.plan.features[view] for view in OF_THE_ITEM):
+        ids = ", ".join(f.name for f in declaration.features if f.kind == "id")
+        raise InputError(
+            f"source {store.source}: every item would get one score, since no feature has view"
+            f" {', '.join(OF_THE_ITEM)}; declare the item's id (one of {ids or 'none'}) with view='item'"
+        )
     task = declaration.judged if task is None else task
     if task not in declaration.tasks:
         raise ValueError(f"task is {task!r}, allowed are {', '.join(declaration.tasks)}")

@@ -12,7 +12,7 @@ from serving import client
 
 CALL_S = 30.0
 """The limit of one call. A chunk takes milliseconds: a replica that needs longer counts as down."""
-AVAILABLE = 30  # ModelVersionStatus.AVAILABLE
+AVAILABLE, END = 30, 50  # of ModelVersionStatus
 
 
 class Down(RuntimeError):
@@ -48,7 +48,8 @@ class Replica:
         self._channel.close()
 
     def versions(self) -> tuple[list[int], dict[int, str]]:
-        """Returns the AVAILABLE versions, and version -> its error; Down if the replica does not answer."""
+        """Returns the AVAILABLE versions, and version -> its error of those that failed to load; Down if the replica
+        does not answer."""
         from tensorflow_serving.apis import get_model_status_pb2
 
         request = get_model_status_pb2.GetModelStatusRequest()
@@ -59,7 +60,8 @@ class Replica:
             if e.code() == grpc.StatusCode.NOT_FOUND:  # the server runs, without a version yet
                 return [], {}
             raise Down(f"{self.address}: {e.code().name}: {e.details()}") from e
-        errors = {int(v.version): str(v.status.error_message) for v in states if v.status.error_code}
+        failed = [v for v in states if v.status.error_code and v.state == END]
+        errors = {v.version: " ".join(v.status.error_message.split()) for v in failed}  # TensorFlow's have lines
         return [v.version for v in states if v.state == AVAILABLE], errors
 
     def call(self, version: int, signature: str, arrays: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:

@@ -2,9 +2,10 @@
 
     python -m serving.server.model_server --port 8500 --rest_api_port 8501 --model_config_file models.config
 
-The flags are those of tensorflow_model_server. It answers PredictionService.Predict and GetModelMetadata,
-ModelService.GetModelStatus, the health service, and over REST predict, status and metadata; the rest is UNIMPLEMENTED.
-It listens on loopback only. After SIGTERM it takes no new requests, answers those that have begun, and exits with 0.
+The flags are those of tensorflow_model_server, and a few more: --host, and bounds of REST (connections.py). It answers
+PredictionService.Predict and GetModelMetadata, ModelService.GetModelStatus, the health service, and over REST predict,
+status and metadata; the rest is UNIMPLEMENTED. It listens on loopback unless --host names another address. After
+SIGTERM it takes no new requests, answers those that have begun, and exits with 0.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from common import process
 from common.errors import InputError
+from serving.server.connections import Limits
 from serving.server.metrics import ServerMetrics
 from serving.server.rest import RestServer
 from serving.server.servable import MAX_BYTES, RequestError, from_proto, invalid, request_error, to_proto
@@ -40,7 +42,6 @@ from serving.server.versions import Models, read_config
 
 log = process.logger("serving.server.model_server")
 
-HOST = "127.0.0.1"
 DRAIN_S = 10.0
 """The time that requests have after SIGTERM."""
 
@@ -121,7 +122,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return state(status=state.SERVING if self._models.serving() else state.NOT_SERVING)
 
 
-def grpc_server(models: Models, metrics: ServerMetrics, port: int, workers: int) -> grpc.Server:
+def grpc_server(models: Models, metrics: ServerMetrics, host: str, port: int, workers: int) -> grpc.Server:
     options = [
         ("grpc.max_receive_message_length", MAX_BYTES), ("grpc.max_send_message_length", MAX_BYTES),
         ("grpc.so_reuseport", 0),  # else a second server could take half of the requests
@@ -130,10 +131,11 @@ def grpc_server(models: Models, metrics: ServerMetrics, port: int, workers: int)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models, metrics), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(Status(models), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(models), server)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        server.add_insecure_port(f"{HOST}:{port}")
+        server.add_insecure_port(address)
     except RuntimeError as e:
-        raise InputError(f"--port {port}: cannot listen on {HOST}:{port}, it is in use") from e
+        raise InputError(f"--port {port}: cannot listen on {address}, it is in use or not an address of ours") from e
     return server
 
 
@@ -144,14 +146,18 @@ def serve(args: argparse.Namespace) -> None:
         config.model_config_list.config.add(name=args.model_name, base_path=str(args.model_base_path))
     threads = (args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism)
     models, metrics = Models(config, args.file_system_poll_wait_seconds, threads), ServerMetrics()
-    server = grpc_server(models, metrics, args.port, args.grpc_max_threads)
-    rest = RestServer(models, metrics, HOST, args.rest_api_port) if args.rest_api_port else None
+    server = grpc_server(models, metrics, args.host, args.port, args.grpc_max_threads)
+    limits = Limits(
+        args.rest_api_max_connections, args.rest_api_num_threads, args.rest_api_max_rows,
+        args.rest_api_max_body_bytes, args.rest_api_timeout_in_ms / 1000,
+    )  # fmt: skip
+    rest = RestServer(models, metrics, args.host, args.rest_api_port, limits) if args.rest_api_port else None
     stopping = process.stopping()
     models.start()
     server.start()
     if rest:
         rest.start()
-    log.info("gRPC on %s:%d, REST on %s", HOST, args.port, f"{HOST}:{args.rest_api_port}" if rest else "no port")
+    log.info("%s: gRPC on port %d, REST on %s", args.host, args.port, f"port {rest.port}" if rest else "no port")
     stopping.wait()
     log.info("ending: answers the requests that have begun")
     server.stop(DRAIN_S).wait()
@@ -163,6 +169,7 @@ def serve(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = process.Arguments("serving.server.model_server", __doc__)
     flag, shown = parser.add_argument, "(default: %(default)s)"
+    flag("--host", default="127.0.0.1", help=f"the address to listen on {shown}")
     flag("--port", type=int, default=8500, help=f"gRPC {shown}")
     flag("--rest_api_port", type=int, default=0, help="REST; 0 (the default): none")
     models = parser.add_mutually_exclusive_group(required=True)
@@ -174,6 +181,12 @@ def main(argv: list[str] | None = None) -> int:
     flag("--grpc_max_threads", type=int, default=4, help=f"requests at the same time {shown}")
     flag("--tensorflow_intra_op_parallelism", type=int, default=1, help=f"threads of one op {shown}")
     flag("--tensorflow_inter_op_parallelism", type=int, default=2, help=f"ops at the same time {shown}")
+    count = process.at_least(1)
+    flag("--rest_api_num_threads", type=count, default=8, help=f"REST requests computed at the same time {shown}")
+    flag("--rest_api_timeout_in_ms", type=count, default=30_000, help=f"the time in which one arrives {shown}")
+    flag("--rest_api_max_connections", type=count, default=128, help=f"open REST connections {shown}")
+    flag("--rest_api_max_rows", type=count, default=10_000, help=f"rows of a REST request {shown}")
+    flag("--rest_api_max_body_bytes", type=count, default=16 << 20, help=f"its body, unpacked {shown}")
     args = parser.parse_args(argv)
     return process.run(lambda: serve(args))
 

@@ -1,7 +1,8 @@
 """Loads and unloads the versions of each model: polls its folder, and follows TensorFlow Serving's version policy.
 
 A new version is loaded and warmed up before the old one is unloaded, so one is always AVAILABLE. If a version cannot be
-loaded, its status has the error, the load is tried a few times again, and the old version still serves.
+loaded, its status has the error, the load is tried a few times again, and the old version still serves. A new folder in
+its place is loaded at once.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Version:
     state: int = ModelVersionStatus.START
     error: RequestError | None = None
     servable: Servable | None = None
+    folder: tuple[int, int] | None = None
     tries: int = 0
     next_try: float = 0.0
 
@@ -66,6 +68,19 @@ def read_config(path: Path) -> ModelServerConfig:
     if error:
         raise InputError(f"--model_config_file {path}: {error}")
     return config
+
+
+def _folder(model: Model, number: int) -> Path:
+    return Path(model.config.base_path) / str(number)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Differs between a folder and another one that takes its place."""
+    try:
+        stat = folder.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 class Models:
@@ -105,6 +120,10 @@ class Models:
         now = time.monotonic()
         for number in aspired:
             version = model.versions.get(number, Version())
+            if version.error is not None and version.folder != _identity(_folder(model, number)):
+                version = Version()
+                with self._lock:
+                    model.versions[number] = version
             unloaded = version.state == ModelVersionStatus.END and version.error is None  # and is the newest again
             retry = version.error is not None and version.tries <= RETRIES and version.next_try <= now
             if version.state == ModelVersionStatus.START or unloaded or retry:
@@ -128,9 +147,10 @@ class Models:
         with self._lock:
             version = model.versions.setdefault(number, Version())
             version.state = ModelVersionStatus.LOADING
-        began = time.monotonic()
+        began, folder = time.monotonic(), _folder(model, number)
+        version.folder = _identity(folder)
         try:
-            servable = Servable(name, number, Path(model.config.base_path) / str(number), self._threads)
+            servable = Servable(name, number, folder, self._threads)
         except Exception as e:
             error = request_error(e)
             with self._lock:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from common.disk import append
 from delta_log.manifest import Manifest
 from serving.sync.metrics import Metrics
 
 
 class Confirmations:
-    """Writes the sync.jsonl of one model. Each delta is confirmed once, whichever process is killed."""
+    """Writes the sync.jsonl of one model. Each delta is confirmed once, whichever process is killed.
+
+    A line that cannot be written, as on a full disk, is kept for the next `write`.
+    """
 
     def __init__(self, path: Path, metrics: Metrics, model: str) -> None:
         self._path, self._metrics, self._model = path, metrics, model
         self._newest: dict[str, int] = {}
+        self._unwritten = b""
         self._read()
 
     def _read(self) -> None:
@@ -35,7 +40,10 @@ class Confirmations:
     def confirm(
         self, m: Manifest, chunks: int, apply_ms: float, confirmed_s: float, digests_equal: bool | None
     ) -> None:
-        """Records that `m` is served since `confirmed_s` (wall clock). `digests_equal` is None if none was compared."""
+        """Notes for `write` that `m` is served since `confirmed_s` (wall clock).
+
+        `digests_equal` is None if none was compared.
+        """
         if m.seq <= self._newest.get(m.lineage, 0):
             return
         confirmed_ms = int(confirmed_s * 1000)
@@ -47,8 +55,7 @@ class Confirmations:
             "confirmed_ms": confirmed_ms, "learned_until_ms": m.learned_until_ms, "written_ms": written,
             "digests_equal": digests_equal,
         }  # fmt: skip
-        with open(self._path, "ab") as file:
-            file.write(json.dumps(entry).encode() + b"\n")
+        self._unwritten += json.dumps(entry).encode() + b"\n"
         self._newest[m.lineage] = m.seq
         metrics, model = self._metrics, self._model
         metrics.deltas.labels(model).inc()
@@ -59,3 +66,9 @@ class Confirmations:
             for ms, count in bins.items():
                 for _ in range(count):
                     metrics.freshness.labels(model, kind).observe(max(0.0, (confirmed_ms - int(ms)) / 1000))
+
+    def write(self) -> None:
+        """Appends the lines of all deltas that were confirmed. After an OSError it can be called again."""
+        if self._unwritten:
+            append(self._path, self._unwritten)
+            self._unwritten = b""

@@ -6,10 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from common import disk, process
+from common import process
 from delta_log.manifest import LogError, Manifest
 from delta_log.publication import Publication
 from serving.journal import version_of
@@ -40,17 +40,17 @@ class Installer:
         """Begins an export for the served lineage, or installs what an export has made."""
         if self._child is None:
             if time.monotonic() >= self._next_try and (base := self._needed(lineage, loaded)):
-                self._export(base)
+                self._attempt(lambda: self._export(base))
         elif (code := self._child.poll()) is not None:
             self._child = None
-            try:
-                if code:
-                    raise OSError(f"serving.export of {self._base.name} of {self._base.lineage} ended with {code}")
-                self._install()
-                self._faults.clear("export")
-            except (LogError, OSError) as e:
-                self._next_try = time.monotonic() + RETRY_S
-                self._faults.report("export", str(e))
+            self._attempt(lambda: self._install(code))
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (LogError, OSError) as e:
+            self._next_try = time.monotonic() + RETRY_S
+            self._faults.report("export", str(e))
 
     def _needed(self, lineage: str, loaded: Mapping[int, int]) -> Manifest | None:
         """The base to install: the first one of the lineage, or a newer one if there is a reason for it."""
@@ -88,15 +88,16 @@ class Installer:
         self._child, self._base = subprocess.Popen([*command, "--to", str(self._exports)]), base
         logger.info("exporting %s of %s", base.name, base.lineage)
 
-    def _install(self) -> None:
+    def _install(self, code: int) -> None:
+        """Moves what the export has written to the served folder. `code` is the exit code of the export."""
+        if code:
+            raise OSError(f"serving.export of {self._base.name} of {self._base.lineage} ended with {code}")
         exported = self._exports / str(version_of(self._base.lineage, self._base.seq))
         self._versions.prepare(exported, self._base.lineage)
-        final = self._versions.served / exported.name
-        final.parent.mkdir(exist_ok=True)
-        disk.move(exported, final)
-        logger.info("installed %s", final)
+        logger.info("installed %s", self._versions.install(exported))
         self.nearly_full = False
         self._versions.adopt(self._base.lineage)
+        self._faults.clear("export")
 
     def end(self) -> None:
         """Ends an export that still runs."""

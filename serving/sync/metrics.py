@@ -16,7 +16,7 @@ class Metrics:
         self.behind = Gauge(name + "behind", "Deltas in the log that the replica lacks", model, registry=registry)
         self.errors = Counter(name + "errors", "Refusals, by reason", [*model, "reason"], registry=registry)
         self.mismatches = Counter(name + "digest_mismatches", "Served digests that differ", model, registry=registry)
-        self.journals = Counter(name + "journals", "Journals written", model, registry=registry)
+        self.journals = Counter(name + "journals", "Deltas added to journals", model, registry=registry)
         self.deltas = Counter(name + "deltas", "Deltas confirmed", model, registry=registry)
         self.rows = Counter(name + "rows", "Rows applied", model, registry=registry)
         self.bytes = Counter(name + "bytes", "Bytes of the deltas", model, registry=registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from common import process
@@ -64,16 +65,15 @@ class ModelSync:
         return "" if self.caught_up else f"catching up: {self.lineage} is at {max(self.loaded.values())}"
 
     def close(self) -> None:
-        """Writes the journals up to the log's head and ends an export."""
+        """Ends an export."""
         self.installer.end()
-        self.versions.keep_journals(now=True)
         self.replica.close()
 
     def _lineage(self, version: int) -> str:
         return self.versions.folders[version].lineage
 
     def _look(self) -> None:
-        """Looks at SERVING, the version folders and the replica; begins and finishes exports; writes journals."""
+        """Looks at SERVING, the version folders and the replica; begins and finishes exports; keeps the journals."""
         error = ""
         try:
             self.lineage = self.log.serving()
@@ -91,9 +91,10 @@ class ModelSync:
 
     def _look_at_replica(self) -> None:
         """Reads which versions are loaded, and their status."""
-        installed = self.versions.folders
         try:
             available, errors = self.replica.versions()
+            self.versions.failed(errors)
+            installed = self.versions.folders
             statuses = {version: self.replica.status(version) for version in available if version in installed}
         except (Down, RefusedCall) as e:
             return self._lost("replica", e)
@@ -119,36 +120,65 @@ class ModelSync:
 
     def _follow(self) -> None:
         """Applies to each loaded version the deltas that it lacks, up to an error of the log or of the replica."""
-        behind = 0
-        for version in sorted(self.loaded, reverse=True):  # first the one that most requests use
-            lineage = self._lineage(version)
-            missing: list[Manifest] = []
-            try:
-                missing = self.log.deltas_after(lineage, self.loaded[version])
-                self._confirm_late(version, lineage)
-                for manifest in missing:
-                    self._apply(manifest, version)
-                self.faults.clear("chain", "refused")
-            except (LookupError, LogError) as e:
-                self.faults.report("chain", str(e))
-            except RefusedCall as e:
-                return self._lost("refused", e)
-            except Down as e:
-                return self._lost("replica", e)
-            if lineage == self.lineage:
-                behind = max(behind, sum(m.seq > self.loaded[version] for m in missing))
+        broken = []
+        try:
+            for version in sorted(self.loaded, reverse=True):  # first the one that most requests use
+                try:
+                    self._confirm_late(version)
+                    for manifest in self.log.deltas_after(self._lineage(version), self.loaded[version]):
+                        self._apply(manifest, version)
+                except (LookupError, LogError) as e:
+                    broken.append(str(e))
+            self.faults.clear("refused")
+        except RefusedCall as e:
+            self._lost("refused", e)
+        except Down as e:
+            self._lost("replica", e)
+        self.faults.report("chain", "; ".join(broken))
+        self._write_confirmations()
+        self._measure()
+
+    def _measure(self) -> None:
+        """Counts the deltas of the served lineage that the replica lacks, also those that a broken chain keeps back."""
+        self.caught_up = False
+        if self.lineage is None:
+            return
+        base_seq = max((version.base_seq for version in self.versions.of(self.lineage)), default=0)
+        confirmed = self.confirmations.last(self.lineage, base_seq)
+        served = [seq for version, seq in self.loaded.items() if self._lineage(version) == self.lineage]
+        try:
+            newest = max(self.log.seqs(self.lineage, "delta"), default=0)
+        except LogError:  # reported as the reason why the chain is broken
+            return
+        behind = max(0, newest - min(served, default=confirmed))
         self.metrics.behind.labels(self.replica.model).set(behind)
         self.caught_up = bool(self.loaded) and behind == 0
 
-    def _confirm_late(self, version: int, lineage: str) -> None:
-        """Confirms the deltas that a version got from its journal, or that a killed sync did not confirm."""
+    def _confirm_late(self, version: int) -> None:
+        """Confirms the deltas that a version got from its journal, or that a killed sync did not confirm.
+
+        A delta that the log cannot give any more is left out.
+        """
+        lineage = self._lineage(version)
         last = self.confirmations.last(lineage, self.versions.folders[version].base_seq)
-        for seq in range(last + 1, self.loaded[version] + 1):
-            self.confirmations.confirm(self.log.manifest(lineage, "delta", seq), 0, 0.0, time.time(), None)
+        if last < self.loaded[version]:
+            late = (seq for seq in self.log.seqs(lineage, "delta") if last < seq <= self.loaded[version])
+            for seq in late:
+                with suppress(LogError):
+                    self.confirmations.confirm(self.log.manifest(lineage, "delta", seq), 0, 0.0, time.time(), None)
+
+    def _write_confirmations(self) -> None:
+        error = ""
+        try:
+            self.confirmations.write()
+        except OSError as e:
+            error = str(e)
+        self.faults.report("confirmations", error)
 
     def _apply(self, manifest: Manifest, version: int) -> None:
         """Pushes one delta, asks for the version's status, and confirms the delta."""
         started = time.perf_counter()
+        self.versions.keep_journals()  # first: a server that starts again then has every delta that was served
         chunks = push(self.versions.read(manifest), self.replica, version, self.token)
         status = self.replica.status(version)
         if (status.lineage, status.seq) != (manifest.lineage, manifest.seq):
@@ -158,6 +188,7 @@ class ModelSync:
         apply_ms = (time.perf_counter() - started) * 1000
         self.metrics.seq.labels(self.replica.model, status.lineage).set(status.seq)
         self.confirmations.confirm(manifest, chunks, apply_ms, confirmed_s, self._compare(manifest, version))
+        self._write_confirmations()
         logger.info("%s is served, after %.0f ms", manifest.name, apply_ms)
 
     def _compare(self, manifest: Manifest, version: int) -> bool | None:

@@ -6,9 +6,9 @@
 For each model it waits until the log's SERVING names a lineage. It installs the newest base of the lineage into
 <models>/<name>/served, if that folder has no version of the lineage (installation.py). Then it pushes every delta, in
 order, to each loaded version (model_sync.py, push.py): dense weights first, then the rows in chunks. It confirms a
-delta by `status`, and compares by `digest` if the manifest has one (confirmations.py). It keeps a journal of each
-version (versions.py), so that a restarted replica lacks few deltas. The environment variable MINUTEHAND_WRITE_TOKEN
-holds the token that the replica asks for.
+delta by `status`, and compares by `digest` if the manifest has one (confirmations.py). Before it pushes a delta, it
+adds it to the journal of each version (versions.py), so that a model server starts again with every delta it served.
+The environment variable MINUTEHAND_WRITE_TOKEN holds the token that the replica asks for.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.disk import Busy, hold, locked, made_once, publish, replace, replacing
+from common.disk import Busy, append, hold, locked, made_once, publish, replace, replacing
+from tests.support.disk import full_disk
 
 
 class Broken(Exception):
@@ -33,6 +34,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise Broken
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, pwrite = tmp_path / "lines", os.pwrite
+    append(path, b"one\n")
+    append(path, b"two\n" * 3)
+    append(path, b"zwei\n", end=4)
+    assert path.read_bytes() == b"one\nzwei\n"
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:3], at))
+    append(path, b"three\n")  # a write may take a part
+    with full_disk(17), pytest.raises(OSError):
+        append(path, b"four\n")
+    assert path.read_bytes() == b"one\nzwei\nthree\n"
+
+
+def test_a_lock_needs_no_room_on_the_disk(tmp_path: Path) -> None:
+    with full_disk(), hold(tmp_path / "LOCK", "one"), pytest.raises(Busy):
+        hold(tmp_path / "LOCK", "another")
 
 
 def test_what_is_published_is_never_replaced(tmp_path: Path) -> None:

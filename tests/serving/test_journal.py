@@ -60,5 +60,20 @@ def test_every_flipped_byte_is_seen() -> None:
             decode(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], {"t": 2}, {})
 
 
+def test_records_are_folded_and_a_torn_one_is_left_out() -> None:
+    def record(start: int, key: int, value: float) -> bytes:
+        rows = TableChanges(np.array([key, 9]), np.full((2, 2), value, "f4"), np.array([key - 1]))
+        return encode(Journal("000001-0a1b2c3d", start, start + 1, start, {"t": rows}, {}))
+
+    data = record(0, 4, 1.0) + record(1, 5, 2.0)
+    for torn in (b"", record(2, 6, 3.0)[:-1], record(2, 6, 3.0)[:100], bytes(7)):
+        journal = decode(data + torn, {"t": 2}, {})
+        assert (journal.start, journal.to, journal.learned_until_ms) == (0, 2, 1)
+        assert journal.tables["t"].keys.tolist() == [5, 9] and journal.tables["t"].removed.tolist() == [3, 4]
+    for wrong in (record(3, 6, 3.0), record(1, 5, 2.0), bytes(128)):
+        with pytest.raises(JournalError):
+            decode(data + wrong, {"t": 2}, {})
+
+
 def test_a_later_lineage_has_the_greater_version() -> None:
     assert version_of("000002-00000000", 0) > version_of("000001-ffffffff", 999_999_999) > version_of("000001-a", 5)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from common.errors import InputError
 from features.counters import Counters
+from features.plan import plan
 from features.push import push
 from features.store import Features
 from infra.cli import main as cli
@@ -71,6 +75,14 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(own_rig: Rig, capsys: p
     assert [r["score"] for r in printed] == sorted((r["score"] for r in printed), reverse=True)
     assert cli.main(["recommend", *there, "--user", "5"]) == 0  # somebody new, as a table
     assert str(printed[0]["item_id"]) in capsys.readouterr().out
+
+
+def test_a_source_whose_items_all_look_the_same_is_refused() -> None:
+    """The features of docs/your-data.md's first form come with the request: each item would get the same ones."""
+    source = SimpleNamespace(declaration=replace(D, features=tuple(replace(f, view="request") for f in D.features)))
+    store = SimpleNamespace(plan=plan(source), source="shop.py")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"shop.py: every item would get one score.*\(one of user, item\)"):
+        recommend(store, None, 7)  # type: ignore[arg-type]
 
 
 def test_without_a_platform_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ def opened(path: Path) -> tuple[Confirmations, CollectorRegistry]:
 
 def confirm(confirmations: Confirmations, manifest: Manifest) -> None:
     confirmations.confirm(manifest, 2, 12.3456, manifest.created_ms / 1000 + 5, True)
+    confirmations.write()
 
 
 def test_each_delta_is_confirmed_once_and_counted(tmp_path: Path) -> None:
