@@ -76,7 +76,7 @@ def _explain(
     rows = requests.take(pa.array(list(wrong)))
     users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
     around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
-    arrivals = {view: store.arrivals(view) for view in EVENT_MS}
+    arrivals = {view: store.offline.arrivals(view) for view in EVENT_MS}
     for user, item, at_ms in zip(users, items, read_ms, strict=True):
         near = np.sort(np.concatenate([arrivals["activity"].get(user, _NONE), arrivals["counters"].get(item, _NONE)]))
         place = int(np.searchsorted(near, at_ms, side="right"))
