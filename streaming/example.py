@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 from numpy.typing import NDArray
 
-from streaming.contract.contract import MAX_SUBTASKS, VERSION
+from streaming.contract.schema import MAX_SUBTASKS, MAX_TIME_MS, VERSION, rule
 from streaming.declaration import RESERVED_IDS, Declaration, Feature
 from streaming.source import Exposure
 
@@ -26,6 +26,8 @@ _INTEGERS = ("user_id", "item_id", "ts_ms", "position", "event_ms", "written_ms"
 _TEXTS = ("impression_id", "request_id", "lineage")
 _REQUIRED = ("impression_id", "user_id", "item_id", "ts_ms", "event_ms", "written_ms")
 """The required whole numbers and the id. The other required fields have rules of their own."""
+_TIMES = ("ts_ms", "event_ms")
+_NUMBER_LIMIT: float = rule("number")["exclusiveMaximum"]
 
 
 class Ragged(NamedTuple):
@@ -250,6 +252,9 @@ def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
     refuse(~pc.is_in(table["kind"], pa.array(["positive", "negative"])).to_numpy(), "kind is not positive, negative")
     for name in _REQUIRED:
         refuse(table[name].is_null().to_numpy(), f"{name} is missing")
+    for name in _TIMES:
+        at_ms = _numpy(table[name], 0)
+        refuse((at_ms < 0) | (at_ms > MAX_TIME_MS), f"{name} is out of range, allowed is 0 to {MAX_TIME_MS}")
     pi = _numpy(table["pi"], np.nan)
     refuse(~((pi > 0) & (pi <= 1)), "pi is not in (0, 1]")
     tasks = len(declaration.tasks)
@@ -259,12 +264,12 @@ def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
         if name == "values":
             continue
         values, rows = _flat(table[name])
-        outside = ~((values == 0) | (values == 1)) if name == "labels" else ~(np.isfinite(values) & (values >= 0))
+        outside = ~((values == 0) | (values == 1)) if name == "labels" else ~((values >= 0) & (values < _NUMBER_LIMIT))
         refuse(np.isin(np.arange(len(length)), rows[outside]), f"{name}: a value out of range")
     for f in declaration.features:
         column = pc.struct_field(table["features"], f.name)
         if f.kind == "number":
-            refuse(~np.isfinite(_numpy(column, 0.0)), f"feature {f.name} is not finite")
+            refuse(~(np.abs(_numpy(column, 0.0)) < _NUMBER_LIMIT), f"feature {f.name} is not finite")
         elif f.kind == "id":
             refuse(np.isin(_numpy(column, 0), RESERVED_IDS), f"feature {f.name} is a reserved id")
         else:
