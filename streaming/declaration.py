@@ -143,7 +143,7 @@ class Declaration:
         for task in self.tasks:
             _check_name(f"declaration {self.name}: a task", task)
             if task == "seq":
-                raise ValueError(f"declaration {self.name}: a task is 'seq', allowed is another name: answers have a seq")
+                raise ValueError(f"declaration {self.name}: a task is 'seq', allowed is a name no answer has")
         if not self.features:
             raise ValueError(f"declaration {self.name}: features are empty, allowed is one feature or more")
         if len(self.tasks) > MAX_TASKS:

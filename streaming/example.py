@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import islice
+from itertools import chain, islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,11 +157,15 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
     n, tasks = len(shown), declaration.tasks
     ts_ms = np.fromiter((e.ts_ms for e in shown), np.int64, n)
     labels = np.zeros((n, len(tasks)), np.float32)
-    place = {task: k for k, task in enumerate(tasks)}
-    for row, exposure in enumerate(shown):
-        for action, at_ms in exposure.outcomes.items():
-            if action in place and exposure.ts_ms <= at_ms <= exposure.ts_ms + declaration.window_ms:
-                labels[row, place[action]] = 1
+    place, window_ms = {task: k for k, task in enumerate(tasks)}, declaration.window_ms
+    positives = [
+        (row, place[action])
+        for row, (_, _, _, shown_ms, _, outcomes) in enumerate(shown)
+        for action, at_ms in outcomes.items()
+        if action in place and shown_ms <= at_ms <= shown_ms + window_ms
+    ]
+    labels[tuple(zip(*positives, strict=True)) or ([], [])] = 1
+    features = [e.features for e in shown]
     return Batch(
         impression_id=pa.array([e.impression_id for e in shown], pa.string()),
         request_id=pa.array([""] * n, pa.string()),
@@ -179,7 +184,7 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
         scores=np.full_like(labels, np.nan),
         values=np.where(labels > 0, 1.0, np.nan),
         line=np.arange(n),
-        features={f.name: _python_column([e.features.get(f.name) for e in shown], f) for f in declaration.features},
+        features={f.name: _python_column(features, f) for f in declaration.features},
     )
 
 
@@ -316,14 +321,18 @@ def feature_column(column: Any, feature: Feature) -> FeatureColumn:
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
-def _python_column(values: list[Any], feature: Feature) -> FeatureColumn:
-    filled: list[Any] = [feature.default if v is None else v for v in values]
+def _python_column(rows: list[dict[str, Any]], feature: Feature) -> FeatureColumn:
+    try:
+        values = list(map(itemgetter(feature.name), rows))
+    except KeyError:
+        values = [row.get(feature.name, feature.default) for row in rows]
     if feature.kind == "id":
-        return np.array(filled, np.int64)
+        return np.fromiter(values, np.int64, len(values))
     if feature.kind == "number":
-        return np.array(filled, np.float32)
-    splits = np.cumsum([0, *(len(v) for v in filled)], dtype=np.int64)
-    return Ragged(np.fromiter((x for v in filled for x in v), np.int64, int(splits[-1])), splits)
+        return np.array(values, np.float32)
+    splits = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=splits[1:])
+    return Ragged(np.fromiter(chain.from_iterable(values), np.int64, int(splits[-1])), splits)
 
 
 def _take(column: FeatureColumn, rows: NDArray[np.int64]) -> FeatureColumn:

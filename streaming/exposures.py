@@ -8,10 +8,10 @@ own only if one of them is not plainly in order.
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
-from math import isfinite
+from itertools import chain, islice, repeat
 from operator import itemgetter, le
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from common.errors import InputError
 from streaming.contract.contract import Contract
 from streaming.contract.schema import MAX_TIME_MS, BadMessage, plain, rule, shown
-from streaming.declaration import INT64_MAX, RESERVED_IDS, Declaration
+from streaming.declaration import RESERVED_IDS, Declaration
 from streaming.topics import ACTIONS, IMPRESSIONS
 
 AT_ONCE = 1024
@@ -120,14 +120,18 @@ class _Judge:
         return 1 <= min(sizes) <= max(sizes) <= self._most_bytes
 
     def _are_outcomes(self, times: Sequence[int], outcomes: Sequence[dict[Any, Any]]) -> bool:
-        return all(
-            task in self._tasks and type(at_ms) is int and ts_ms <= at_ms <= MAX_TIME_MS
-            for ts_ms, done in zip(times, outcomes, strict=True)
-            for task, at_ms in done.items()
+        shown_ms = chain.from_iterable(map(repeat, times, map(len, outcomes)))
+        at_ms = list(chain.from_iterable(map(dict.values, outcomes)))
+        return not at_ms or (
+            set(chain.from_iterable(outcomes)) <= self._tasks
+            and set(map(type, at_ms)) == {int}
+            and max(at_ms) <= MAX_TIME_MS
+            and all(map(le, shown_ms, at_ms))
         )
 
     def _are_features(self, users: Sequence[Any], items: Sequence[Any], rows: Sequence[dict[Any, Any]]) -> bool:
-        whole, numbers, present = [users, items], [], 0
+        whole: list[Iterable[Any]] = [users, items]
+        numbers, present = [], 0
         for name, kind, of_row in self._columns:
             try:
                 column = list(map(of_row, rows))
@@ -141,17 +145,19 @@ class _Judge:
             elif column and (set(map(type, column)) != {list} or max(map(len, column)) > self._most_ids):
                 return False
             else:
-                whole.append(list(chain.from_iterable(column)))
+                whole.append(chain.from_iterable(column))
         undeclared = present < sum(map(len, rows))
-        return not undeclared and _are_ids(whole) and self._are_numbers(list(chain.from_iterable(numbers)))
+        ids = _packed(list(chain.from_iterable(whole)), "q", {int})
+        return (
+            not undeclared
+            and ids is not None
+            and ids.min() > max(RESERVED_IDS)
+            and self._are_numbers(list(chain.from_iterable(numbers)))
+        )
 
     def _are_numbers(self, values: list[Any]) -> bool:
-        if not values:
-            return True
-        if not set(map(type, values)) <= {int, float}:
-            return False
-        limit = self._number_limit
-        return -limit < min(values) and max(values) < limit and all(map(isfinite, values))
+        packed = _packed(values, "d", {int, float})
+        return packed is not None and bool(np.all(np.abs(packed) < self._number_limit))
 
     def _plain(self, exposure: Any) -> Exposure:
         if not isinstance(exposure, Exposure):
@@ -198,6 +204,11 @@ class _Judge:
                 )
 
 
-def _are_ids(columns: Sequence[Sequence[Any]]) -> bool:
-    values = list(chain.from_iterable(columns))
-    return set(map(type, values)) <= {int} and max(RESERVED_IDS) < min(values) and max(values) <= INT64_MAX
+def _packed(values: list[Any], form: str, types: set[type]) -> Any:
+    """The values as int64 (q) or float64 (d), None if one is of another type or size. The fastest check there is."""
+    if not set(map(type, values)) <= types:
+        return None
+    try:
+        return np.frombuffer(struct.pack(f"{len(values)}{form}", *values), form)
+    except (struct.error, OverflowError):
+        return None

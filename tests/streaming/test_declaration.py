@@ -47,7 +47,7 @@ def test_a_wrong_feature_names_its_field_and_what_is_allowed(fields, message):
         ({"features": Feature("a", "id")}, "allowed is a tuple of Feature"),
         ({"tasks": "x"}, "declaration d: tasks is 'x', allowed is a tuple of str"),
         ({"tasks": ("x", "märkte")}, "declaration d: a task is 'märkte', allowed is a letter"),
-        ({"tasks": ("x", "seq")}, "a task is 'seq', allowed is another name"),
+        ({"tasks": ("x", "seq")}, "a task is 'seq', allowed is a name no answer has"),
         ({"tasks": tuple(f"x{k}" for k in range(65)), "judged": "x0"}, "65 tasks, allowed are up to 64"),
         ({"judged": "y"}, "judged is 'y', allowed are x"),
         ({"window_ms": 60e3}, "window_ms is 60000.0, allowed is a whole number, 1 to 31622400000"),
