@@ -76,9 +76,9 @@ class Offline:
         """Reads the logged row of the newest event in [begin, end) of each key of a view."""
         key, order = self._plan.key(view), "event_timestamp DESC, arrived DESC"
         rows = self._query(
-            f"SELECT * EXCLUDE (place) FROM (SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY {order})"
-            " AS place FROM read_parquet(?) WHERE epoch_ms(event_timestamp) >= ? AND epoch_ms(event_timestamp) < ?)"
-            f" WHERE place = 1 ORDER BY {key}",
+            f"SELECT * EXCLUDE (_place) FROM (SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY {order})"
+            " AS _place FROM read_parquet(?) WHERE epoch_ms(event_timestamp) >= ? AND epoch_ms(event_timestamp) < ?)"
+            f" WHERE _place = 1 ORDER BY {key}",
             view, begin_ms, end_ms,
         )  # fmt: skip
         return rows.cast(self._schema(view))

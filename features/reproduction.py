@@ -40,8 +40,7 @@ def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
     """
     names = [f.name for f in store.plan.declaration.features]
     requests = impressions.filter(pc.greater(impressions["read_ms"], 0))
-    requests = requests.rename_columns([c.removeprefix("feature_") for c in requests.column_names])
-    served = requests.select(names).to_pylist()
+    served = requests.select([f"feature_{name}" for name in names]).rename_columns(names).to_pylist()
     joined = store.historical(requests).to_pylist() if requests.num_rows else []
     wrong = {}
     for k, (was, now) in enumerate(zip(served, joined, strict=True)):

@@ -42,6 +42,8 @@ from streaming.declaration import Feature
 REPO = Path(__file__).resolve().parents[1] / "feature_repo"
 KINDS = {"id": ARROW["int"], "ids": ARROW["ints"], "number": ARROW["number"]}
 _WRITE_ROWS = 2000
+_PLACE = "_place"
+"""The column of a request's row number. No feature has such a name."""
 
 
 def now_ms() -> int:
@@ -150,36 +152,37 @@ class Features:
     def historical(self, requests: pa.Table) -> pa.Table:
         """Returns the declared features of each request as they were readable then, in the same order.
 
-        `requests` has user_id, item_id, ts_ms (of the request), read_ms (wall) and the request's features. A feature
-        that is absent takes its default.
+        `requests` has columns of the archive's impressions: user_id, item_id, ts_ms (of the request), read_ms (wall)
+        and feature_<name> of the request's features. A feature that is absent takes its default.
         """
         n = requests.num_rows
         columns = {
-            "place": pa.array(np.arange(n)),
+            _PLACE: pa.array(np.arange(n)),
             self.plan.user_key: requests["user_id"],
             self.plan.item_key: requests["item_id"],
             TS: requests[TS],
             "event_timestamp": pc.multiply(requests["read_ms"], 1000).cast(STAMP),
         }
         for f in self.plan.features["request"]:
-            values = requests[f.name].to_pylist() if f.name in requests.column_names else [None] * n
+            name = f"feature_{f.name}"
+            values = requests[name].to_pylist() if name in requests.column_names else [None] * n
             columns[GIVEN + f.name] = pa.array([_to_feast(f, v) for v in values], KINDS[f.kind])
         frame = pa.table(columns).to_pandas()
         joined = self.offline.unbroken(lambda: self._joined(frame))
-        if joined.num_rows != n or joined["place"].to_pylist() != list(range(n)):
+        if joined.num_rows != n or joined[_PLACE].to_pylist() != list(range(n)):
             raise RuntimeError(f"feature store: Feast returned {joined.num_rows} rows of {n}")
         rows = self._declared(joined.to_pydict(), requests["user_id"].to_pylist(), requests["item_id"].to_pylist())
         schema = pa.schema([(f.name, KINDS[f.kind]) for f in self.plan.declaration.features])
         return pa.Table.from_pylist(rows, schema)
 
     def _joined(self, frame: Any) -> pa.Table:
-        """Feast's point-in-time join, in the order of `place`."""
+        """Feast's point-in-time join, in the order of the requests."""
         for attempt in range(3):
             job = self.feast.get_historical_features(
                 entity_df=frame, features=self._service, filter_by_created_timestamp=True
             )
             try:
-                return job.to_arrow().sort_by("place")
+                return job.to_arrow().sort_by(_PLACE)
             except Exception as e:  # DuckDB reports in its own way a file that was merged while it read
                 if attempt == 2 or "No files found" not in str(e) and "Cannot open file" not in str(e):
                     raise

@@ -144,8 +144,9 @@ class Declaration:
             _check_name(f"declaration {self.name}: a task", task)
             if task == "seq":
                 raise ValueError(f"declaration {self.name}: a task is 'seq', allowed is a name no answer has")
-        if not self.features:
-            raise ValueError(f"declaration {self.name}: features are empty, allowed is one feature or more")
+        if not self.tables:
+            raise ValueError(f"declaration {self.name}: no feature is of kind id or ids, allowed is one or more")
+        self._check_cases()
         if len(self.tasks) > MAX_TASKS:
             raise ValueError(f"declaration {self.name}: {len(self.tasks)} tasks, allowed are up to {MAX_TASKS}")
         names = [f.name for f in self.features]
@@ -165,6 +166,18 @@ class Declaration:
         if type(self.window_ms) is not int or not 1 <= self.window_ms <= MAX_WINDOW_MS:
             allowed = f"a whole number, 1 to {MAX_WINDOW_MS} (366 days)"
             raise ValueError(f"declaration {self.name}: window_ms is {shown(self.window_ms)}, allowed is {allowed}")
+
+    def _check_cases(self) -> None:
+        """TensorFlow takes two names of a call for one if they differ in capital letters only."""
+        for kind, names in (("feature", [f.name for f in self.features]), ("table", self.tables), ("task", self.tasks)):
+            first: dict[str, str] = {}
+            for name in names:
+                other = first.setdefault(name.lower(), name)
+                if other != name:
+                    allowed = "names that differ in more than capital letters"
+                    raise ValueError(
+                        f"declaration {self.name}: {kind} is {name!r} beside {other!r}, allowed are {allowed}"
+                    )
 
     def _take_tuple(self, field: str, kind: type) -> None:
         """Makes a tuple of a list. A text or a single feature in place of a tuple is refused."""

@@ -143,8 +143,8 @@ def test_the_past_is_as_it_was_readable_row_for_row(shop: Features) -> None:
             "item_id": [item for item, _, _ in asked] + [12345, 7],
             "ts_ms": [START_MS + 600] * 8,
             "read_ms": [at for _, at, _ in asked] + [asked[0][1], 1000],
-            "search": [row["search"] for _, _, row in asked] + [[], []],
-            "page": [row["page"] for _, _, row in asked] + [0, 0],
+            "feature_search": [row["search"] for _, _, row in asked] + [[], []],
+            "feature_page": [row["page"] for _, _, row in asked] + [0, 0],
         }
     )
     found = shop.historical(table).to_pylist()

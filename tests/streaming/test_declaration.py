@@ -43,7 +43,11 @@ def test_a_wrong_feature_names_its_field_and_what_is_allowed(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"features": ()}, "declaration d: features are empty, allowed is one feature or more"),
+        ({"features": ()}, "declaration d: no feature is of kind id or ids, allowed is one or more"),
+        ({"features": (Feature("a", "number"),)}, "declaration d: no feature is of kind id or ids, allowed is one"),
+        ({"features": (Feature("a", "id"), Feature("A", "id"))}, "feature is 'A' beside 'a', allowed are names that"),
+        ({"features": (Feature("a", "id", "t"), Feature("b", "id", "T"))}, "table is 'T' beside 't', allowed are"),
+        ({"tasks": ("x", "X")}, "task is 'X' beside 'x', allowed are"),
         ({"features": Feature("a", "id")}, "allowed is a tuple of Feature"),
         ({"tasks": "x"}, "declaration d: tasks is 'x', allowed is a tuple of str"),
         ({"tasks": ("x", "märkte")}, "declaration d: a task is 'märkte', allowed is a letter"),
