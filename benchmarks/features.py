@@ -87,7 +87,7 @@ def raw(port: int, store: Features) -> dict[str, Callable[[int, list[int]], Any]
         key, names = store.plan.key(view), [c.name for c in store.plan.columns[view]]
         kind = "u" if key == store.plan.user_key else "i"
         columns[kind] += names
-        for row in store.newest(view).select([key, *names]).to_pylist():
+        for row in store.offline.newest(view).select([key, *names]).to_pylist():
             entities.setdefault(f"{kind}:{row.pop(key)}", {}).update(row)
     with client.pipeline(transaction=False) as pipe:
         for name, row in entities.items():
@@ -138,8 +138,8 @@ def measure(args: argparse.Namespace) -> None:
         os.environ["MINUTEHAND_REDIS"] = f"127.0.0.1:{port}"
         stores = {"Feast, SQLite": filled(folder / "sqlite", None), "Feast, Redis": filled(folder / "redis", yaml)}
         local = stores["Feast, SQLite"]
-        users = local.newest("profile")[local.plan.user_key].to_pylist()
-        items = local.newest("video")[local.plan.item_key].to_pylist()
+        users = local.offline.newest("profile")[local.plan.user_key].to_pylist()
+        items = local.offline.newest("video")[local.plan.item_key].to_pylist()
         now_ms = local.popular(1)[1]
 
         def through(store: Features) -> Callable[[int, list[int]], Any]:

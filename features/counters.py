@@ -22,6 +22,8 @@ RECENT = 20
 """Number of a user's last items that `activity` keeps."""
 
 Table = dict[str, list[Any]]
+Pushed = dict[int, int]
+"""Key -> the event time of its newest pushed row."""
 
 
 class Counters:
@@ -35,6 +37,7 @@ class Counters:
         self.judged, self.window_ms, self.max_disorder_ms = judged, window_ms, max_disorder_ms
         self.now_ms = self.closed_ms = -1
         self.counted = self.ignored = 0
+        self._pushed: tuple[Pushed, Pushed] = {}, {}
         self._beats: dict[tuple[str, int], int] = {}
         # user -> [shown, positives, last_ms, items, {by: [shown, positives]}, pushed at]
         self._users: dict[int, list[Any]] = {}
@@ -152,7 +155,12 @@ class Counters:
             "dirty": [sorted(self._dirty_users), sorted(self._dirty_items)],
         }  # fmt: skip
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], users: Pushed | None = None, items: Pushed | None = None) -> None:
+        """Continues from a commit. `users` and `items` are the newest event times of the rows pushed after it.
+
+        Such a key waits until the clock has passed its row, because the store refuses an older one.
+        """
+        self._pushed = users or {}, items or {}
         self.now_ms, self.closed_ms, self.counted, self.ignored = state["numbers"]
         self._beats = {(topic, partition): ms for topic, partition, ms in state["beats"]}
         self._users = {k: [*u[:3], deque(u[3], RECENT), dict(u[4]), u[5]] for k, *u in state["users"]}
@@ -161,18 +169,21 @@ class Counters:
         self._closing = deque((ms, impression_id) for ms, impression_id in state["closing"])
         self._due = {(size, bucket): set(items) for size, bucket, items in state["due"]}
         self._dirty_users, self._dirty_items = map(set, state["dirty"])
+        for rows, pushed, place in ((self._users, self._pushed[0], 5), (self._items, self._pushed[1], 3)):
+            for key in rows.keys() & pushed.keys():
+                rows[key][place] = max(rows[key][place], pushed[key])
 
     def _count(self, user: int, item: int, ts_ms: int, by: int | None, kind: int, moves: bool = True) -> None:
         """Counts one impression (`kind` is 0) or one judged action (1)."""
         self.counted += 1
-        of_user = self._users.setdefault(user, [0, 0, -1, deque(maxlen=RECENT), {}, -1])
+        of_user = self._users.setdefault(user, [0, 0, -1, deque(maxlen=RECENT), {}, self._pushed[0].get(user, -1)])
         of_user[kind] += 1
         if by is not None:
             of_user[4].setdefault(by, [0, 0])[kind] += 1
         if kind == 0:
             of_user[2] = max(of_user[2], ts_ms)
             of_user[3].appendleft(item)
-        of_item = self._items.setdefault(item, [0, 0, {MINUTE_MS: {}, HOUR_MS: {}}, -1])
+        of_item = self._items.setdefault(item, [0, 0, {MINUTE_MS: {}, HOUR_MS: {}}, self._pushed[1].get(item, -1)])
         of_item[kind] += 1
         for size, buckets in of_item[2].items():
             bucket = ts_ms // size

@@ -85,8 +85,9 @@ def plan(source: Source) -> Plan:
         if wrong or len(features[entity]) > 1:
             names = ", ".join(f.name for f in features[entity])
             raise ValueError(f"declaration {declaration.name}: view {entity} has {names}; allowed is one id")
-    if views.by and views.by not in [f.name for f in features["request"]]:
-        raise ValueError(f"views of {declaration.name}: by is {views.by!r}, allowed is a feature of view request")
+    if views.by and views.by not in [f.name for f in features["request"] if f.kind == "id"]:
+        allowed = "a feature of kind id and view request"
+        raise ValueError(f"views of {declaration.name}: by is {views.by!r}, allowed is {allowed}")
     kinds: dict[str, Literal["int", "ints", "number"]] = {"id": "int", "ids": "ints", "number": "number"}
     columns = {
         view: (*(Column(f.name, kinds[f.kind]) for f in features[view]), *more)

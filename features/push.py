@@ -25,7 +25,8 @@ from common import process
 from common.disk import hold, replace
 from features.counters import Counters, Table
 from features.store import Features, now_ms
-from streaming.contract.contract import BadMessage, Contract
+from streaming.contract.contract import Contract
+from streaming.contract.schema import BadMessage
 from streaming.event_time import EventTime
 from streaming.reader import Reader
 from streaming.source import Source, load
@@ -124,7 +125,7 @@ class Push:
 
     def commit(self) -> None:
         self._state.save(committed(self._counters, self._reader.positions()))
-        self._store.compact()
+        self._store.offline.compact()
         self._read = False
 
     def take(self, topic: str, partition: int, stamp_ms: int, message: bytes | None) -> None:
@@ -209,7 +210,8 @@ def _run(args: argparse.Namespace) -> None:
 
         def connect() -> Reader:
             last = state.load()
-            counters.restore(last["counters"])
+            pushed = (store.offline.pushed(view, last.get("committed_ms", 0)) for view in ("activity", "counters"))
+            counters.restore(last["counters"], *pushed)
             return Reader(args.kafka, TOPICS, last["positions"], f"{args.to}'s", "begin a new folder (--to)")
 
         def count(reader: Reader) -> None:

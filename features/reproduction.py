@@ -40,8 +40,7 @@ def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
     """
     names = [f.name for f in store.plan.declaration.features]
     requests = impressions.filter(pc.greater(impressions["read_ms"], 0))
-    requests = requests.rename_columns([c.removeprefix("feature_") for c in requests.column_names])
-    served = requests.select(names).to_pylist()
+    served = requests.select([f"feature_{name}" for name in names]).rename_columns(names).to_pylist()
     joined = store.historical(requests).to_pylist() if requests.num_rows else []
     wrong = {}
     for k, (was, now) in enumerate(zip(served, joined, strict=True)):
@@ -76,7 +75,7 @@ def _explain(
     rows = requests.take(pa.array(list(wrong)))
     users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
     around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
-    arrivals = {view: store.arrivals(view) for view in EVENT_MS}
+    arrivals = {view: store.offline.arrivals(view) for view in EVENT_MS}
     for user, item, at_ms in zip(users, items, read_ms, strict=True):
         near = np.sort(np.concatenate([arrivals["activity"].get(user, _NONE), arrivals["counters"].get(item, _NONE)]))
         place = int(np.searchsorted(near, at_ms, side="right"))

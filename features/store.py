@@ -29,24 +29,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from common import process
-from common.disk import locked, replace, replacing
+from common.disk import locked, replace
 from common.errors import InputError
 from common.extras import require
 from common.interval import milliseconds
+from features.offline import ARROW, STAMP, Offline, arrived
 from features.plan import EVENT_MS, GIVEN, SERVICE, TS, Plan, plan_of
 from streaming.declaration import Feature
-from streaming.views import DAY_MS
 
 REPO = Path(__file__).resolve().parents[1] / "feature_repo"
-ARROW = {"int": pa.int64(), "ints": pa.list_(pa.int64()), "number": pa.float64()}
 KINDS = {"id": ARROW["int"], "ids": ARROW["ints"], "number": ARROW["number"]}
-STAMP = pa.timestamp("us", "UTC")
-"""Microseconds: DuckDB reads nanoseconds as a type that Feast cannot cast."""
-_COMPACT_FILES = 200
 _WRITE_ROWS = 2000
+_PLACE = "_place"
+"""The column of a request's row number. No feature has such a name."""
 
 
 def now_ms() -> int:
@@ -63,9 +60,8 @@ class Features:
         self.folder, self.source = Path(folder).resolve(), source
         self.plan: Plan = plan_of(source)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for view in self.plan.columns:
-            (self.folder / "offline" / view).mkdir(parents=True, exist_ok=True)
         self._lock = self.folder / "lock"
+        self.offline = Offline(self.folder, self.plan, self._lock)
         with _environment(MINUTEHAND_FEATURES=str(self.folder), MINUTEHAND_SOURCE=source):
             self.feast = self._open(yaml)
         self._service = self.feast.get_feature_service(SERVICE)
@@ -85,9 +81,7 @@ class Features:
             # A registry in a database may be lost while the folder is still there.
             if applied.is_file() and json.loads(applied.read_text()) == facts and store.list_feature_services():
                 return store
-            for view in self.plan.columns:  # DuckDB fails without a file
-                if not any(self._parts(view)):
-                    self._log(view, self._table(view, {}), 0)
+            self.offline.fill()
             with warnings.catch_warnings():  # Feast warns that on-demand views are experimental
                 warnings.simplefilter("ignore", RuntimeWarning)
                 store.apply(_definitions())
@@ -119,7 +113,7 @@ class Features:
         The columns of `rows[view]` are the entity's key, the view's columns and, if the view has no column of the
         event time, `ts_ms`. A row that is older than the key's stored one is logged and changes nothing online.
         """
-        tables = {view: self._table(view, columns) for view, columns in rows.items()}
+        tables = {view: self.offline.table(view, columns) for view, columns in rows.items()}
         tables = {view: table for view, table in tables.items() if table.num_rows}
         if not tables:
             return now_ms()
@@ -128,7 +122,7 @@ class Features:
             # It waits for the next millisecond: every read of this one came before, every read of that one comes after.
             arrived_ms = now_ms() + 1
             for view, table in tables.items():
-                self._log(view, table, arrived_ms)
+                self.offline.log(view, table, arrived_ms)
             for view, protos in prepared.items():
                 self._online(view, protos, arrived_ms)
             while now_ms() < arrived_ms:
@@ -141,50 +135,58 @@ class Features:
         Only rows later than the pusher's last commit (wall clock) are removed: their events are counted and pushed
         again. Older rows stay, because an online store that lost them is filled from the log.
         """
+        self.offline.unbroken(lambda: self._repair(committed_ms))
+
+    def _repair(self, committed_ms: int) -> None:
         with locked(self._lock):
             for view in EVENT_MS:
-                newest = max(self._parts(view), key=_arrived, default=None)
-                if newest is None or _arrived(newest) <= committed_ms:
+                newest = max(self.offline.files(view), key=arrived, default=None)
+                if newest is None or arrived(newest) <= committed_ms:
                     continue
                 table = pq.read_table(newest)
                 last = pc.equal(table["arrived"], pc.max(table["arrived"])).to_numpy()
                 stands = np.array(self._stands(view, self._protos(view, table)))
                 if (last & ~stands).any():
-                    self._keep(newest, table.filter(pa.array(~last | stands)))
+                    self.offline.write(newest, table.filter(pa.array(~last | stands)))
 
     def historical(self, requests: pa.Table) -> pa.Table:
         """Returns the declared features of each request as they were readable then, in the same order.
 
-        `requests` has user_id, item_id, ts_ms (of the request), read_ms (wall) and the request's features. A feature
-        that is absent takes its default.
+        `requests` has columns of the archive's impressions: user_id, item_id, ts_ms (of the request), read_ms (wall)
+        and feature_<name> of the request's features. A feature that is absent takes its default.
         """
         n = requests.num_rows
         columns = {
-            "place": pa.array(np.arange(n)),
+            _PLACE: pa.array(np.arange(n)),
             self.plan.user_key: requests["user_id"],
             self.plan.item_key: requests["item_id"],
             TS: requests[TS],
             "event_timestamp": pc.multiply(requests["read_ms"], 1000).cast(STAMP),
         }
         for f in self.plan.features["request"]:
-            values = requests[f.name].to_pylist() if f.name in requests.column_names else [None] * n
+            name = f"feature_{f.name}"
+            values = requests[name].to_pylist() if name in requests.column_names else [None] * n
             columns[GIVEN + f.name] = pa.array([_to_feast(f, v) for v in values], KINDS[f.kind])
         frame = pa.table(columns).to_pandas()
+        joined = self.offline.unbroken(lambda: self._joined(frame))
+        if joined.num_rows != n or joined[_PLACE].to_pylist() != list(range(n)):
+            raise RuntimeError(f"feature store: Feast returned {joined.num_rows} rows of {n}")
+        rows = self._declared(joined.to_pydict(), requests["user_id"].to_pylist(), requests["item_id"].to_pylist())
+        schema = pa.schema([(f.name, KINDS[f.kind]) for f in self.plan.declaration.features])
+        return pa.Table.from_pylist(rows, schema)
+
+    def _joined(self, frame: Any) -> pa.Table:
+        """Feast's point-in-time join, in the order of the requests."""
         for attempt in range(3):
             job = self.feast.get_historical_features(
                 entity_df=frame, features=self._service, filter_by_created_timestamp=True
             )
             try:
-                joined = job.to_arrow().sort_by("place")
-                break
+                return job.to_arrow().sort_by(_PLACE)
             except Exception as e:  # DuckDB reports in its own way a file that was merged while it read
                 if attempt == 2 or "No files found" not in str(e) and "Cannot open file" not in str(e):
                     raise
-        if joined.num_rows != n or joined["place"].to_pylist() != list(range(n)):
-            raise RuntimeError(f"feature store: Feast returned {joined.num_rows} rows of {n}")
-        rows = self._declared(joined.to_pydict(), requests["user_id"].to_pylist(), requests["item_id"].to_pylist())
-        schema = pa.schema([(f.name, KINDS[f.kind]) for f in self.plan.declaration.features])
-        return pa.Table.from_pylist(rows, schema)
+        raise AssertionError("the last attempt returns or raises")
 
     def materialize(self, begin_ms: int, end_ms: int) -> dict[str, int]:
         """Writes the newest logged row of each key, with event time in [begin, end), into the online store.
@@ -194,7 +196,7 @@ class Features:
         """
         counts = {}
         for view in self.plan.columns:
-            table = self.newest(view, begin_ms, end_ms)
+            table = self.offline.newest(view, begin_ms, end_ms)
             counts[view] = table.num_rows
             for first in range(0, table.num_rows, _WRITE_ROWS):
                 protos = self._protos(view, table.slice(first, _WRITE_ROWS))
@@ -202,39 +204,12 @@ class Features:
                     self._online(view, protos, now_ms())
         return counts
 
-    def newest(self, view: str, begin_ms: int = 0, end_ms: int = 10**5 * DAY_MS) -> pa.Table:
-        """Reads the logged row of the newest event in [begin, end) of each key of a view."""
-        import duckdb
-
-        key, files = self.plan.key(view), str(self.folder / "offline" / view / "*.parquet")
-        order = "event_timestamp DESC, arrived DESC"
-        # DuckDB's default connection is shared by the whole process.
-        with duckdb.connect() as connection:
-            rows = connection.execute(
-                f"SELECT * EXCLUDE (place) FROM (SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY {order})"
-                " AS place FROM read_parquet(?) WHERE epoch_ms(event_timestamp) >= ? AND epoch_ms(event_timestamp) < ?)"
-                f" WHERE place = 1 ORDER BY {key}",
-                [files, begin_ms, end_ms],
-            ).to_arrow_table()
-        return rows.cast(self._schema(view))
-
-    def arrivals(self, view: str) -> dict[int, NDArray[np.int64]]:
-        """Key -> the wall times (ms) at which its rows became readable, in order."""
-        key = self.plan.key(view)
-        times: dict[int, list[int]] = {}
-        for path in self._parts(view):
-            part = pq.read_table(path, columns=[key, "arrived"])
-            at = pc.divide(part["arrived"].cast(pa.int64()), 1000).to_pylist()
-            for value, ms in zip(part[key].to_pylist(), at, strict=True):
-                times.setdefault(value, []).append(ms)
-        return {value: np.sort(np.array(ms, np.int64)) for value, ms in times.items()}
-
     def popular(self, limit: int) -> tuple[list[int], int]:
         """Returns the items that were shown most, and the counters' event time (-1: nothing is counted).
 
         They are ordered by the last hour of event time, then by the last day, the week, and all time.
         """
-        table = self.newest("counters")
+        table = self.offline.newest("counters")
         if not table.num_rows:
             return [], -1
         now = pc.max(table["item_event_ms"]).as_py()
@@ -243,18 +218,6 @@ class Features:
         table = table.sort_by([*order, ("item_shown", "descending"), (self.plan.item_key, "ascending")])
         return table[self.plan.item_key][:limit].to_pylist(), now
 
-    def compact(self) -> None:
-        """Merges the small files of each view that has many."""
-        for view in self.plan.columns:
-            parts = sorted(self._parts(view), key=_arrived)
-            if len(parts) < _COMPACT_FILES:
-                continue
-            # The merged file appears first. A reader may see rows twice for a moment, which changes no result.
-            merged = parts[-1].with_name(f"{_arrived(parts[-1])}-merged.parquet")
-            self._keep(merged, pa.concat_tables([pq.read_table(p) for p in parts]))
-            for part in parts:
-                part.unlink()
-
     def _declared(self, columns: Mapping[str, list[Any]], users: list[int], items: list[int]) -> list[dict[str, Any]]:
         """Makes rows of the declared features from Feast's columns and the entities' keys."""
         declared: dict[str, list[Any]] = {}
@@ -262,32 +225,6 @@ class Features:
             values = {"user": users, "item": items}.get(f.view) or columns[f.name]
             declared[f.name] = [_plain(f.default if v is None else v) for v in values]
         return [dict(zip(declared, row, strict=True)) for row in zip(*declared.values(), strict=True)]
-
-    def _schema(self, view: str) -> pa.Schema:
-        columns = [(c.name, ARROW[c.kind]) for c in self.plan.columns[view]]
-        return pa.schema([(self.plan.key(view), pa.int64()), *columns, ("event_timestamp", STAMP), ("arrived", STAMP)])
-
-    def _table(self, view: str, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-        schema = self._schema(view)
-        if not columns:
-            return schema.empty_table()
-        at = columns[EVENT_MS[view]] if view in EVENT_MS else columns[TS]
-        stamps = pa.array([ms * 1000 for ms in at], pa.int64()).cast(STAMP)
-        filled = {**columns, "event_timestamp": stamps, "arrived": stamps}
-        return pa.table([pa.array(filled[f.name], f.type) for f in schema], schema)
-
-    def _log(self, view: str, table: pa.Table, arrived_ms: int) -> None:
-        stamp = pa.array([arrived_ms * 1000] * table.num_rows, pa.int64()).cast(STAMP)
-        table = table.set_column(table.schema.get_field_index("arrived"), pa.field("arrived", STAMP), stamp)
-        self._keep(self.folder / "offline" / view / f"{arrived_ms}.parquet", table)
-
-    @staticmethod
-    def _keep(path: Path, table: pa.Table) -> None:
-        with replacing(path) as aside:
-            pq.write_table(table, aside)
-
-    def _parts(self, view: str) -> Iterator[Path]:
-        return (self.folder / "offline" / view).glob("*.parquet")
 
     def _protos(self, view: str, table: pa.Table) -> list[Any]:
         """Makes Feast's entity key, value protos and event time of each row, for its provider.
@@ -352,10 +289,6 @@ def _definitions() -> list[Any]:
 
 def _fingerprint(plan: Plan) -> str:
     return json.dumps([plan.columns, {view: [f.name for f in features] for view, features in plan.features.items()}])
-
-
-def _arrived(path: Path) -> int:
-    return int(path.stem.split("-")[0])
 
 
 def _to_feast(feature: Feature, value: Any) -> Any:

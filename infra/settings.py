@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from common.errors import InputError
 from infra.models import ServedModel, models_of
 from streaming import topics
+from streaming.contract.schema import MAX_SUBTASKS
 from streaming.event_time import MAX_DISORDER_MS
 from training.models import names
 
@@ -181,7 +182,7 @@ class Settings(BaseSettings):
     join_memory: Size = Field(
         1 << 30, ge=256 << 20, description="heap of the join; its RocksDB takes up to 512 MB more"
     )
-    join_parallelism: Whole = Field(1, ge=1, le=64, description="parallel subtasks of the join")
+    join_parallelism: Whole = Field(1, ge=1, le=MAX_SUBTASKS, description="parallel subtasks of the join")
     keep_bases: Whole = Field(2, ge=1, le=1000, description="bases the delta log keeps, with all later deltas")
     base_every: Whole = Field(60, ge=1, le=1_000_000, description="a new base each so many deltas")
     digest: Switch = Field(False, description="each delta carries the digest of all tables, and each sync compares it")

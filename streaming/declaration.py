@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import keyword
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from streaming.contract.schema import BadMessage, check, plain, rule, shown
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 RESERVED_IDS = (INT64_MIN, INT64_MIN + 1)
 """The serving table's two sentinels. No event may have them. The first one pads `ids` inputs of the served model."""
+
+MAX_TASKS = 64
+"""The join has one bit of a long for each task."""
+MAX_WINDOW_MS = 366 * 86_400_000
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+"""A name is one in TensorFlow, in Feast, in SQL and in a path."""
+
+
+def _check_name(where: str, name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        allowed = "a letter of a to z or A to Z, then up to 63 letters, digits and underscores"
+        raise ValueError(f"{where} is {shown(name)}, allowed is {allowed}")
+
 
 VIEWS = ("request", "user", "item", "profile", "video", "derived")
 
@@ -37,14 +55,26 @@ class Feature:
             raise ValueError(f"feature {self.name}: kind is {self.kind!r}, allowed are id, ids, number")
         if self.view not in VIEWS:
             raise ValueError(f"feature {self.name}: view is {self.view!r}, allowed are {', '.join(VIEWS)}")
-        if not self.name.isidentifier():
-            raise ValueError(f"feature {self.name!r}: a name is letters, digits and underscores")
+        _check_name("a feature's name", self.name)
+        if keyword.iskeyword(self.name) or self.name == "self":
+            raise ValueError(f"a feature's name is {self.name!r}, allowed is a name that is no keyword of Python")
         if self.kind == "number" and self.table:
             raise ValueError(f"feature {self.name}: a number has no table")
         if self.kind != "number" and not self.table:
             object.__setattr__(self, "table", self.name)
+        if self.table:
+            _check_name(f"feature {self.name}: table", self.table)
+        object.__setattr__(self, "default", self._checked_default())
+
+    def _checked_default(self) -> Any:
         if self.default is None:
-            object.__setattr__(self, "default", {"id": 0, "ids": (), "number": 0.0}[self.kind])
+            return {"id": 0, "ids": (), "number": 0.0}[self.kind]
+        default = plain(self.default)
+        try:
+            check(rule(self.kind), default, "default")
+        except BadMessage as e:
+            raise ValueError(f"feature {self.name}: {e}") from None
+        return tuple(default) if self.kind == "ids" else default
 
 
 MAX_ADMIT_AFTER = 255
@@ -107,6 +137,18 @@ class Declaration:
     policies: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
+        self._take_tuple("features", Feature)
+        self._take_tuple("tasks", str)
+        self._take_tuple("policies", Policy)
+        for task in self.tasks:
+            _check_name(f"declaration {self.name}: a task", task)
+            if task == "seq":
+                raise ValueError(f"declaration {self.name}: a task is 'seq', allowed is a name no answer has")
+        if not self.tables:
+            raise ValueError(f"declaration {self.name}: no feature is of kind id or ids, allowed is one or more")
+        self._check_cases()
+        if len(self.tasks) > MAX_TASKS:
+            raise ValueError(f"declaration {self.name}: {len(self.tasks)} tasks, allowed are up to {MAX_TASKS}")
         names = [f.name for f in self.features]
         governed = [p.table for p in self.policies]
         for kind, values in (("feature", names), ("task", list(self.tasks)), ("a policy of table", governed)):
@@ -120,8 +162,31 @@ class Declaration:
                 raise ValueError(
                     f"declaration {self.name}: a policy's table is {table!r}, allowed are {', '.join(self.tables)}"
                 )
-        if self.window_ms <= 0:
-            raise ValueError(f"declaration {self.name}: window_ms is {self.window_ms}, allowed is 1 or more")
+        object.__setattr__(self, "window_ms", plain(self.window_ms))
+        if type(self.window_ms) is not int or not 1 <= self.window_ms <= MAX_WINDOW_MS:
+            allowed = f"a whole number, 1 to {MAX_WINDOW_MS} (366 days)"
+            raise ValueError(f"declaration {self.name}: window_ms is {shown(self.window_ms)}, allowed is {allowed}")
+
+    def _check_cases(self) -> None:
+        """TensorFlow takes two names of a call for one if they differ in capital letters only."""
+        for kind, names in (("feature", [f.name for f in self.features]), ("table", self.tables), ("task", self.tasks)):
+            first: dict[str, str] = {}
+            for name in names:
+                other = first.setdefault(name.lower(), name)
+                if other != name:
+                    allowed = "names that differ in more than capital letters"
+                    raise ValueError(
+                        f"declaration {self.name}: {kind} is {name!r} beside {other!r}, allowed are {allowed}"
+                    )
+
+    def _take_tuple(self, field: str, kind: type) -> None:
+        """Makes a tuple of a list. A text or a single feature in place of a tuple is refused."""
+        values = getattr(self, field)
+        if not isinstance(values, (list, tuple)) or not all(isinstance(value, kind) for value in values):
+            raise ValueError(
+                f"declaration {self.name}: {field} is {shown(values)}, allowed is a tuple of {kind.__name__}"
+            )
+        object.__setattr__(self, field, tuple(values))
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import islice
+from itertools import chain, islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 from numpy.typing import NDArray
 
-from streaming.contract.contract import MAX_SUBTASKS, VERSION
+from streaming.contract.schema import MAX_SUBTASKS, MAX_TIME_MS, VERSION, rule
 from streaming.declaration import RESERVED_IDS, Declaration, Feature
 from streaming.source import Exposure
 
@@ -26,6 +27,8 @@ _INTEGERS = ("user_id", "item_id", "ts_ms", "position", "event_ms", "written_ms"
 _TEXTS = ("impression_id", "request_id", "lineage")
 _REQUIRED = ("impression_id", "user_id", "item_id", "ts_ms", "event_ms", "written_ms")
 """The required whole numbers and the id. The other required fields have rules of their own."""
+_TIMES = ("ts_ms", "event_ms")
+_NUMBER_LIMIT: float = rule("number")["exclusiveMaximum"]
 
 
 class Ragged(NamedTuple):
@@ -154,11 +157,15 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
     n, tasks = len(shown), declaration.tasks
     ts_ms = np.fromiter((e.ts_ms for e in shown), np.int64, n)
     labels = np.zeros((n, len(tasks)), np.float32)
-    place = {task: k for k, task in enumerate(tasks)}
-    for row, exposure in enumerate(shown):
-        for action, at_ms in exposure.outcomes.items():
-            if action in place and exposure.ts_ms <= at_ms <= exposure.ts_ms + declaration.window_ms:
-                labels[row, place[action]] = 1
+    place, window_ms = {task: k for k, task in enumerate(tasks)}, declaration.window_ms
+    positives = [
+        (row, place[action])
+        for row, (_, _, _, shown_ms, _, outcomes) in enumerate(shown)
+        for action, at_ms in outcomes.items()
+        if action in place and shown_ms <= at_ms <= shown_ms + window_ms
+    ]
+    labels[tuple(zip(*positives, strict=True)) or ([], [])] = 1
+    features = [e.features for e in shown]
     return Batch(
         impression_id=pa.array([e.impression_id for e in shown], pa.string()),
         request_id=pa.array([""] * n, pa.string()),
@@ -177,7 +184,7 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
         scores=np.full_like(labels, np.nan),
         values=np.where(labels > 0, 1.0, np.nan),
         line=np.arange(n),
-        features={f.name: _python_column([e.features.get(f.name) for e in shown], f) for f in declaration.features},
+        features={f.name: _python_column(features, f) for f in declaration.features},
     )
 
 
@@ -250,6 +257,9 @@ def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
     refuse(~pc.is_in(table["kind"], pa.array(["positive", "negative"])).to_numpy(), "kind is not positive, negative")
     for name in _REQUIRED:
         refuse(table[name].is_null().to_numpy(), f"{name} is missing")
+    for name in _TIMES:
+        at_ms = _numpy(table[name], 0)
+        refuse((at_ms < 0) | (at_ms > MAX_TIME_MS), f"{name} is out of range, allowed is 0 to {MAX_TIME_MS}")
     pi = _numpy(table["pi"], np.nan)
     refuse(~((pi > 0) & (pi <= 1)), "pi is not in (0, 1]")
     tasks = len(declaration.tasks)
@@ -259,12 +269,12 @@ def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
         if name == "values":
             continue
         values, rows = _flat(table[name])
-        outside = ~((values == 0) | (values == 1)) if name == "labels" else ~(np.isfinite(values) & (values >= 0))
+        outside = ~((values == 0) | (values == 1)) if name == "labels" else ~((values >= 0) & (values < _NUMBER_LIMIT))
         refuse(np.isin(np.arange(len(length)), rows[outside]), f"{name}: a value out of range")
     for f in declaration.features:
         column = pc.struct_field(table["features"], f.name)
         if f.kind == "number":
-            refuse(~np.isfinite(_numpy(column, 0.0)), f"feature {f.name} is not finite")
+            refuse(~(np.abs(_numpy(column, 0.0)) < _NUMBER_LIMIT), f"feature {f.name} is not finite")
         elif f.kind == "id":
             refuse(np.isin(_numpy(column, 0), RESERVED_IDS), f"feature {f.name} is a reserved id")
         else:
@@ -311,14 +321,18 @@ def feature_column(column: Any, feature: Feature) -> FeatureColumn:
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
-def _python_column(values: list[Any], feature: Feature) -> FeatureColumn:
-    filled: list[Any] = [feature.default if v is None else v for v in values]
+def _python_column(rows: list[dict[str, Any]], feature: Feature) -> FeatureColumn:
+    try:
+        values = list(map(itemgetter(feature.name), rows))
+    except KeyError:
+        values = [row.get(feature.name, feature.default) for row in rows]
     if feature.kind == "id":
-        return np.array(filled, np.int64)
+        return np.fromiter(values, np.int64, len(values))
     if feature.kind == "number":
-        return np.array(filled, np.float32)
-    splits = np.cumsum([0, *(len(v) for v in filled)], dtype=np.int64)
-    return Ragged(np.fromiter((x for v in filled for x in v), np.int64, int(splits[-1])), splits)
+        return np.array(values, np.float32)
+    splits = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=splits[1:])
+    return Ragged(np.fromiter(chain.from_iterable(values), np.int64, int(splits[-1])), splits)
 
 
 def _take(column: FeatureColumn, rows: NDArray[np.int64]) -> FeatureColumn:

@@ -1,5 +1,7 @@
 """Numbers that Python and Java both compute: the hash, the draw of an impression, the sum that proves "exactly once".
 
+`text_id` makes an id of a text, for a source or an app whose ids are texts.
+
 The formulas are in docs/example.md, the shared vectors in tests/vectors/hash.json. All arithmetic is modulo 2^64,
 which is what NumPy's uint64 arrays do.
 """
@@ -7,11 +9,14 @@ which is what NumPy's uint64 arrays do.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
+
+from streaming.declaration import INT64_MAX, RESERVED_IDS
 
 Ids: TypeAlias = "Sequence[str] | pa.Array | pa.ChunkedArray"
 
@@ -29,6 +34,19 @@ def fnv1a64(texts: Ids, start: int = int(_BASIS)) -> NDArray[np.uint64]:
         rows = np.flatnonzero(lengths > place)
         state[rows] = (state[rows] ^ data[offsets[rows] + place].astype(np.uint64)) * _PRIME
     return state
+
+
+@lru_cache(maxsize=1 << 16)
+def text_id(text: str) -> int:
+    """An id for a text, such as a brand or a UUID: FNV-1a of its UTF-8 bytes as an int64, never a reserved id.
+
+    Use the same function in the source and in the app. Two of a million texts are one id with a chance of 3e-8.
+    """
+    state = int(_BASIS)
+    for byte in text.encode():
+        state = (state ^ byte) * int(_PRIME) % 2**64
+    value = state - 2**64 if state > INT64_MAX else state
+    return value + len(RESERVED_IDS) if value in RESERVED_IDS else value
 
 
 def mix64(values: ArrayLike) -> NDArray[np.uint64]:

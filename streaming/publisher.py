@@ -9,6 +9,7 @@ A message that breaks the contract (docs/example.md) goes to `<topic>.dead` with
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from typing import Any
 from kafka import KafkaProducer
 from kafka.errors import KafkaTimeoutError
 
-from streaming.contract.contract import MAX_MESSAGE_BYTES, BadMessage, Contract
+from streaming.contract.contract import Contract
+from streaming.contract.schema import MAX_MESSAGE_BYTES, BadMessage, plain, shown
 from streaming.dead_letters import close_producer, dead
 from streaming.declaration import Declaration
 from streaming.topics import ACTIONS, DEAD, IMPRESSIONS
@@ -93,6 +95,8 @@ class Publisher:
         self.stop = threading.Event()
         """Set it to give up on a broker that does not come back: `flush` raises Stopped."""
         self.sent = self.refused = self.heartbeats = 0
+        self.refusal = ""
+        """The last refused event: its impression, and what is allowed."""
 
     def send(self, topic: str, event: Mapping[str, Any]) -> bool:
         """Sends an event and returns True; if the contract refuses it, sends its dead letter and returns False."""
@@ -101,12 +105,24 @@ class Publisher:
         try:
             self._contract.read(topic, message)
         except BadMessage as e:
-            self._pending.append(self._producer.send(DEAD[topic], value=dead(topic, message, e.kind, str(e))))
+            reason = self._reason(topic, message, e)
+            self._pending.append(self._producer.send(DEAD[topic], value=dead(topic, message, e.kind, reason)))
             self.refused += 1
+            self.refusal = f"{topic}: impression {shown(event.get('impression_id'))}: {reason}"
             return False
         self._pending.append(self._producer.send(topic, key=event["impression_id"].encode(), value=message))
         self.sent += 1
         return True
+
+    def _reason(self, topic: str, message: bytes, fault: BadMessage) -> str:
+        """The text of a fault. NaN is no JSON, which names no field; the field's own rule does."""
+        if fault.kind == "json":
+            with contextlib.suppress(RecursionError):
+                try:
+                    self._contract.check(topic, json.loads(message))
+                except BadMessage as of_field:
+                    return str(of_field)
+        return str(fault)
 
     def heartbeat(self, ts_ms: int) -> None:
         """Tells every partition of both topics that all events up to `ts_ms` were sent before."""
@@ -148,7 +164,7 @@ class Publisher:
 
 
 def _plain(value: Any) -> Any:
-    """Converts a NumPy number for JSON. Raises TypeError for a value that JSON cannot hold."""
-    if hasattr(value, "item"):
-        return value.item()
+    """Converts a number or an array of NumPy for JSON. Raises TypeError for a value that JSON cannot hold."""
+    if (converted := plain(value)) is not value:
+        return converted
     raise TypeError(f"an event holds {value!r}: a {type(value).__name__} cannot be written as JSON")

@@ -7,27 +7,20 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Protocol
 
 from common.query import parameters
 from streaming.declaration import Declaration
+from streaming.exposures import Exposure, judged
 
-
-class Exposure(NamedTuple):
-    """One item shown to one user. `outcomes` is action -> the time of the user's action (ms, >= ts_ms)."""
-
-    impression_id: str
-    user_id: int
-    item_id: int
-    ts_ms: int
-    features: dict[str, Any]
-    outcomes: dict[str, int]
+__all__ = ["Exposure", "Source", "load"]
 
 
 class Source(Protocol):
     """The interface of a source's module. Both iterators are in event order; `live` begins where `history` ends.
 
-    Features are those of the time `ts_ms`: nothing that happened later may leak into them.
+    Each call of them begins anew. Features are those of the time `ts_ms`: nothing that happened later may leak into
+    them.
     """
 
     declaration: Declaration
@@ -39,8 +32,26 @@ class Source(Protocol):
         """The events that are replayed against the served model."""
 
 
+class _Judged:
+    """A source whose exposures are judged as they are read. All else is the source's own."""
+
+    def __init__(self, source: Any) -> None:
+        self._source, self.declaration = source, source.declaration
+
+    def history(self) -> Iterator[Exposure]:
+        return judged("history", self._source.history, self.declaration)
+
+    def live(self) -> Iterator[Exposure]:
+        return judged("live", self._source.live, self.declaration)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
 def load(name: str) -> Source:
     """Loads a source: a module of streaming/sources (kuairand, simulator), a dotted module, or a path to a .py file.
+
+    What its `history` and `live` give is judged (streaming/exposures.py): InputError names the first wrong exposure.
 
     A module with parameters has `configure(...) -> Source`, and is named as in `simulator?seed=7&minutes=30`.
     """
@@ -55,7 +66,7 @@ def load(name: str) -> Source:
     for needed in ("history", "live"):
         if not callable(getattr(source, needed, None)):
             raise ValueError(f"source {name!r} has no `{needed}()`")
-    return cast(Source, source)
+    return _Judged(source)
 
 
 def _module(where: str) -> ModuleType:

@@ -8,7 +8,7 @@ import sys
 
 from common import process
 from common.errors import InputError
-from streaming.contract.contract import MAX_MESSAGE_BYTES
+from streaming.contract.schema import MAX_MESSAGE_BYTES
 
 IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
 DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES)}

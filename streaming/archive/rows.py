@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from streaming.archive.columns import schemas, to_table
-from streaming.contract.contract import MAX_TIME_MS, BadMessage, Contract
+from streaming.contract.contract import Contract
+from streaming.contract.schema import BadMessage
 from streaming.declaration import Declaration
 from streaming.event_time import EventTime
 from streaming.example import Progress, decode
@@ -55,18 +56,12 @@ class Decoder:
 
     def _examples(self, partition: int, records: Sequence[Any]) -> Rows:
         batch = decode([r.value or b"" for r in records], self._declaration)
-        progress = batch.progress
         bad = [(place, "example", reason) for place, reason in batch.bad]
-        outside = (batch.event_ms < 0) | (batch.event_ms > MAX_TIME_MS)  # no hour has such a name
-        if outside.any():
-            reason = f"event_ms is negative or above {MAX_TIME_MS}"
-            bad = sorted([*bad, *((int(place), "example", reason) for place in batch.line[outside])])
-            batch = batch.take(np.flatnonzero(~outside))
         offsets = np.array([r.offset for r in records], np.int64)[batch.line]
         table = to_table(batch, self._declaration)
         table = table.append_column("partition", pa.array(np.full(batch.size, partition, np.int32)))
         table = table.append_column("offset", pa.array(offsets, pa.int64()))
-        return Rows(table.cast(self._schemas[EXAMPLES]), progress, bad)
+        return Rows(table.cast(self._schemas[EXAMPLES]), batch.progress, bad)
 
     def _columns(self, topic: str, event: dict[str, Any]) -> dict[str, Any]:
         columns = {**self._contract.defaults(topic), **event}

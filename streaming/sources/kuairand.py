@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from streaming.declaration import Declaration, Feature
-from streaming.hashing import fnv1a64
+from streaming.hashing import fnv1a64, text_id
 from streaming.source import Exposure
 from streaming.sources.kuairand_files import find, folder, integers, places, read_tables
 from streaming.views import Column, Rows, Views
@@ -243,7 +243,8 @@ def _duration(ms: NDArray[np.int64]) -> NDArray[np.float64]:
 def _attributes(videos: pa.Table) -> dict[str, Any]:
     """Reads the attributes of each video. The last place of each column is for a video without a row."""
     dates = pc.cast(videos["upload_dt"], pa.date32()).cast(pa.int32())
-    types = fnv1a64(pc.fill_null(videos["upload_type"].cast(pa.string()), "")).view(np.int64)
+    kinds = pc.fill_null(videos["upload_type"].cast(pa.string()), "").to_pylist()
+    types = np.array([text_id(kind) for kind in kinds], np.int64)
     return {
         "author": np.append(integers(videos, "author_id"), 0),
         "music": np.append(integers(videos, "music_id"), 0),

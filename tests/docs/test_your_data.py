@@ -12,26 +12,28 @@ from streaming.source import load
 from tests.support import PROJECT
 
 PAGE = (PROJECT / "docs" / "your-data.md").read_text()
+START_MS = 1_700_000_000_000
 
 
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(code.splitlines()) <= 60 and len(PAGE.splitlines()) <= 80
+    assert len(code.splitlines()) <= 60 and len(PAGE.splitlines()) <= 125
     (tmp_path / "shop.py").write_text(code)
     with (tmp_path / "shop.csv").open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(["order_ms", "shopper", "product", "brands", "price", "bought_ms"])
         for k in reversed(range(10)):
-            out.writerow([1000 * k, k % 3, -k, "|".join(map(str, range(k % 3))), k, 1000 * k + 5 if k % 2 else ""])
+            at_ms = START_MS + 1000 * k
+            out.writerow([at_ms, k % 3, -k, "|".join(map(str, range(k % 3))), k, at_ms + 5 if k % 2 else ""])
     monkeypatch.setenv("SHOP", str(tmp_path / "shop.csv"))
     return load(str(tmp_path / "shop.py"))
 
 
 def test_the_module_of_the_page_is_a_source(shop):
     history, live = list(shop.history()), list(shop.live())
-    assert [e.ts_ms for e in history + live] == [1000 * k for k in range(10)] and len(live) == 2
-    assert history[7].features["brands"] == [0] and history[7].outcomes == {"buy": 7005}
+    assert [e.ts_ms for e in history + live] == [START_MS + 1000 * k for k in range(10)] and len(live) == 2
+    assert history[7].features["brands"] == [0] and history[7].outcomes == {"buy": START_MS + 7005}
 
 
 def test_its_examples_decode_to_what_was_shown(shop):

@@ -163,6 +163,33 @@ def test_a_row_waits_until_the_clock_has_moved() -> None:
     assert counters.take()[1]["item_shown"] == [2, 1]
 
 
+def test_rows_of_a_push_that_was_killed_never_hide_what_is_counted_again() -> None:
+    """The store refuses an older row. Two partitions come in another order after the kill, with an event more."""
+    stored: dict[int, tuple[int, int]] = {}
+
+    def push(counters: Counters) -> None:
+        table = counters.take()[1]
+        for key, at_ms, shown in zip(table["key"], table["item_event_ms"], table["item_shown"], strict=True):
+            if at_ms > stored.get(key, (-1, 0))[0]:
+                stored[key] = at_ms, shown
+
+    first = Counters("click", WINDOW_MS, DISORDER_MS)
+    committed = json.loads(json.dumps(first.state()))
+    first.shown("a", 1, 1, START_MS + 10, None)
+    first.shown("b", 1, 2, START_MS + 20, None)
+    push(first)
+    again = Counters("click", WINDOW_MS, DISORDER_MS)
+    again.restore(committed, items={item: at_ms for item, (at_ms, _) in stored.items()})
+    again.shown("of the other partition", 1, 1, START_MS + 15, None)
+    again.shown("a", 1, 1, START_MS + 10, None)
+    push(again)
+    again.shown("b", 1, 2, START_MS + 20, None)
+    push(again)
+    again.clock("shown", 0, START_MS + 21, 1)
+    push(again)
+    assert {item: shown for item, (_, shown) in stored.items()} == {1: 2, 2: 1}
+
+
 def test_the_seed_counts_as_the_topics_would() -> None:
     exposures = made_up(4, span_ms=6 * HOUR_MS)
     seeded, known = Counters("click", WINDOW_MS, DISORDER_MS), {}

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from features import store as feature_store
+from features import offline
 from features.counters import Counters
 from features.push import push
 from features.reproduction import reproduce
@@ -117,7 +117,7 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
 
     # The counters: SQL over the send log, window for window.
     expected = by_sql([*history, *live], end_ms, DECLARATION.window_ms, "buy")
-    newest = store.newest("counters").drop_columns(["item_event_ms", "event_timestamp", "arrived"])
+    newest = store.offline.newest("counters").drop_columns(["item_event_ms", "event_timestamp", "arrived"])
     assert {row[0]: row[1:] for row in zip(*newest.to_pydict().values(), strict=True)} == expected
 
     # And the same through Feast's online read.
@@ -167,11 +167,11 @@ def test_a_write_that_died_before_it_was_readable_never_was(tmp_path: Path, monk
     for k, e in enumerate(events[:4]):
         shown(e, 1, 1 + k % 2)
         asked(e, 1, 1 + k % 2)
-    monkeypatch.setattr(feature_store, "_COMPACT_FILES", 1)
-    store.compact()
+    monkeypatch.setattr(offline, "COMPACT_FILES", 1)
+    store.offline.compact()
     monkeypatch.undo()
     store.repair(0)  # all of it stands
-    rows = {view: len(store.arrivals(view)[1]) for view in ("activity", "counters")}
+    rows = {view: len(store.offline.arrivals(view)[1]) for view in ("activity", "counters")}
     assert rows == {"activity": 4, "counters": 2}
 
     counters.shown(events[4].impression_id, 1, 1, events[4].ts_ms, None)
@@ -182,9 +182,9 @@ def test_a_write_that_died_before_it_was_readable_never_was(tmp_path: Path, monk
     assert reproduce(store, archived(sent))["why"] == {"unfinished": 1}
     last = max(int(part.stem.split("-")[0]) for part in (store.folder / "offline/counters").glob("*.parquet"))
     Features(store.folder, str(SHOP)).repair(last)  # committed since: the online store lost it
-    assert {view: len(store.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 3}
+    assert {view: len(store.offline.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 3}
     Features(store.folder, str(SHOP)).repair(last - 1)
-    assert {view: len(store.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 2}
+    assert {view: len(store.offline.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 2}
     assert reproduce(store, archived(sent))["share"] == 1
 
 

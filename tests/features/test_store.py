@@ -143,8 +143,8 @@ def test_the_past_is_as_it_was_readable_row_for_row(shop: Features) -> None:
             "item_id": [item for item, _, _ in asked] + [12345, 7],
             "ts_ms": [START_MS + 600] * 8,
             "read_ms": [at for _, at, _ in asked] + [asked[0][1], 1000],
-            "search": [row["search"] for _, _, row in asked] + [[], []],
-            "page": [row["page"] for _, _, row in asked] + [0, 0],
+            "feature_search": [row["search"] for _, _, row in asked] + [[], []],
+            "feature_page": [row["page"] for _, _, row in asked] + [0, 0],
         }
     )
     found = shop.historical(table).to_pylist()
@@ -155,14 +155,24 @@ def test_the_past_is_as_it_was_readable_row_for_row(shop: Features) -> None:
 
 
 def test_merged_files_say_the_same(shop: Features, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = shop.newest("counters"), shop.arrivals("counters")
-    monkeypatch.setattr("features.store._COMPACT_FILES", 2)
-    shop.compact()
-    assert len(list((shop.folder / "offline" / "counters").glob("*"))) == 1
-    assert shop.newest("counters").equals(before[0])
-    assert {k: v.tolist() for k, v in shop.arrivals("counters").items()} == {
+    before = shop.offline.newest("counters"), shop.offline.arrivals("counters")
+    monkeypatch.setattr("features.offline.COMPACT_FILES", 2)
+    shop.offline.compact()
+    assert len(list((shop.folder / "offline" / "counters").glob("*.parquet"))) == 1
+    assert shop.offline.newest("counters").equals(before[0])
+    assert {k: v.tolist() for k, v in shop.offline.arrivals("counters").items()} == {
         k: v.tolist() for k, v in before[1].items()
     }
+
+
+def test_a_broken_file_stops_neither_repair_nor_the_past(shop: Features) -> None:
+    folder = shop.folder / "offline" / "counters"
+    asked = pa.table({"user_id": [1], "item_id": [8], "ts_ms": [START_MS + 9], "read_ms": [now_ms() + 60_000]})
+    for use in (lambda: shop.repair(0), lambda: shop.historical(asked)):
+        arrived_ms = shop.write({"counters": counted(8, START_MS, 5)})
+        (folder / f"{arrived_ms}.parquet").write_bytes(b"PAR1")
+        use()
+        assert (folder / f"{arrived_ms}.parquet.broken").exists()
 
 
 def test_kuairands_features_from_the_store_are_those_of_its_log(

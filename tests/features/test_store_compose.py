@@ -66,8 +66,8 @@ def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postg
             "item_id": [2] * len(reads),
             "ts_ms": [START_MS + 9000] * len(reads),
             "read_ms": [read_ms for read_ms, _ in reads],
-            "search": [row["search"] for _, row in reads],
-            "page": [row["page"] for _, row in reads],
+            "feature_search": [row["search"] for _, row in reads],
+            "feature_page": [row["page"] for _, row in reads],
         }
     )
     assert again.historical(asked).to_pylist() == [row for _, row in reads]

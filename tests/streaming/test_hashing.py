@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.hashing import draw, fnv1a64, learned_sum, mix64
+from streaming.declaration import INT64_MAX, INT64_MIN
+from streaming.hashing import draw, fnv1a64, learned_sum, mix64, text_id
 from tests.support import PROJECT
 
 VECTORS = json.loads((PROJECT / "tests/vectors" / "hash.json").read_text())
@@ -51,6 +52,19 @@ def test_vectors():
 def test_equals_plain_integers(ids, salt):
     assert fnv1a64(ids).tolist() == [fnv(i.encode()) for i in ids]
     assert draw(ids, salt).tolist() == [(mix(fnv(f"{salt}:{i}".encode())) >> 11) * 2.0**-53 for i in ids]
+
+
+@given(TEXT)
+def test_the_id_of_a_text_is_its_hash_as_an_int64(text):
+    assert text_id(text) == int(fnv1a64([text]).view(np.int64)[0]) and INT64_MIN + 2 <= text_id(text) <= INT64_MAX
+
+
+def test_no_text_has_a_reserved_id(monkeypatch):
+    for reserved in (INT64_MIN, INT64_MIN + 1):
+        monkeypatch.setattr("streaming.hashing._BASIS", np.uint64(reserved % 2**64))
+        text_id.cache_clear()
+        assert text_id("") == reserved + 2  # the hash of the empty text is the basis
+    text_id.cache_clear()
 
 
 @given(st.lists(st.tuples(TEXT, st.integers(0, 100), st.integers(0, 1))))

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from streaming.contract.contract import MAX_MESSAGE_BYTES
+from streaming.contract.schema import MAX_MESSAGE_BYTES
 from streaming.dead_letters import DEAD_BYTES
 from streaming.publisher import Publisher, Stopped, action, impression
 from streaming.sources.simulator import declaration

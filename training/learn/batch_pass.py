@@ -9,6 +9,7 @@ new lineage when its base exists.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,6 +72,7 @@ def _begin(args: argparse.Namespace) -> None:
 
 
 def _train(state: State, source: Source, epochs: int) -> None:
+    gc.freeze()  # a history makes many objects: the collections that they cause pass over TensorFlow's
     started, exposures = time.monotonic(), 0
     for epoch in range(epochs):
         history = batches(source.history(), state.declaration, READ_AT_ONCE)

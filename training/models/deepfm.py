@@ -40,8 +40,6 @@ class DeepFM(Model):
         self._width = len(self.row_features) * dim
         if dim < 1:
             raise ValueError(f"model 'deepfm': dim is {dim}, allowed is 1 or more")
-        if not self.row_features:
-            raise ValueError(f"model 'deepfm': declaration {declaration.name} has no feature of kind id or ids")
         rows = Adagrad(row_rate, start=row_start)
         segments = (RowSegment("linear", 1, rows, Zeros()), RowSegment("vector", dim, rows, Normal(row_scale)))
         self.tables = dict.fromkeys(declaration.tables, segments)

@@ -14,7 +14,8 @@ import pytest
 
 from features.push import Push
 from streaming.archive.rows import Decoder
-from streaming.contract.contract import KINDS, SCHEMA, BadMessage, Contract
+from streaming.contract.contract import Contract
+from streaming.contract.schema import KINDS, SCHEMA, BadMessage
 from streaming.event_time import EventTime
 from streaming.publisher import Publisher
 from streaming.topics import DEAD
@@ -129,11 +130,26 @@ def test_the_publisher(sent: list[tuple[str, bytes]]) -> None:
     assert judged >= 120
 
 
+def test_a_publisher_tells_what_it_refused_last(sent: list[tuple[str, bytes]]) -> None:
+    publisher = Publisher("nowhere:1", DECLARATION)
+    event = {"impression_id": "a", "user_id": 1, "item_id": 2, "ts_ms": 5}
+    for features, reason in (
+        ({"age": float("nan")}, "age is nan, allowed is a number that is finite as a float32"),
+        ({"user": 7.9}, "user is 7.9, allowed is integer"),
+        ({"extra": float("inf")}, "message is not JSON: Infinity is no number"),
+    ):
+        assert not publisher.send("impressions", {**event, "features": features})
+        assert publisher.refusal == f"impressions: impression 'a': {reason}"
+        assert json.loads(sent[-1][1])["reason"] == reason
+
+
 def test_numbers_of_numpy_are_welcome_and_what_json_cannot_hold_is_an_error(sent: list[tuple[str, bytes]]) -> None:
     import numpy as np
 
     publisher = Publisher("nowhere:1", DECLARATION)
     event = {"impression_id": "a", "user_id": np.int64(1), "item_id": 2, "ts_ms": 5, "features": {"age": np.float32(1)}}
+    event["features"]["tags"] = np.array([4, 5])  # type: ignore[index]
     assert publisher.send("impressions", event) and json.loads(sent[0][1])["user_id"] == 1
+    assert json.loads(sent[0][1])["features"] == {"age": 1.0, "tags": [4, 5]}
     with pytest.raises(TypeError, match="a set cannot be written as JSON"):
         publisher.send("impressions", {**event, "features": {"tags": {1}}})

@@ -50,6 +50,19 @@ def test_wrong_settings_are_named(
     assert Log(tmp_path).lineages() == []
 
 
+def test_a_wrong_exposure_is_named_and_no_base_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from streaming.declaration import Declaration, Feature\nfrom streaming.source import Exposure\n"
+        "features = Feature('user', 'id'), Feature('price', 'number')\n"
+        "declaration = Declaration('shop', features, ('buy',), 'buy', 1000)\n"
+        "def history(): yield Exposure('a', 1, 1, 1_700_000_000_000, {'user': 7, 'price': float('nan')}, {})\n"
+        "live = history\n"
+    )
+    assert batch.main(["--source", str(tmp_path / "shop.py"), "--log", str(tmp_path / "log")]) == 2
+    assert caplog.messages[-1].startswith("history: impression 'a': price is nan, allowed is a number")
+    assert not (tmp_path / "log").exists() or Log(tmp_path / "log").lineages() == []
+
+
 def test_auc_and_logloss_against_all_pairs() -> None:
     rng = np.random.default_rng(3)
     scores, labels = rng.integers(0, 8, 60).astype(float), rng.integers(0, 2, 60).astype(float)

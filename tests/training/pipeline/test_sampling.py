@@ -10,7 +10,7 @@ from streaming.declaration import Declaration, Feature
 from streaming.hashing import draw
 from training.pipeline.sampling import Sampling, rates, sample, write
 
-DECLARATION = Declaration("shop", (Feature("x", "number"),), ("click",), "click", 60_000)
+DECLARATION = Declaration("shop", (Feature("user", "id"), Feature("x", "number")), ("click",), "click", 60_000)
 TRUE = (-2.0, 1.2)
 
 
