@@ -125,11 +125,18 @@ class Publisher:
         return str(fault)
 
     def heartbeat(self, ts_ms: int) -> None:
-        """Tells every partition of both topics that all events up to `ts_ms` were sent before."""
+        """Tells every partition of both topics that all events up to `ts_ms` were sent before.
+
+        Raises ValueError without a lease, and for a time that the contract refuses.
+        """
         self.flush()
         if not self._lease:
             raise ValueError("a publisher without a lease sends no heartbeats: only a replay owns the clock")
-        message = json.dumps({"heartbeat_ms": ts_ms, "lease": self._lease}).encode()
+        message = json.dumps({"heartbeat_ms": ts_ms, "lease": self._lease}, default=_plain).encode()
+        try:
+            self._contract.read(IMPRESSIONS, message)
+        except BadMessage as e:
+            raise ValueError(f"a heartbeat's {e}") from None
         for topic in (IMPRESSIONS, ACTIONS):
             for partition in sorted(self._producer.partitions_for(topic)):
                 self._pending.append(self._producer.send(topic, value=message, partition=partition))

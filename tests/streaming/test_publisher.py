@@ -45,6 +45,9 @@ def test_on_a_broker_bad_and_oversized_events_go_to_the_dead_topic():
             assert publisher.send(IMPRESSIONS, SHOWN) and publisher.send(ACTIONS, DONE)
             assert not publisher.send(IMPRESSIONS, huge)
             assert not publisher.send(ACTIONS, DONE | {"ts_ms": -3})
+            for wrong in (9.5, -1, 10**16, "9"):
+                with pytest.raises(ValueError, match="a heartbeat's heartbeat_ms is .*allowed"):
+                    publisher.heartbeat(wrong)
             publisher.heartbeat(9)
             assert (publisher.sent, publisher.refused, publisher.heartbeats) == (2, 2, 4)
         consumer = KafkaConsumer(bootstrap_servers=broker.bootstrap)
