@@ -92,10 +92,18 @@ def platform(*names: str, **renamed: str) -> dict[str, Any]:
     return {name: values[name] for name in names} | {flag: values[name] for flag, name in renamed.items()}
 
 
+def gate_of(params: Any) -> dict[str, Any]:
+    """The gate's figures that a form has."""
+    return {name: params[name] for name in GATE if params[name] is not None}
+
+
 def gate(params: Any) -> dict[str, Any]:
-    """The gate's figures: the form's, else the platform's settings."""
-    settings = platform(**{name: f"gate_{name}" for name in GATE})
-    return settings | {name: params[name] for name in GATE if params[name] is not None}
+    """The gate's figures: the form's, else those of the sample that began this run, else the platform's settings."""
+    figures = platform(**{name: f"gate_{name}" for name in GATE})
+    for events in (get_current_context().get("triggering_asset_events") or {}).values():
+        for event in events:
+            figures |= (event.extra or {}).get("gate", {})
+    return figures | gate_of(params)
 
 
 def docs() -> dict[str, str]:

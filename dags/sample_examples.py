@@ -6,6 +6,7 @@
   the task fails, and its last line names the expectation, the column, what was seen and what is allowed.
 - **features** compares the logged features with what Feast held when they were read (a join on arrival time).
 - **sample** writes positives and some negatives to Parquet, the same bytes each time. Then `batch_warm_start` begins.
+  Its gate takes this form's `tolerance` and `calibration`, if they are given.
 
 Trigger it for a day with the form. An interval without examples is skipped. One that is not archived fails.
 """
@@ -16,7 +17,7 @@ from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import common
-from dags.common import EXAMPLES, INTERVAL, arguments, docs, flags, platform, run
+from dags.common import EXAMPLES, GATE, INTERVAL, arguments, docs, flags, gate_of, platform, run
 
 SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 PILOT = "served, or another model: a version's alias (champion) or number in MLflow, or a base's folder."
@@ -28,7 +29,7 @@ SAMPLING = {
 }
 
 
-@dag(**arguments(__doc__, INTERVAL | SAMPLING))
+@dag(**arguments(__doc__, INTERVAL | SAMPLING | GATE))
 def sample_examples() -> None:
     @task
     def interval() -> dict[str, int]:
@@ -49,7 +50,7 @@ def sample_examples() -> None:
         facts = run("training.pipeline.sampling", *flags(**when, **chosen))
         if not facts["rows"]:
             raise AirflowSkipException("the interval has no examples: nothing to train on")
-        outlet_events[EXAMPLES].extra = facts
+        outlet_events[EXAMPLES].extra = facts | ({"gate": asked} if (asked := gate_of(params)) else {})
         return facts
 
     when = interval()

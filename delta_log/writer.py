@@ -11,10 +11,11 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import IO, Any
 
-from common import disk
+from common import disk, process
 from delta_log.files import TableRows, Weight, encode, infos
 from delta_log.log import Log
 from delta_log.manifest import (
@@ -27,6 +28,8 @@ from delta_log.manifest import (
     folder_name,
     read_manifest,
 )
+
+logger = process.logger("delta_log")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Writer:
     def __init__(self, log: Log, lineage: str) -> None:
         self.log, self.lineage = log, lineage
         self._lock = hold(log, lineage)
+        self._unflushed: set[Path] = set()  # folders whose manifest exists, but may not outlive a crash of the machine
         self.head: Manifest | None = None
         try:
             self._remove_unfinished()
@@ -118,6 +122,11 @@ class Writer:
         """Writes the next delta. If that fails, nothing is committed, and the next attempt has the same seq."""
         if self.head is None:
             raise LogError(f"{self.log.path / self.lineage}: has no base yet, so a delta has nothing to change")
+        folder = self.log.path / self.lineage / folder_name("delta", self.head.seq + 1)
+        # An attempt of ours may have left it that could not see its end. The cut, which has all that it has, follows.
+        if (folder / MANIFEST).exists() and (left := read_manifest(folder)).previous == self.head.link:
+            self._unflushed.add(folder)
+            self.head = left
         self.head = self._write("delta", self.head.seq + 1, self.head.link, cut)
         return self.head
 
@@ -150,6 +159,9 @@ class Writer:
                 shutil.rmtree(folder)
 
     def _write(self, kind: str, seq: int, previous: str, cut: Cut) -> Manifest:
+        for unflushed in list(self._unflushed):  # deltas and bases are written by threads of their own
+            disk.flush_folder(unflushed)
+            self._unflushed.discard(unflushed)
         folder = self.log.path / self.lineage / folder_name(kind, seq)
         if (folder / MANIFEST).exists():
             raise LogError(f"{folder}: exists already, and nothing in the log is ever rewritten")
@@ -187,5 +199,12 @@ class Writer:
             folder=folder,
             sha256="",
         )
-        disk.publish(folder / NEW_MANIFEST, folder / MANIFEST, manifest.to_json().encode())
-        return read_manifest(folder)
+        data = manifest.to_json().encode()
+        try:
+            disk.publish(folder / NEW_MANIFEST, folder / MANIFEST, data)
+        except OSError as e:
+            if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != data:
+                raise
+            self._unflushed.add(folder)
+            logger.warning("%s: is written, but not flushed: %s; flushed before the next one", folder, e)
+        return replace(manifest, sha256=hashlib.sha256(data).hexdigest())

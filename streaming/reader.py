@@ -9,6 +9,7 @@ A consumer commits its positions together with what it made of the records. Ther
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from streaming.dead_letters import DeadLetters, dead
 from streaming.topics import DEAD
 
 log = process.logger("reader")
+
+ASK_WITHIN_MS = 500
+"""A reader that asks for its lag waits no longer than this for the broker."""
 
 Positions = dict[str, Any]
 """{"cluster": id, "topic": name, "topic_id": id, "offsets": {partition: next offset}}"""
@@ -171,10 +175,13 @@ class Reader:
         following: int = self._next[tp]
         return max(following, int(position or 0))
 
-    def lag(self) -> int:
-        """The number of records between the positions and the newest offsets that the consumer has seen."""
-        ends = {tp: self._consumer.highwater(tp) for tp in self.assigned}
-        return sum(max(0, end - self._position(tp)) for tp, end in ends.items() if end is not None)
+    def lag(self) -> float:
+        """The number of records between the positions and the ends of the partitions; NaN if no broker answers soon."""
+        try:
+            ends = self._consumer.end_offsets(self.assigned, timeout_ms=ASK_WITHIN_MS)
+        except KafkaError:
+            return math.nan
+        return float(sum(max(0, end - self._position(tp)) for tp, end in ends.items()))
 
     def heads(self) -> dict[TopicPartition, int]:
         """The offset at which each partition ends now, for a reader of committed records."""

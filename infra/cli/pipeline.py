@@ -53,13 +53,18 @@ def add_parser(commands: Any) -> None:
     p.add_argument("--day", help="a day of event time (UTC) (default: what is archived, but for the end, to judge on)")
     p.add_argument("--begin", metavar="TIME", help="instead of a day: event time from, 2022-05-07T06:00:00Z")
     p.add_argument("--end", metavar="TIME", help="event time to, not included")
+    text = "of the gate: the candidate's AUC may be lower by less than X (default: the setting gate_tolerance)"
+    p.add_argument("--tolerance", type=process.at_least(0.0), metavar="X", help=text)
+    text = "of the gate: mean score / rate may be from 1 / X to X (default: the setting gate_calibration)"
+    p.add_argument("--calibration", type=process.at_least(1.0), metavar="X", help=text)
     p.add_argument("--timeout", type=float, default=900.0, metavar="S", help="of each DAG (default: %(default)g)")
     p.add_argument("--all", action="store_true", help=f"then {', '.join(OTHERS)} as well")
 
 
 def run(args: argparse.Namespace) -> int:
     require("airflow", "the slow half runs in Airflow")
-    conf = {name: getattr(args, name) for name in ("day", "begin", "end") if getattr(args, name)}
+    names = ("day", "begin", "end", "tolerance", "calibration")
+    conf = {name: value for name in names if (value := getattr(args, name)) is not None}
     platform = Platform(settings_of(args))
     platform.require_running()
     try:
@@ -113,7 +118,7 @@ def succeed(client: Airflow, dag: str, run: str, timeout_s: float) -> dict[str, 
     return tasks
 
 
-def once(platform: Platform, conf: dict[str, str], timeout_s: float = 900.0) -> tuple[Served, Served]:
+def once(platform: Platform, conf: dict[str, Any], timeout_s: float = 900.0) -> tuple[Served, Served]:
     """Runs the slow half. Returns one request's scores before and after.
 
     Raises AirflowError or PlatformError with the step that failed.

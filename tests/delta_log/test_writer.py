@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from common import disk
 from delta_log.compaction import compact
 from delta_log.log import Log
-from delta_log.manifest import LogBusy, LogError
+from delta_log.manifest import MANIFEST, LogBusy, LogError
 from delta_log.verification import verify
 from delta_log.writer import Writer, prune_lineages
 from tests.support.log_oracle import Oracle, begun, replayed
@@ -53,6 +56,56 @@ def test_a_second_writer_says_so(tmp_path: Path) -> None:
             Writer(log, lineage)
         Writer(log, log.new_lineage()).close()
     Writer(log, lineage).close()
+
+
+FAILED = OSError(errno.EIO, "Input/output error")
+
+
+def test_an_error_after_the_manifest_has_its_name_leaves_a_delta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, lineage, oracle = begun(tmp_path, 1)
+    flush = disk.flush_folder
+
+    def failing(folder: Path) -> None:
+        if (folder / MANIFEST).exists():
+            raise FAILED
+        flush(folder)
+
+    with Writer(log, lineage) as writer:
+        monkeypatch.setattr(disk, "flush_folder", failing)
+        assert writer.delta(oracle.change()) == log.manifest(lineage, "delta", 2)
+        cut = oracle.change()
+        with pytest.raises(OSError, match="Input/output error"):
+            writer.delta(cut)  # the one before could still be lost, so nothing may follow it
+        monkeypatch.undo()
+        assert writer.delta(cut).seq == 3
+    base, deltas = log.chain(lineage)
+    assert replayed([base, *deltas]) == oracle.tables and verify(log, lineage) == []
+
+
+def test_what_an_attempt_left_that_could_not_see_its_end_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, lineage, oracle = begun(tmp_path, 1)
+    publish = disk.publish
+
+    def blind(*words: Any) -> None:
+        publish(*words)
+        monkeypatch.setattr(Path, "read_bytes", failing)
+        raise FAILED
+
+    def failing(path: Path) -> bytes:
+        raise FAILED
+
+    with Writer(log, lineage) as writer:
+        monkeypatch.setattr(disk, "publish", blind)
+        with pytest.raises(OSError, match="Input/output error"):
+            writer.delta(oracle.change())
+        monkeypatch.undo()
+        assert writer.delta(oracle.change()).seq == 3
+    base, deltas = log.chain(lineage)
+    assert replayed([base, *deltas]) == oracle.tables and verify(log, lineage) == []
 
 
 def test_lineages_are_named_apart_and_the_old_ones_go(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ class Loop:
         return self.log.manifest(lineage, "delta", seqs[-1]) if seqs else self.log.manifest(lineage, "base", 0)
 
     def rows(self, table: str) -> tuple[float, float]:
-        """Rows of the trainer's table and the bytes they fill, as /metrics says."""
-        rows, filled = (metric(self.metrics, f"minutehand_trainer_table_{x}", table=table) for x in ("rows", "bytes"))
-        return rows, filled
+        """Rows of the trainer's table and the bytes it holds, as /metrics reports them."""
+        rows, held = (metric(self.metrics, f"minutehand_trainer_table_{x}", table=table) for x in ("rows", "bytes"))
+        return rows, held
 
     def served(self) -> int:
         try:
@@ -108,7 +108,7 @@ def test_rows_expire_in_the_trainer_and_are_gone_from_serving_with_their_delta(l
     assert before.tables["clip"].total == len(known)
     until(lambda: running.served() >= before.seq, "served")
     until(lambda: running.rows("clip")[0] == len(known), "the gauge")
-    filled = running.rows("clip")[1]
+    held = running.rows("clip")[1]
     # Each clip against the unknown one at the same place of a request: a place may round its sums in another order.
     strangers = [unknown] * len(old)
     of_old, of_unknown = (scores_of(running, first[0], clips) for clips in (old, strangers))
@@ -124,7 +124,7 @@ def test_rows_expire_in_the_trainer_and_are_gone_from_serving_with_their_delta(l
     assert gone.tables["clip"].total == left and left < len(known)
     assert gone.tables["viewer"].removed == 0
     until(lambda: running.rows("clip")[0] == left, "the gauge")
-    assert running.rows("clip")[1] == filled * left / len(known)
+    assert running.rows("clip")[1] >= held  # the memory is kept for other rows
     newest = running.newest()
     until(lambda: running.served() == newest.seq, "all is served")
     served = {name: str(int(value.ravel()[0])) for name, value in running.scorer.call("digest", {}).items()}

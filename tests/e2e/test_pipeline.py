@@ -28,6 +28,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # Hours of event time: positives come a window before their negatives, which an interval of minutes would see.
 SOURCE = "simulator?seed=5&minutes=200&history_minutes=10&rate=1.5&drift=0&viewers=100&clips=50&new_clips=2"
 
+GATE = {"tolerance": 0.2, "calibration": 2}
+
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
@@ -40,7 +42,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         load(None, [f"{port}=0" for port in PORTS])
         .with_(name="slow", var=str(tmp_path_factory.mktemp("var")), source=SOURCE, sync_every="60s")
         .with_(event_time="replay", max_disorder="1s")
-        .with_(gate_tolerance=0.2, gate_calibration=2)
     )
     with Platform(settings) as running:
         running.start(timeout_s=600)
@@ -54,7 +55,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.CaptureFixture[str]) -> None:
     """The pilot is a model of MLflow's, by its alias; what was shown was scored with features read from Feast."""
     first = Log(platform.layout.log()).serving()
-    before, after = pipeline.once(platform, {"pilot": TRAINED})
+    before, after = pipeline.once(platform, {"pilot": TRAINED, **GATE})
     said = capfd.readouterr().out
     assert before.lineage == first != after.lineage == Log(platform.layout.log()).serving()
     assert before.scores != after.scores
@@ -65,6 +66,9 @@ def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.Cap
     (compared,) = re.findall(r"features +success .* impressions (\d+), compared (\d+)", said)
     assert compared[0] == compared[1] != "0"
     assert f"pilot {first}.0" in said
+    (run,) = re.findall(r"batch_warm_start, run (\S+)", said)
+    promoted = pipeline.session(platform).result("batch_warm_start", run, "promote")
+    assert promoted["gate"].items() >= GATE.items()
     # MLflow's own word: the alias has moved to the version of what serves now, and the figures are its tags.
     client, name = client_of(platform.address("mlflow")), registered_model_of(SOURCE, "deepfm")
     champion = client.get_model_version_by_alias(name, CHAMPION)

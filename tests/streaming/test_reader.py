@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -109,7 +110,9 @@ def test_the_broker_lacks_a_committed_position(broker: Broker) -> None:
 def test_a_broker_that_is_gone_lets_it_bury_and_close(broker: Broker) -> None:
     """The last test of this module: the broker does not come back."""
     reader = Reader(broker.bootstrap, [ACTIONS], {})
+    assert reader.lag() >= 0
     broker.process.kill()
+    until(lambda: math.isnan(reader.lag()), "a lag that is not known")
     for offset in range(3):
         reader.bury(ACTIONS, 0, offset, b"{broken", "json", "it is broken")
     with pytest.raises(KafkaError, match="3 dead letters are not acknowledged"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -83,9 +84,13 @@ def _learn(
     counts_freshness: bool = True,
 ) -> bool:  # fmt: skip
     """Learns a lineage until it is over or the service ends. Returns whether the log holds all that was read."""
-    service.health.reason = f"loading lineage {lineage}"
+    gauges.lag.set(math.nan)
     declaration, delta_log = load(setup.source).declaration, Log(setup.log)
-    with Writer(delta_log, lineage) as writer:
+    writer = writer_of(delta_log, lineage, service, gauges)
+    if writer is None:
+        return False
+    service.health.reason = f"loading lineage {lineage}"
+    with writer:
         base = delta_log.newest_base(lineage)
         learner = Learner(load_model(setup.model or str(base.model), declaration), Settings(batch=setup.batch))
         learner.train(decode([], declaration))  # traces the step, which takes seconds: no delta should wait for it
@@ -103,6 +108,21 @@ def _learn(
             tracking.add(base)
             trainer = Trainer(state, writer, feed, setup.pace, tracking, gauges, service.health)
             return trainer.run(service.stopping, over)
+
+
+def writer_of(delta_log: Log, lineage: str, service: process.Service, gauges: Gauges) -> Writer | None:
+    """Makes the lineage's writer, as soon as the disk lets it; None if the service ends before that."""
+    while not service.stopping.is_set():
+        try:
+            return Writer(delta_log, lineage)
+        except OSError as e:
+            gauges.errors.inc()
+            reason = f"lineage {lineage} cannot be written: {e}"
+            if reason != service.health.reason:
+                log.error("%s; tried again each %.0f s", reason, process.RETRY_S)
+            service.health.reason = reason
+            service.stopping.wait(process.RETRY_S)
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from common import process
 from delta_log.files import Filter, TableRows, Weight, read_dense
-from delta_log.fold import merged, thinned, tick_times
+from delta_log.fold import PRECISION, merged, thinned, tick_times
 from delta_log.log import Log
 from delta_log.manifest import LogError, Manifest
 from delta_log.writer import Cut
@@ -56,6 +56,8 @@ class State:
         self.newest_event_ms = -1
         expire_ms = {p.table: p.expire_ms for p in self.declaration.policies if p.expire_ms is not None}
         self.expiry = Expiry(learner.tables, expire_ms)
+        self._expires, self._tick_ms = bool(expire_ms), min(expire_ms.values(), default=0) // PRECISION
+        self._ticked_ms = -1  # the event time at which the last tick ended
         self.counts_freshness = True
         """False while it catches up: the served lineage has learned the same examples."""
         self._clean_tick = 0  # rows stamped later are in no manifest yet
@@ -70,11 +72,26 @@ class State:
 
     def learn(self, batch: Batch) -> None:
         """Takes steps over a batch of any size, in its order."""
-        self.newest_event_ms = max(self.newest_event_ms, int(batch.event_ms.max(initial=-1)))
         for start in range(0, batch.size, self.learner.settings.batch):
             part = batch.slice(start, start + self.learner.settings.batch)
             self.tested.add(part, self.learner.train(part).logits)
             self._count(part)
+            self.newest_event_ms = max(self.newest_event_ms, int(part.event_ms.max()))
+            if self._expires and self.newest_event_ms - self._ticked_ms >= self._tick_ms:
+                self._end_tick(self.newest_event_ms)
+
+    def _end_tick(self, event_ms: int) -> int:
+        """Moves the tables' clock on. Rows that were learned in the tick that ends, which is returned, have one age.
+
+        So the ticks of expiring tables end at least each `expire_ms` / PRECISION of event time. Days that are learned
+        at once then leave one by one, as they came.
+        """
+        tick = self.tick()
+        self.expiry.ended(tick, event_ms)
+        self._ticked_ms = event_ms
+        for table in self.learner.tables.values():
+            table.set_tick(tick + 1)
+        return tick
 
     def _count(self, batch: Batch) -> None:
         rows, tasks = np.nonzero(batch.weights > 0)
@@ -90,11 +107,12 @@ class State:
         if self._pending is not None:
             raise RuntimeError("a cut while the one before is neither committed nor failed")
         started = time.monotonic()
+        if whole:  # a base has no row that is due
+            self.expiry.begin(self.newest_event_ms if self.learned_until_ms < 0 else self.learned_until_ms)
         self.expiry.end()
         self.positions = dict(positions)
         tables, totals = {}, {}
-        tick, since = self.tick(), 0 if whole else self._clean_tick
-        self.expiry.ended(tick, max(self.learned_until_ms, self.newest_event_ms))
+        since, tick = 0 if whole else self._clean_tick, self._end_tick(max(self.learned_until_ms, self.newest_event_ms))
         for name, table in self.learner.tables.items():
             # asarray shares the tensor's memory, numpy() would copy the delta once more
             keys, rows, slots, ticks = map(np.asarray, table.export_since(since))
@@ -103,7 +121,6 @@ class State:
             admission = Filter(table.admission_shape, places.astype(np.uint32), lines)
             tables[name] = TableRows(keys, rows, slots, ticks.astype(np.uint32), removed, admission)
             totals[name] = int(table.stats()["size"])
-            table.set_tick(tick + 1)
         export_ms = round((time.monotonic() - started) * 1000, 3)
         self._pending = Cut(
             source=self.source,
@@ -169,9 +186,8 @@ class State:
 
         Returns the newest manifest of it. Raises LogError if it is of another declaration or model.
         """
-        base, deltas = log.chain(lineage, base_seq)
-        if base_seq is not None:
-            deltas = []
+        # The base alone: the deltas after it may be broken, and then it is the way out.
+        base, deltas = log.chain(lineage) if base_seq is None else (log.manifest(lineage, "base", base_seq), [])
         last = deltas[-1] if deltas else base
         self._check_origin(last)
         dense = read_dense(last)
@@ -191,7 +207,7 @@ class State:
         self.learned = int(last.learned["count"]), int(last.learned["sum"])
         self.learned_until_ms, self._clean_tick = last.learned_until_ms, last.tick
         self.expiry.tick_times = thinned(tick_times([base, *deltas]))
-        self.newest_event_ms = max(self.expiry.tick_times.values(), default=-1)
+        self.newest_event_ms = self._ticked_ms = max(self.expiry.tick_times.values(), default=-1)
         return last
 
     def _check_origin(self, manifest: Manifest) -> None:
@@ -219,8 +235,13 @@ def score_with(base: Manifest, examples: Batch, declaration: Declaration, source
     """Returns the logits that a base gives, without its deltas: float32[n, tasks]; unknown ids read zeros."""
     learner = Learner(make(base.model, declaration))
     State(learner, source).restore(Log(base.folder.parents[1]), base.lineage, base.seq)
+    return scores_of(learner, examples)
+
+
+def scores_of(learner: Learner, examples: Batch) -> npt.NDArray[np.float32]:
+    """Returns the logits of any number of examples: float32[n, tasks]."""
     parts = [learner.score(examples.slice(at, at + SCORED_AT_ONCE)) for at in range(0, examples.size, SCORED_AT_ONCE)]
-    return np.concatenate([np.zeros((0, len(declaration.tasks)), np.float32), *parts])
+    return np.concatenate([np.zeros((0, len(learner.declaration.tasks)), np.float32), *parts])
 
 
 def rows_digest(keys: Any, rows: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -50,7 +51,8 @@ class Gauges:
         self.deltas = Counter("minutehand_trainer_deltas", "Deltas written by this process", registry=r)
         self.errors = Counter("minutehand_trainer_errors", "Failed writes and unreachable brokers", registry=r)
         self.dead = Gauge("minutehand_trainer_dead_examples", "Lines put into examples.dead", registry=r)
-        self.lag = Gauge("minutehand_trainer_lag_records", "Records of the topic not read yet", registry=r)
+        self.lag = Gauge("minutehand_trainer_lag_records", "Records not read yet; NaN if unknown", registry=r)
+        self.lag.set(math.nan)
         self.learned_until = Gauge("minutehand_trainer_learned_until_ms", "Event time that is learned", registry=r)
         self.committed_until = Gauge("minutehand_trainer_committed_until_ms", "Event time in the log", registry=r)
         self.uncommitted = Gauge("minutehand_trainer_uncommitted_examples", "Learned, not in the log yet", registry=r)
@@ -58,8 +60,10 @@ class Gauges:
         self.rows = Gauge("minutehand_trainer_delta_rows", "Rows of the newest delta", registry=r)
         self.auc = Gauge("minutehand_trainer_auc", "Test-then-train AUC of the newest delta", registry=r)
         self.table_rows = Gauge("minutehand_trainer_table_rows", "Rows of a table", ["table"], registry=r)
-        self.table_bytes = Gauge("minutehand_trainer_table_bytes", "Memory its rows fill", ["table"], registry=r)
-        self.reserved = Gauge("minutehand_trainer_table_reserved_bytes", "Memory it holds", ["table"], registry=r)
+        held = (
+            "Memory of a table: of all rows it ever had at a time. It never falls; rows that left make room for others"
+        )
+        self.table_bytes = Gauge("minutehand_trainer_table_bytes", held, ["table"], registry=r)
         self.expired = Counter("minutehand_trainer_expired_rows", "Rows that expired in this process", registry=r)
         self.rate = Gauge("minutehand_trainer_examples_per_second", "Examples learned, last sync", registry=r)
 
@@ -141,8 +145,7 @@ class Trainer:
         for name, table in self.state.learner.tables.items():
             stats = table.stats()
             self.gauges.table_rows.labels(name).set(stats["size"])
-            self.gauges.table_bytes.labels(name).set(4 * (table.dim + table.slot_floats) * stats["size"])
-            self.gauges.reserved.labels(name).set(stats["bytes"])
+            self.gauges.table_bytes.labels(name).set(stats["bytes"])
         self._publish()
 
     def _publish(self) -> None:
@@ -179,12 +182,8 @@ class Trainer:
             positions = self.feed.positions()
         except KafkaError as e:
             self._next_cut = time.monotonic() + RETRY_S
-            self.gauges.errors.inc()
-            if not self.health.reason:
-                self.health.reason = f"no delta can be written: {e}"
-                log.error("%s; tried again each %.0f s", self.health.reason, RETRY_S)
+            self._failed(str(e), f"each {RETRY_S:.0f} s")
             return
-        self.health.reason = ""
         now = time.monotonic()
         self.gauges.rate.set(self.state.examples / max(now - self._cut_at, 1e-3))
         self._cut_at = now
@@ -199,8 +198,7 @@ class Trainer:
                 self._committed(cut, written.result())
             except (OSError, LogError) as e:
                 self.state.failed(cut)
-                self.gauges.errors.inc()
-                log.error("delta %d was not written: %s; tried again at the next sync", self._seq + 1, e)
+                self._failed(str(e), "at the next sync")
         if self._based is not None and (wait or self._based.done()):
             based, self._based = self._based, None
             try:
@@ -211,12 +209,20 @@ class Trainer:
                 self.gauges.errors.inc()
                 log.error("no new base: %s", e)
 
+    def _failed(self, error: str, again: str) -> None:
+        """Reports, once, why no delta can be written. /healthz does so until the next one is."""
+        self.gauges.errors.inc()
+        before, self.health.reason = self.health.reason, f"no delta can be written: {error}"
+        if self.health.reason != before:
+            log.error("%s; tried again %s", self.health.reason, again)
+
     @property
     def _seq(self) -> int:
         return self.writer.head.seq if self.writer.head else 0
 
     def _committed(self, cut: Cut, manifest: Manifest) -> None:
         self.state.committed(cut)
+        self.health.reason = ""
         rows = sum(t.rows for t in manifest.tables.values())
         examples, kilobytes = cut.metrics["examples"], manifest.bytes // 1000
         log.info("%s: %d examples, %d rows, %d kB", manifest.name, examples, rows, kilobytes)

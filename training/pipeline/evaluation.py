@@ -1,5 +1,9 @@
 """The step `evaluate` of a warm start: a candidate's scores of a later interval, beside the scores as served.
 
+The served model kept learning while it served, and so would the candidate. So a copy of it scores each impression at
+the time at which it was shown, and learns each example at the time at which it was known (test, then train: progressive
+validation, Blum, Kalai and Langford, COLT 1999). The copy is in memory only: the candidate stays as it is.
+
 Both scores are of the same impressions. The report has AUC with a paired bootstrap interval by user, log loss and
 calibration. A negative that was kept with probability pi counts 1 / pi times.
 """
@@ -11,19 +15,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from common import process
 from common.auc import auc, compared
 from delta_log.log import Log
+from delta_log.manifest import Manifest
 from streaming.archive.archive import Archive
 from streaming.archive.columns import from_table
 from streaming.declaration import Declaration
 from streaming.example import Batch
 from streaming.source import load
 from streaming.topics import EXAMPLES
+from training.learn.learner import Learner, Settings
 from training.learn.metrics import logloss
-from training.learn.state import score_with
+from training.learn.state import State, scores_of
+from training.models.model import make
 from training.pipeline import candidates
+from training.pipeline.positions import before
 from training.record import registry
 
 Floats = npt.NDArray[np.floating]
@@ -45,10 +54,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if (report.get("begin_ms"), report.get("end_ms"), report.get("seed")) == (args.begin, args.end, args.seed):
         log.info("%s was evaluated on the same interval before: there is nothing to do", args.lineage)
     else:
-        batch = from_table(Archive(args.archive).read(EXAMPLES, args.begin, args.end), declaration)
-        logits = score_with(delta_log.manifest(args.lineage, "base", 0), batch, declaration, args.source)
+        table = Archive(args.archive).read(EXAMPLES, record["begin_ms"], args.end)
+        unlearned = from_table(table.filter(pa.array(~before(table, record["positions"]["offsets"]))), declaration)
+        judged = np.flatnonzero(unlearned.event_ms >= args.begin)
+        log.info("%d examples that it has not learned, %d of them judged", unlearned.size, len(judged))
+        state = _restored(delta_log.manifest(args.lineage, "base", 0), declaration, args)
+        logits = scores_while_learning(state, unlearned, judged)
         report = {"begin_ms": args.begin, "end_ms": args.end, "seed": args.seed}
-        report |= compare(batch, logits, declaration, args.seed)
+        report |= compare(unlearned.take(judged), logits, declaration, args.seed)
         candidates.write(delta_log, args.lineage, {**record, "evaluation": report})
     if args.mlflow != "none":
         client = registry.client_of(args.mlflow)
@@ -62,6 +75,36 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         base = delta_log.manifest(args.lineage, "base", delta_log.seqs(args.lineage, "base")[0])
         report["version"] = registry.register(client, args.source, run, base, registry.CANDIDATE, tags)
     return {"lineage": args.lineage, **report}
+
+
+def _restored(base: Manifest, declaration: Declaration, args: argparse.Namespace) -> State:
+    state = State(Learner(make(base.model, declaration), Settings(args.batch, args.seed)), args.source)
+    state.restore(Log(args.log), base.lineage, base.seq)
+    return state
+
+
+def scores_while_learning(state: State, examples: Batch, judged: npt.NDArray[np.intp]) -> Floats:
+    """Returns the logits float32[len(judged), tasks] that a served model gives while it learns all examples.
+
+    Each judged example is scored when the state has learned what was known at its `ts_ms`, but for the batch in which
+    that time falls. Examples are learned in the order of their `event_ms`.
+    """
+    logits = np.zeros((len(judged), len(state.declaration.tasks)), np.float32)
+    shown = np.argsort(examples.ts_ms[judged], kind="stable")
+    shown_ms, known = examples.ts_ms[judged[shown]], np.argsort(examples.event_ms, kind="stable")
+    scored, step = 0, state.learner.settings.batch
+    for at in range(0, len(known), step):
+        part = examples.take(known[at : at + step])
+        until_ms = int(part.event_ms[-1])
+        end = int(np.searchsorted(shown_ms, until_ms, "right"))
+        places, scored = shown[scored:end], end
+        if len(places):
+            logits[places] = scores_of(state.learner, examples.take(judged[places]))
+        state.learn(part)
+        state.learned_until_ms = max(state.learned_until_ms, until_ms)
+        state.expire()
+        state.expiry.end()
+    return logits
 
 
 def compare(batch: Batch, logits: Floats, declaration: Declaration, seed: int = 0) -> dict[str, Any]:

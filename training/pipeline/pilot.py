@@ -19,6 +19,7 @@ from delta_log.log import Log
 from delta_log.manifest import MANIFEST, LogError, Manifest, read_manifest
 from streaming.archive.columns import from_table
 from streaming.declaration import Declaration
+from training.pipeline.positions import before
 from training.record import registry
 
 SERVED = "served"
@@ -67,6 +68,4 @@ def already_learned(base: Manifest, table: Any, topic_id: str) -> int:
     """The number of examples before the positions up to which the base has learned."""
     if base.positions.get("topic_id") != topic_id:
         return 0
-    ends = {int(p): int(o) for p, o in base.positions["offsets"].items()}
-    partition, offset = table["partition"].to_numpy(), table["offset"].to_numpy()
-    return int((offset < np.array([ends.get(p, 0) for p in partition.tolist()], np.int64)).sum())
+    return int(before(table, base.positions["offsets"]).sum())

@@ -33,6 +33,7 @@ from training.learn.state import State
 from training.models.model import DEFAULT
 from training.models.model import load as load_model
 from training.pipeline import candidates
+from training.pipeline.positions import before
 from training.record import registry
 
 READ_AT_ONCE = 8192
@@ -174,18 +175,16 @@ def base_to_begin_from(delta_log: Log, table: pa.Table) -> Manifest:
 
 def select(table: pa.Table, positions: dict[str, Any], end_ms: int, base: Manifest | None) -> Data:
     """Selects the examples before `positions` that `base` has not learned, in the order in which to learn them."""
-    partition, offset = table["partition"].to_numpy(), table["offset"].to_numpy()
     ends = {int(p): int(o) for p, o in positions["offsets"].items()}
-    if strange := sorted(set(partition.tolist()) - set(ends)):
+    if strange := sorted(set(table["partition"].to_pylist()) - set(ends)):
         raise ValueError(f"examples are of partition {strange[0]}; the archive's positions are of {sorted(ends)}")
-    starts = {int(p): int(o) for p, o in base.positions["offsets"].items()} if base and base.positions else {}
+    starts: dict[str, int] = base.positions["offsets"] if base and base.positions else {}
     if starts and base and base.positions["topic_id"] != positions["topic_id"]:
         raise ValueError(f"{base.folder}: its positions are of another topic than the archive's: use --from none")
-    behind = offset >= np.array([ends[p] for p in partition.tolist()], np.int64)
-    in_base = offset < np.array([starts.get(p, 0) for p in partition.tolist()], np.int64)
+    behind, in_base = ~before(table, positions["offsets"]), before(table, starts)
     times = table["event_ms"].to_numpy()
     until_ms = int(times[behind].min()) - 1 if behind.any() else end_ms - 1
-    offsets = {str(p): max(end, starts.get(p, 0)) for p, end in sorted(ends.items())}
+    offsets = {str(p): max(end, int(starts.get(str(p), 0))) for p, end in sorted(ends.items())}
     selected = ~behind & ~in_base
     order = pa.array(in_order(times[selected], until_ms))
     examples = table.filter(pa.array(selected)).take(order).combine_chunks()

@@ -127,7 +127,8 @@ def finding(result: dict[str, Any]) -> str:
         text += f"seen are {seen['unexpected_count']} of {seen['element_count']} values that are not allowed"
         text += f" ({', '.join(values)})" if values and config["type"] != "expect_column_values_to_not_be_null" else ""
     else:
-        text += f"seen is {_number(seen.get('observed_value'))}"
+        value = seen.get("observed_value")
+        text += "there is no value to judge" if value is None else f"seen is {_number(value)}"
     return f"{text}; {_allowed(config['type'], allowed)}"
 
 

@@ -27,11 +27,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def reason_of(error: Exception) -> str:
+    """Returns the first line of an error, or its kind if it has no text."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class RecordError(InputError):
-    """MLflow did not answer, or refused. `reason` is the first line of its error."""
+    """MLflow did not answer, or refused. `reason` is what `reason_of` makes of its error."""
 
     def __init__(self, url: str, error: Exception) -> None:
-        self.reason = str(error).partition("\n")[0]
+        self.reason = reason_of(error)
         super().__init__(f"mlflow {url}: {self.reason}; what was done stays, run it again")
 
 

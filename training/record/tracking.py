@@ -1,8 +1,9 @@
 """Records a lineage's deltas and bases in MLflow, from a thread of its own: an outage of MLflow delays no delta.
 
-A lineage is a run (tag `lineage`), with which a restarted trainer continues. Each delta is a step. The index of
-manifests is the run's artifact `manifests.json`. Each base is a model version, and the newest one has the alias
-`trained` (training.record.registry).
+A lineage is a run (tag `lineage`), with which a restarted trainer continues. Each delta is a step. A killed trainer
+may have written deltas that MLflow never got. So the first batch of a new trainer has all manifests that the log keeps
+and MLflow lacks. The index of manifests is the run's artifact `manifests.json`. Each base is a model version, and the
+newest one has the alias `trained` (training.record.registry).
 """
 
 from __future__ import annotations
@@ -54,25 +55,30 @@ class Tracking:
             self._queue.put(manifest)
 
     def _loop(self) -> None:
-        client, waiting, reported = registry.client_of(self._url), [], False  # here: its import takes seconds
+        client: Any = None
+        waiting: list[Manifest] = []
+        reported = False
         while True:
             ending = self._ending.wait(EVERY_S)
             while not self._queue.empty():
                 waiting.append(self._queue.get())
             if waiting:
                 try:
+                    client = client or registry.client_of(self._url)  # here: its import takes seconds
                     self._send(client, waiting)
                     waiting, reported = [], False
                 except Exception as e:  # of any kind: the trainer continues
                     if not reported:
-                        reason = e.reason if isinstance(e, registry.RecordError) else str(e).partition("\n")[0]
+                        reason = e.reason if isinstance(e, registry.RecordError) else registry.reason_of(e)
                         log.warning("mlflow %s: %s: sent again later", self._url, reason)
                     reported = True
             if ending:
                 return
 
     def _send(self, client: Any, manifests: list[Manifest]) -> None:
-        run = self._run_id = self._run_id or registry.run_of(client, self._source, self._lineage)
+        run = self._run_id or registry.run_of(client, self._source, self._lineage)
+        if not self._run_id:
+            manifests = self._missing(client, run, manifests)
         metrics = [m for manifest in manifests if manifest.kind == "delta" for m in _metrics(manifest)]
         for at in range(0, len(metrics), MOST_METRICS):
             client.log_batch(run, metrics=metrics[at : at + MOST_METRICS])
@@ -83,6 +89,13 @@ class Tracking:
         for manifest in manifests:
             if manifest.kind == "base":
                 registry.register(client, self._source, run, manifest, registry.TRAINED)
+        self._run_id = run  # the next batch need not look for what is missing
+
+    def _missing(self, client: Any, run: str, waiting: list[Manifest]) -> list[Manifest]:
+        """Returns the manifests that the log keeps and those that wait, but for deltas that are steps of the run."""
+        steps = {metric.step for metric in client.get_metric_history(run, "learned")}
+        manifests = {m.name: m for m in [*self._manifests(), *waiting]}.values()
+        return [m for m in manifests if m.kind == "base" or m.seq not in steps]
 
     def _manifests(self) -> list[Manifest]:
         try:

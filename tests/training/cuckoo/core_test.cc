@@ -6,6 +6,7 @@
 #include <set>
 
 #include "tests/training/cuckoo/check.h"
+#include "tests/training/cuckoo/crafted.h"
 #include "training/cuckoo/core/table.h"
 
 // The linker sends the core's allocations here (--wrap=aligned_alloc, --wrap=mprotect): after so many they fail.
@@ -265,6 +266,63 @@ void TestStash() {
   CHECK(stashed > 100);
 }
 
+// Bits of a choice that decide the bucket: the low ones the group, the high ones the place in it.
+constexpr uint32_t Deciding(int high, int low) { return ~uint32_t{0} << (32 - high) | ((1u << low) - 1); }
+
+// Ten keys whose hashes share the shard, the low half, and 20 bits of the high half of the product with kGolden: their
+// two choices, if those were functions of the key alone.
+void TestKeysCraftedForTheHash() {
+  std::vector<int64_t> keys;
+  for (uint64_t high = 1; keys.size() < 10; ++high) {
+    const uint64_t hash = high << 32 | 0x12345678;
+    if ((hash * kGolden >> 32 & Deciding(8, 12)) == 711) keys.push_back(KeyOf(hash));
+    CHECK(high < uint64_t{1} << 27 && Hash(KeyOf(hash)) == hash);
+  }
+  Table table(Small(2, 4));
+  std::vector<float> out(2 * keys.size());
+  table.Lookup(keys.data(), keys.size(), out.data());
+  CHECK_EQ(table.stats().size, keys.size());
+  CHECK(table.stats().capacity < 200);
+}
+
+// Ten keys that share both buckets, as if the secret were known: two of them have no place in the index.
+void TestKeysCraftedForTheSecret() {
+  constexpr uint64_t kSecret = 0x123456789abcdef1;
+  Pager pager;
+  Index index(1 << 20, &pager, 512, kSecret);
+  std::vector<int64_t> keys;
+  for (int64_t key = 0; keys.size() < 10; ++key) {
+    const uint64_t folded = Fold(Hash(key), kSecret);
+    const bool first = (Index::ChoiceA(folded) & Deciding(3, 5)) == 0;
+    if (first && (Index::ChoiceB(folded) & Deciding(3, 5)) == Deciding(3, 5)) keys.push_back(key);
+  }
+  const auto insert = [&](int64_t key) { index.Insert(key, Hash(key), static_cast<uint32_t>(key & 0xffffff), 1); };
+  const auto check = [&] {
+    CHECK_EQ(index.size(), keys.size());
+    for (const int64_t key : keys) {
+      const Place place = index.Find(key, Hash(key));
+      CHECK(static_cast<bool>(place));
+      CHECK_EQ(place.row(), static_cast<uint32_t>(key & 0xffffff));
+    }
+  };
+  for (const int64_t key : keys) insert(key);
+  check();
+  CHECK(index.shape().stashed);
+  CHECK(index.capacity() < 32);
+  for (int k = 0; k < 3; ++k, keys.pop_back()) index.Erase(index.Find(keys.back(), Hash(keys.back())));
+  keys.push_back(-1);
+  insert(-1);  // and it finds room for those that waited
+  check();
+  CHECK(!index.shape().stashed);
+  for (int64_t key = -1000; key < -1; ++key) {
+    insert(key);
+    keys.push_back(key);
+  }
+  check();
+  CHECK(static_cast<double>(index.size()) / index.capacity() > 0.9);
+  pager.Stop();
+}
+
 void TestMemoryIsUsedAgain() {
   Table table(Small(16, 4));
   std::vector<int64_t> keys(5000);
@@ -377,6 +435,8 @@ int main() {
   cuckoo::TestLoad();
   cuckoo::TestDisplacement();
   cuckoo::TestStash();
+  cuckoo::TestKeysCraftedForTheHash();
+  cuckoo::TestKeysCraftedForTheSecret();
   cuckoo::TestMemoryIsUsedAgain();
   cuckoo::TestSmallTableIsSmall();
   cuckoo::TestRange();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/training/cuckoo/check.h"
+#include "tests/training/cuckoo/crafted.h"
 #include "training/cuckoo/core/gradients.h"
 
 namespace cuckoo {
@@ -181,6 +182,16 @@ void TestPartsOfGradients() {
   }
 }
 
+// All keys of a batch may be crafted to be of one part.
+void TestKeysOfOnePart() {
+  constexpr size_t n = 1100;
+  std::vector<int64_t> keys(n);
+  const std::vector<float> values(n, 1);
+  for (size_t i = 0; i < n; ++i) keys[i] = KeyOf(i);
+  CHECK_EQ(Gradients(keys.data(), n, values.data(), 1, 0, 3).size(), n);
+  CHECK_EQ(Gradients(keys.data(), n, values.data(), 1, 1, 3).size(), 0u);
+}
+
 }  // namespace
 }  // namespace cuckoo
 
@@ -190,5 +201,6 @@ int main() {
   cuckoo::TestStepsOfSegments();
   cuckoo::TestGradients();
   cuckoo::TestPartsOfGradients();
+  cuckoo::TestKeysOfOnePart();
   std::cout << "row: all passed" << std::endl;
 }

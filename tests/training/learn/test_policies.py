@@ -245,6 +245,27 @@ def test_a_restored_state_knows_how_old_its_rows_are(tmp_path: Path) -> None:
     assert everything(resumed) == everything(evicted) and last.tables["viewer"].removed > 0
 
 
+def test_the_history_of_a_base_leaves_as_it_came(tmp_path: Path) -> None:
+    """Thirty minutes are learned at once, and ids live for ten. No delta then removes more than two minutes' ids."""
+    log, minutes = Log(tmp_path), some(30, 60)
+    state = a_state(expiring(10))
+    for minute, batch in enumerate(minutes):
+        state.learn(aged(batch, minute * 60_000))
+    with Writer(log, log.new_lineage()) as writer:
+        commit(state, writer)
+        assert set(keys_of(state.learner.tables["viewer"])) == set().union(*(ids_of(b) for b in minutes[20:]))
+        resumed = a_state(expiring(10))
+        resumed.restore(log, writer.lineage)
+        for minute in range(30, 40):
+            at(resumed, minute)
+            resumed.expire()
+            commit(resumed, writer)
+    removed = [m.tables["viewer"].removed for m in log.chain(writer.lineage)[1]]
+    most = max(len(ids_of(a) | ids_of(b)) for a, b in zip(minutes[20:], minutes[21:], strict=False))
+    assert sum(removed) > 100 and max(removed) <= most
+    assert resumed.learner.tables["viewer"].stats()["size"] == 0 and verify(log, writer.lineage) == []
+
+
 CHILD = """
 import os, sys
 from pathlib import Path

@@ -1,7 +1,9 @@
-"""The trainer with a topic in memory: dead letters that no broker acknowledges, and an end that is bounded."""
+"""The trainer with a topic in memory: dead letters that no broker acknowledges, a full disk, an end that is bounded."""
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import signal
 import threading
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 from kafka.errors import KafkaError
 
-from common import process
+from common import disk, process
 from delta_log.log import Log
 from delta_log.verification import verify
 from delta_log.writer import Writer
@@ -24,6 +26,7 @@ from streaming.source import load
 from tests.support.wait import until
 from training.learn import trainer
 from training.learn.learner import Learner, Settings
+from training.learn.online import writer_of
 from training.learn.state import State
 from training.learn.trainer import Gauges, Pace, Trainer
 from training.models.model import load as load_model
@@ -124,6 +127,52 @@ def test_it_learns_on_while_a_dead_letter_is_not_acknowledged(rig: Rig, caplog: 
     count, total = rig.straight.learned
     assert delta.learned == {"count": count, "sum": str(total)} and delta.positions == {"offsets": {"0": 4}}
     assert delta.metrics["examples"] == 4 * 300 and verify(rig.log, rig.writer.lineage) == []
+
+
+def test_it_learns_on_and_says_so_while_the_disk_is_full(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(disk, "flushed", full)
+    rig.send(*HISTORY[:2])
+    rig.until(lambda: rig.metric("errors") >= 2, "attempts that fail")
+    rig.send(*HISTORY[2:4])
+    rig.until(lambda: rig.metric("examples") == 4 * 300 and rig.metric("errors") >= 4, "all to be learned")
+    reason = rig.service.health.reason
+    assert reason.startswith("no delta can be written: [Errno 28] No space left on device: ")
+    assert caplog.messages.count(f"{reason}; tried again at the next sync") == 1
+    monkeypatch.undo()
+    rig.until(lambda: rig.metric("deltas") == 1, "the delta")
+    assert rig.service.health.reason == ""
+    (delta,) = rig.log.chain(rig.writer.lineage)[1]
+    count, total = rig.straight.learned
+    assert delta.learned == {"count": count, "sum": str(total)} and delta.metrics["examples"] == 4 * 300
+    assert verify(rig.log, rig.writer.lineage) == []
+
+
+def test_it_begins_when_the_disk_lets_it_and_says_why_it_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons: list[str] = []
+
+    def readonly(*_: Any) -> None:
+        reasons.append(rig.service.health.reason)
+        if len(reasons) == 3:
+            monkeypatch.undo()
+        raise OSError(errno.EROFS, "Read-only file system", "LOCK")
+
+    monkeypatch.setattr(process, "RETRY_S", 0.01)
+    monkeypatch.setattr(disk, "hold", readonly)
+    rig.writer.close()
+    with writer_of(rig.log, rig.writer.lineage, rig.service, rig.gauges) or rig.writer as writer:
+        assert writer is not rig.writer and writer.head == rig.writer.head
+    text = f"lineage {writer.lineage} cannot be written: [Errno 30] Read-only file system: 'LOCK'"
+    assert reasons == ["", text, text] and rig.metric("errors") == 3
+
+
+def test_the_lag_is_not_a_number_until_it_is_known() -> None:
+    lag = Gauges().registry.get_sample_value("minutehand_trainer_lag_records")
+    assert lag is not None and math.isnan(lag)
 
 
 def test_what_could_not_be_committed_at_the_end_is_learned_again(rig: Rig) -> None:

@@ -149,6 +149,24 @@ def test_a_poisoned_day_is_refused_and_each_finding_says_what_was_seen_and_what_
     assert seen == {}
 
 
+def test_a_task_that_no_example_is_about_is_no_evidence(folder):
+    def silent(day):
+        table = day["examples"]
+        watched = [i for i, weight in enumerate(table["weight_watch"].to_pylist()) if weight == 0]
+        return day | {"examples": table.take(pa.array(watched))}
+
+    assert judge(archived.archive(folder / "archive", 3, silent), FIRST, folder).findings == []
+    statistics = json.loads((folder / "samples" / FIRST.name / validation.REFERENCE).read_text())
+    assert "rate_watch" not in statistics and len(statistics) > 1
+
+
+def test_a_column_without_a_value_is_named():
+    config = {"type": "expect_column_mean_to_be_between", "kwargs": {"column": "feature_age", "min_value": 1.0}}
+    result = {"expectation_config": config, "result": {"observed_value": None}}
+    text = "expect_column_mean_to_be_between of feature_age: there is no value to judge; allowed is at least 1"
+    assert validation.finding(result) == text
+
+
 def test_an_empty_interval_is_nothing_against_anybody(folder):
     def without(day):
         rows = {t: inside(day[t], "event_ms" if t == "examples" else "ts_ms", SECOND) for t in day}

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_log.log import Log
-from delta_log.manifest import Manifest
+from delta_log.manifest import LogBroken, Manifest
 from delta_log.verification import verify
+from delta_log.writer import Writer as LogWriter
 from streaming import topics
 from streaming.archive.archive import Archive
 from streaming.archive.archiver import Archiver, Gauges
@@ -34,10 +35,14 @@ from tests.support.process import Process
 from tests.support.replay import EVENT_TIME
 from tests.support.wait import until
 from training.learn import batch_pass as batch
+from training.learn.learner import Learner
+from training.learn.state import State
+from training.models.model import load as load_model
 from training.pipeline import candidates, warm_start
 
 SOURCE = "simulator?seed=5&minutes=5"
 DECLARATION = load(SOURCE).declaration
+JUDGED = DECLARATION.tasks.index(DECLARATION.judged)
 LIVE = list(islice(load(SOURCE).live(), 3000))
 RNG = np.random.default_rng(3)
 RECORDS = [
@@ -215,6 +220,51 @@ def test_begun_from_what_serves_it_leaves_out_what_that_knows(
     )
     assert "nothing to learn" in caplog.text and "the base has learned" in caplog.text
     assert delta_log.lineages() == [first["lineage"], more["lineage"]]
+
+
+def test_a_broken_delta_is_refused_and_a_warm_start_is_the_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archived(tmp_path / "archive")
+    delta_log = Log(tmp_path / "log")
+    where = ["--log", delta_log.path, "--archive", tmp_path / "archive", "--begin", BEGIN_MS]
+    first = run(capsys, "train", *where, "--end", END_MS)["lineage"]
+    delta_log.serve(first)
+    state = a_state()
+    state.restore(delta_log, first)
+    state.learn(decode([json.dumps(r).encode() for r in RECORDS[-300:]], DECLARATION))
+    with LogWriter(delta_log, first) as writer:
+        delta = writer.delta(state.cut(state.positions))
+    path = delta.folder / "rows-0.arrow"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LogBroken, match=f"{path}: sha256 .*, expected "):
+        a_state().restore(delta_log, first)  # as the trainer does, at each start
+
+    # The delta's examples are in the archive. A new lineage begins with the base before it, and learns them again.
+    second = run(capsys, "train", *where, "--end", LAST_MS + 1, "--from", "serving")
+    assert second["from"] == f"{first}/base-000000000" and second["learned"] == learned_by(RECORDS)
+    delta_log.serve(second["lineage"])
+    assert a_state().restore(delta_log, second["lineage"]).learned == learned_by(RECORDS)
+
+
+def a_state() -> State:
+    return State(Learner(load_model("deepfm", DECLARATION)), SOURCE)
+
+
+def test_a_candidate_is_judged_while_it_learns_and_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archived(tmp_path / "archive")
+    log, where = tmp_path / "log", ["--log", tmp_path / "log", "--archive", tmp_path / "archive"]
+    lineage = run(capsys, "train", *where, "--begin", BEGIN_MS, "--end", END_MS)["lineage"]
+    before = {path: path.read_bytes() for path in (log / lineage).rglob("*") if path.is_file()}
+    report = run(capsys, "evaluate", *where, "--begin", END_MS, "--end", JUDGED_MS, "--lineage", lineage)
+    assert {path: path.read_bytes() for path in (log / lineage).rglob("*") if path.is_file()} == before
+    inside = [r for r in RECORDS if END_MS <= r["event_ms"] < JUDGED_MS and r["weights"][JUDGED] > 0]
+    assert report["examples"] == len(inside) and report["candidate"]["auc"] > 0.5
+    assert run(capsys, "evaluate", *where, "--begin", END_MS, "--end", JUDGED_MS, "--lineage", lineage) == report
 
 
 def test_what_is_missing_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

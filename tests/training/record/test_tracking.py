@@ -17,7 +17,7 @@ from tests.support.log_oracle import Oracle
 from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.wait import until
-from training.record import registry
+from training.record import registry, tracking
 from training.record.registry import CANDIDATE, TRAINED, RecordError
 from training.record.tracking import Tracking
 
@@ -32,11 +32,11 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
     words += ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "a")]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
-    with Writer(log, lineage) as writer, Tracking(url, log, lineage, "simulator?seed=7") as tracking:
+    with Writer(log, lineage) as writer, Tracking(url, log, lineage, "simulator?seed=7") as record:
         started = time.monotonic()
-        tracking.add(writer.first_base(oracle.whole()))
+        record.add(writer.first_base(oracle.whole()))
         for _ in range(3):
-            tracking.add(writer.delta(oracle.change()))
+            record.add(writer.delta(oracle.change()))
         assert time.monotonic() - started < 5, "an outage delays nothing"
         server = Process(tmp_path / "server.log", "mlflow", *words, env=quiet)
         try:
@@ -54,11 +54,12 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
 
             made = compact(log, writer)
             assert made is not None
+            writer.delta(oracle.change())  # its trainer is killed before MLflow has it
             with Tracking(url, log, lineage, "simulator?seed=7") as resumed:  # a restarted trainer
-                resumed.add(log.manifest(lineage, "base", 0))  # known already
                 resumed.add(made)
-                resumed.add(writer.delta(oracle.change()))
                 until(lambda: (v := _version(client)) is not None and v.tags["seq"] == "3", "the newer base's version")
+                resumed.add(writer.delta(oracle.change()))
+            assert [m.step for m in client.get_metric_history(run.info.run_id, "learned")] == [1, 2, 3, 4, 5]
             assert [r.info.run_id for r in _runs(client)] == [run.info.run_id]
             versions = client.search_model_versions("name = 'minutehand-simulator-deepfm'")
             assert sorted(v.tags["sha256"] for v in versions) == sorted(
@@ -111,9 +112,43 @@ def _rows(manifest: Manifest) -> int:
     return sum(t.rows for t in manifest.tables.values())
 
 
+def test_an_error_without_a_text_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[int] = []
+
+    class Client:
+        def get_metric_history(self, run: str, name: str) -> list[Any]:
+            return []
+
+        def log_batch(self, run: str, metrics: list[int]) -> None:
+            sent.extend(metrics)
+
+        def log_artifact(self, run: str, path: str) -> None: ...
+
+    answers = iter([ConnectionError(), Client()])
+
+    def client_of(url: str) -> Any:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(tracking, "EVERY_S", 0.01)
+    monkeypatch.setattr(tracking, "_metrics", lambda manifest: [manifest.seq])
+    monkeypatch.setattr(registry, "client_of", client_of)
+    monkeypatch.setattr(registry, "run_of", lambda *_: "run")
+    monkeypatch.setattr(registry, "register", lambda *_: "1")
+    log, oracle = Log(tmp_path), Oracle(7)
+    with Writer(log, log.new_lineage()) as writer, Tracking("http://m", log, writer.lineage, "simulator") as record:
+        record.add(writer.first_base(oracle.whole()))
+        record.add(writer.delta(oracle.change()))
+        until(lambda: sent == [1], "the delta")
+    assert caplog.messages == ["mlflow http://m: ConnectionError: sent again later"]
+
+
 def test_without_mlflow_nothing_is_sent(tmp_path: Path) -> None:
     log, oracle = Log(tmp_path), Oracle(7)
-    with Writer(log, log.new_lineage()) as writer, Tracking("none", log, writer.lineage, "simulator") as tracking:
-        tracking.add(writer.first_base(oracle.whole()))
+    with Writer(log, log.new_lineage()) as writer, Tracking("none", log, writer.lineage, "simulator") as record:
+        record.add(writer.first_base(oracle.whole()))
         started = time.monotonic()
     assert time.monotonic() - started < 1

@@ -61,9 +61,11 @@ class Ahead {
     for (size_t s = 0; s < shards_.size(); ++s) Look(shards_[s], &views_[s]);
     for (size_t j = 0; j < n; ++j) {
       const uint64_t hash = Hash(key(j));
-      view_[j] = &views_[shards_.Of(hash)];
-      choice_[j] = Index::ChoiceB(hash);
-      bucket_[j] = view_[j]->Of(Index::ChoiceA(hash));
+      const View& view = views_[shards_.Of(hash)];
+      const uint64_t folded = Fold(hash, view.secret);
+      view_[j] = &view;
+      choice_[j] = Index::ChoiceB(folded);
+      bucket_[j] = view.Of(Index::ChoiceA(folded));
     }
     absents_ = 0;
     InGroups(
@@ -129,6 +131,7 @@ class Ahead {
     Bucket* buckets;
     const char* rows;
     size_t stride;  // bytes
+    uint64_t secret;
     Shape shape;
     uint32_t version;  // odd: not to be trusted
 
@@ -141,7 +144,11 @@ class Ahead {
   static void Look(const Shard& shard, View* view) {
     const uint32_t version = shard.lock.version();  // before all else that is read
     const Shape shape = shard.index.shape();
-    *view = {&shard.index.At(0), reinterpret_cast<const char*>(shard.slab.At(0)), shard.slab.stride_bytes(), shape,
+    *view = {&shard.index.At(0),
+             reinterpret_cast<const char*>(shard.slab.At(0)),
+             shard.slab.stride_bytes(),
+             shard.index.secret(),
+             shape,
              version | shape.stashed};
   }
 

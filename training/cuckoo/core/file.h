@@ -1,6 +1,6 @@
 // Saves a shard with its index to a file and loads it. Loading hashes and inserts nothing. No TensorFlow here.
 //
-//   | Head: magic, config, shape, size, tick, checksum |
+//   | Head: magic, config, shape, secret, size, tick, checksum |
 //   | B buckets, row numbers counted from the first | stash in the last block | the rows of these keys | checksum |
 //   | the next B buckets ...
 //
@@ -44,7 +44,11 @@ class ShardFile {
     const Shard& shard = table.shard(s);
     const std::shared_lock hold(shard.lock);
     const Index& index = shard.index;
-    Head head{.config = Config(table, s), .shape = index.shape().Pack(), .size = index.size(), .tick = table.tick()};
+    Head head{.config = Config(table, s),
+              .shape = index.shape().Pack(),
+              .secret = index.secret(),
+              .size = index.size(),
+              .tick = table.tick()};
     head.checksum = Checksum(&head, offsetof(Head, checksum));
     Write(&head, sizeof head);
     char* data = reinterpret_cast<char*>(buffer_.data());
@@ -76,7 +80,7 @@ class ShardFile {
     const std::unique_lock hold(shard.lock);
     if (shard.index.size() != 0) throw FileError("the shard to load into is not empty");
     try {
-      shard.index.Restore(shape);
+      shard.index.Restore(shape, head.secret);
       for (uint32_t begin = 0; begin < shard.index.buckets(); begin += buckets_) {
         LoadPart(*table, s, shape, begin);
         ReadAhead();
@@ -93,8 +97,8 @@ class ShardFile {
   static constexpr size_t kBuffer = 2 << 20;
 
   struct Head {
-    char magic[8] = {'c', 'u', 'c', 'k', 'o', 'o', ' ', '1'};
-    uint64_t config = 0, shape = 0, size = 0, tick = 0, checksum = 0;
+    char magic[8] = {'c', 'u', 'c', 'k', 'o', 'o', ' ', '2'};
+    uint64_t config = 0, shape = 0, secret = 0, size = 0, tick = 0, checksum = 0;
   };
 
   struct Part {
@@ -172,7 +176,7 @@ class ShardFile {
         if (from[b].row[slot] == Slab::kNoRow) continue;
         const uint64_t hash = Hash(from[b].key[slot]);
         const uint32_t bucket = begin + b;
-        const auto [first, second] = Index::Choose(shape, hash);
+        const auto [first, second] = shard.index.Choose(shape, hash);
         if (table.ShardOf(hash) != s || (b < part.plain && bucket != first && bucket != second)) {
           throw FileError("a shard is damaged: a key is not where it would be looked for");
         }

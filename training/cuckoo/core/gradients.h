@@ -34,13 +34,14 @@ class Gradients {
       : dim_(dim) {
     keys_.reserve(n / parts + n / 16);
     rows_.reserve(n / parts + n / 16);
-    thread_local std::vector<uint32_t> first;  // open addressing: place of the key among keys_, + 1
-    const size_t mask = std::bit_ceil(2 * n / parts + n / 8 + 1) - 1;
+    thread_local std::vector<uint32_t> first;      // open addressing: place of the key among keys_, + 1
+    const size_t mask = std::bit_ceil(2 * n) - 1;  // all keys may be of one part
+    static const uint64_t secret = Secret();       // and of one place, if somebody knew how to craft them
     first.assign(mask + 1, 0);
     for (size_t i = 0; i < n; ++i) {
       const uint64_t hash = Hash(keys[i]);
       if (parts > 1 && ((hash >> 32) * parts) >> 32 != part) continue;
-      size_t at = hash & mask;
+      size_t at = Fold(hash, secret) & mask;
       while (first[at] != 0 && keys_[first[at] - 1] != keys[i]) at = (at + 1) & mask;
       const float* row = values + i * dim;
       if (first[at] == 0) {

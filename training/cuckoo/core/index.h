@@ -12,7 +12,12 @@
 //     step takes longer, and there is no second generation of memory.
 //   - Bucket a is a key's home. There it puts out a guest, a key whose home is elsewhere. So 72 % are found in their
 //     first line instead of 54 %; 82 % is possible.
-//   - A key without a place at once waits in the stash, where Find looks too. The next Insert grows again.
+//   - A key without a place at once waits in the stash, where Find looks too. The next Insert tries again, and grows if
+//     the load is kFloor or more. Below that only keys that share both buckets have no place, and growth helps them
+//     little.
+//   - The two choices depend on a number that each index draws for itself. So nobody can craft keys that share their
+//     buckets: ten of them would make it grow without end. Shard and admission are functions of the key alone, because
+//     a delta carries them.
 //   - If memory is short, Insert() throws std::bad_alloc and has changed no key.
 //   - During a scan (Watch), the index records each key that changes its bucket.
 #pragma once
@@ -23,6 +28,7 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <random>
 #include <vector>
 
 #include "training/cuckoo/core/shape.h"
@@ -41,8 +47,20 @@ inline uint64_t Mix(uint64_t x) {
 
 constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;
 
-// Top bits choose the shard; the low half and the high half of a product are the two choices.
+// A function of the key alone. Its top bits choose the shard.
 inline uint64_t Hash(int64_t key) { return Mix(static_cast<uint64_t>(key) + kGolden); }
+
+// The hash, folded with a secret: both halves of their product.
+[[gnu::always_inline]] inline uint64_t Fold(uint64_t hash, uint64_t secret) {
+  const auto product = static_cast<unsigned __int128>(hash) * secret;
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
+
+// A secret for Fold, odd.
+inline uint64_t Secret() {
+  std::random_device random;
+  return (uint64_t{random()} << 32 | random()) | 1;
+}
 
 struct Entry {
   int64_t key;
@@ -126,25 +144,33 @@ class Index {
   };
 
   // Up to `most` bytes. `nodes`: how many buckets an insert looks at for an empty slot.
-  Index(size_t most, Pager* pager, int nodes = kNodes)
-      : range_(most, 0, pager), buckets_(reinterpret_cast<Bucket*>(range_.data())), nodes_(std::min(nodes, kNodes)) {
+  Index(size_t most, Pager* pager, int nodes = kNodes, uint64_t secret = Secret())
+      : range_(most, 0, pager),
+        buckets_(reinterpret_cast<Bucket*>(range_.data())),
+        nodes_(std::min(nodes, kNodes)),
+        secret_(secret) {
     range_.Reserve(sizeof(Bucket));
     At(0).Clear();
   }
 
   Shape shape() const { return Shape::Unpack(shape_.load(std::memory_order_acquire)); }
 
-  static uint32_t ChoiceA(uint64_t hash) { return static_cast<uint32_t>(hash); }
-  static uint32_t ChoiceB(uint64_t hash) { return static_cast<uint32_t>((hash * kGolden) >> 32); }
-  static Choice Choose(const Shape& shape, uint64_t hash) {
-    return {shape.Bucket(ChoiceA(hash)), shape.Bucket(ChoiceB(hash))};
+  uint64_t secret() const { return secret_.load(std::memory_order_relaxed); }
+
+  // The halves of a folded hash.
+  static uint32_t ChoiceA(uint64_t folded) { return static_cast<uint32_t>(folded); }
+  static uint32_t ChoiceB(uint64_t folded) { return static_cast<uint32_t>(folded >> 32); }
+  Choice Choose(const Shape& shape, uint64_t hash) const {
+    const uint64_t folded = Fold(hash, secret());
+    return {shape.Bucket(ChoiceA(folded)), shape.Bucket(ChoiceB(folded))};
   }
 
   Bucket& At(uint32_t bucket) const { return buckets_[bucket]; }
 
   Place Find(int64_t key, uint64_t hash) const {
     const Shape now = shape();
-    for (const uint32_t choice : {ChoiceA(hash), ChoiceB(hash)}) {
+    const uint64_t folded = Fold(hash, secret());
+    for (const uint32_t choice : {ChoiceA(folded), ChoiceB(folded)}) {
       Bucket& bucket = At(now.Bucket(choice));
       const int slot = bucket.Find(key);
       if (slot >= 0) return {&bucket, slot};
@@ -167,7 +193,9 @@ class Index {
 
   // The key must not be there yet.
   void Insert(int64_t key, uint64_t hash, uint32_t row, uint32_t tick) {
-    while (size_ >= Limit() || stashed_ > 0) Grow();
+    ReserveMoved();
+    if (stashed_ > 0) Unstash();  // keys that left may have made room
+    while (size_ >= Limit() || (stashed_ > 0 && Crowded())) Grow();
     ReserveMoved();
     Entry entry{key, row, tick};
     if (!Displace(&entry, hash)) Stash(entry);
@@ -198,9 +226,10 @@ class Index {
   // From now on keys that change their bucket are appended to `moved`; nullptr ends it.
   void Watch(std::vector<int64_t>* moved) const { moved_ = moved; }
 
-  // For a file (file.h): an empty index becomes one of this shape; then its keys come, each to where it was.
-  void Restore(Shape shape) {
+  // For a file (file.h): an empty index becomes one of this shape and secret; then its keys come, each to where it was.
+  void Restore(Shape shape, uint64_t secret) {
     ReserveStash();
+    secret_.store(secret, std::memory_order_relaxed);
     range_.Reserve(shape.buckets() * sizeof(Bucket));
     for (uint32_t b = 0; b < shape.buckets(); ++b) At(b).Clear();
     Publish(shape);
@@ -228,6 +257,7 @@ class Index {
   static constexpr int kAhead = 10;
   static constexpr int kNodes = 512;
   static constexpr int kGroup = 7 * Bucket::kSlots;  // keys that one step of growth may move
+  static constexpr double kFloor = 0.5;
 
   struct Node {
     uint32_t bucket;
@@ -246,6 +276,9 @@ class Index {
     const size_t all = capacity();
     return all < 64 ? all : static_cast<size_t>(kLoad * all);
   }
+
+  // Whether growth is the remedy for a stash that is not empty. A step of growth needs room in the stash, too.
+  bool Crowded() const { return size_ >= kFloor * capacity() || stashed_ >= kStash; }
 
   void Publish(Shape shape) {
     shape.stashed = stashed_ > 0;
@@ -281,6 +314,11 @@ class Index {
         p.bucket->Erase(p.slot);
       });
     }
+    Unstash();
+  }
+
+  // Puts the stash's keys in their places, but for those that still have none.
+  void Unstash() {
     for (int i = 0; i < kStash && stashed_ > 0; ++i) {
       ForEach(&stash_[i], [&](Place p) {
         Moved(p.key());
@@ -290,7 +328,7 @@ class Index {
         if (!Displace(&entry, Hash(entry.key))) Stash(entry);
       });
     }
-    Publish(grown);
+    Publish(shape());
   }
 
   void Stash(const Entry& entry) {
@@ -300,11 +338,13 @@ class Index {
     ++stashed_;
   }
 
+  uint32_t Home(const Shape& shape, uint64_t hash) const { return shape.Bucket(ChoiceA(Fold(hash, secret()))); }
+
   // Puts the entry in; false: *entry, which may be another by now, is left over.
   bool Displace(Entry* entry, uint64_t hash) {
     const Shape now = shape();
     for (int kick = 0; kick < kKicks; ++kick) {
-      const uint32_t a = now.Bucket(ChoiceA(hash));
+      const uint32_t a = Home(now, hash);
       Bucket& home = At(a);
       const int empty = home.FindEmpty();
       if (empty >= 0) {
@@ -312,12 +352,13 @@ class Index {
         return true;
       }
       int guest = 0;
-      while (guest < Bucket::kSlots && now.Bucket(ChoiceA(Hash(home.key[guest]))) == a) ++guest;
+      while (guest < Bucket::kSlots && Home(now, Hash(home.key[guest])) == a) ++guest;
       if (guest == Bucket::kSlots) break;
       const Entry out = Place{&home, guest}.entry();
       hash = Hash(out.key);
-      __builtin_prefetch(&At(now.Bucket(ChoiceA(hash))), 1);
-      __builtin_prefetch(&At(now.Bucket(ChoiceB(hash))), 1);
+      const Choice of_guest = Choose(now, hash);
+      __builtin_prefetch(&At(of_guest.a), 1);
+      __builtin_prefetch(&At(of_guest.b), 1);
       Moved(out.key);
       home.Put(guest, *entry);
       *entry = out;
@@ -386,6 +427,7 @@ class Index {
   size_t size_ = 0;
   mutable std::vector<int64_t>* moved_ = nullptr;
   const int nodes_;
+  std::atomic<uint64_t> secret_;  // changes only when an empty index is restored
 };
 
 }  // namespace cuckoo
