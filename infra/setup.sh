@@ -64,6 +64,11 @@ esac
 
 [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] || fail "this machine is $(uname -s) $(uname -m); allowed is Linux x86_64"
 
+# Java's class path cannot hold what UTF-8 writes with four bytes.
+if LC_ALL=C grep -q $'[\xf0-\xf7]' <<<"$PWD"; then
+    fail "this folder is $PWD; allowed is a path without emoji: Java finds no class in another one"
+fi
+
 # A Python of 3.11 to 3.13 that can make environments; prints its path.
 in_range() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1; }
 can_venv() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
