@@ -64,9 +64,9 @@ esac
 
 [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] || fail "this machine is $(uname -s) $(uname -m); allowed is Linux x86_64"
 
-# Java's class path cannot hold what UTF-8 writes with four bytes.
-if LC_ALL=C grep -q $'[\xf0-\xf7]' <<<"$PWD"; then
-    fail "this folder is $PWD; allowed is a path without emoji: Java finds no class in another one"
+# Java finds no class below a name with four-byte characters, and MLflow's migrations none below one with %.
+if LC_ALL=C grep -q $'[\xf0-\xf7%]' <<<"$PWD"; then
+    fail "this folder is $PWD; allowed is a path without % and emoji (the setting var may have both)"
 fi
 
 # A Python of 3.11 to 3.13 that can make environments; prints its path.
