@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from infra import prepare
+from infra import prepare, services
 from infra.settings import Settings
 
 
@@ -12,3 +12,10 @@ def test_our_model_server_listens_on_the_platforms_host() -> None:
     settings = Settings(host="0.0.0.0", model_server="own")
     command = prepare.declared(settings, defaultdict(str))["model-server-0"].command
     assert command[command.index("--host") + 1] == "0.0.0.0"
+
+
+def test_what_a_service_needs_starts_with_it() -> None:
+    declared = list(prepare.declared(Settings(), defaultdict(str)).values())
+    assert {"sync-0", "base"} < services.select(declared, ("model-server-0",))
+    assert "trainer" not in services.select(declared, ("model-server-0",))
+    assert services.select(declared, ()) == {service.name for service in declared}
