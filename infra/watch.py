@@ -230,6 +230,7 @@ def look(facts: dict[str, Any], limits: Limits) -> list[Figure]:
     """All figures of a platform, from its platform.json."""
     settings, folders, addresses = facts["settings"], facts["folders"], facts["addresses"]
     now_ms, sync_every_s = round(time.time() * 1000), float(settings["sync_every"])
+    declaration = load(settings["source"]).declaration
     traffic = traffic_of(addresses["kafka"], limits.minutes, sync_every_s, now_ms)
     examples = traffic is not None and traffic.examples
     replicas = [
@@ -242,7 +243,7 @@ def look(facts: dict[str, Any], limits: Limits) -> list[Figure]:
         *counts(addresses),
         *(refusals(traffic, limits.dead, limits.late) if traffic else ()),
         *(freshness_of(replica, sync_every_s, limits.minutes, now_ms, examples) for replica in replicas),
-        *archived(Archive(folders["archive"]), load(settings["source"]).declaration, limits),
+        *archived(Archive(folders["archive"], declaration), declaration, limits),
     ]
 
 

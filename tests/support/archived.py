@@ -83,7 +83,7 @@ def tables(source: Simulator, shown: list[Exposure], pi: float = 1.0) -> dict[st
 
 def write(folder: Path, source: Simulator, parts: Iterable[dict[str, pa.Table]], until_ms: int) -> Path:
     """The archive of `parts`, a commit each, complete until `until_ms`."""
-    with Writer(folder, "simulator", source.declaration.sha256) as writer:
+    with Writer(folder, "simulator", source.declaration) as writer:
         seen: dict[str, int] = {}
         for part in parts:
             rows = {}

@@ -100,7 +100,7 @@ def finish(writer: Writer, last: int = BATCHES) -> None:
 
 
 def written(path: Path, last: int = BATCHES) -> Archive:
-    with Writer(path, "test", DECLARATION.sha256) as writer:
+    with Writer(path, "test", DECLARATION) as writer:
         finish(writer, last)
     return Archive(path)
 
@@ -147,7 +147,7 @@ def test_closed_hours_are_merged_and_positions_name_the_cut(tmp_path: Path) -> N
             expected[key] = min(expected[key], place["offset"])
         assert archive.positions(ACTIONS, cut)["offsets"] == expected
     # A late record of a closed hour is merged into it, and is there once.
-    with Writer(tmp_path, "test", DECLARATION.sha256) as writer:
+    with Writer(tmp_path, "test", DECLARATION) as writer:
         assert writer.newest is not None
         late = records(BATCHES).slice(0, 1).set_column(2, "ts_ms", pa.array([DAY_MS + 5], pa.int64()))
         writer.commit({ACTIONS: late}, positions(BATCHES + 1), {}, writer.newest.until_ms)
@@ -187,12 +187,12 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
 
 
 def test_one_writer_one_declaration_and_a_flipped_bit(tmp_path: Path) -> None:
-    with Writer(tmp_path, "test", DECLARATION.sha256) as writer:
+    with Writer(tmp_path, "test", DECLARATION) as writer:
         with pytest.raises(Busy, match="LOCK: held by process .*: an archive has one writer"):
-            Writer(tmp_path, "test", DECLARATION.sha256)
+            Writer(tmp_path, "test", DECLARATION)
         finish(writer)
-    with pytest.raises(ArchiveError, match="was written under declaration .* begin a new folder"):
-        Writer(tmp_path, "test", "another")
+    with pytest.raises(InputError, match="task .* is removed.* begin a new folder"):
+        Writer(tmp_path, "test", replace(DECLARATION, tasks=(DECLARATION.judged,)))
     file = sorted(tmp_path.glob("actions/*/*.parquet"))[0]
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
