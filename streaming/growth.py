@@ -40,7 +40,9 @@ def compare(old: Declaration, new: Declaration) -> Growth:
     added += [f"task {task} is added" for task in new.tasks if task not in old.tasks]
     removed = [f"task {task} is removed" for task in old.tasks if task not in new.tasks]
     if not removed and new.tasks[: len(old.tasks)] != old.tasks:
-        removed = [f"tasks are {', '.join(new.tasks)}, were {', '.join(old.tasks)}: new ones have their place at the end"]
+        removed = [
+            f"tasks are {', '.join(new.tasks)}, were {', '.join(old.tasks)}: new ones have their place at the end"
+        ]
     changed = [
         f"{field} is {getattr(new, field)!r}, was {getattr(old, field)!r}"
         for field in ("name", "judged", "window_ms")

@@ -1,4 +1,4 @@
-"""`minutehand source`: shows what the source has changed since the platform's state was written; see docs/growing.md."""
+"""`minutehand source`: shows what the source has changed since the platform wrote its state; see docs/growing.md."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def add_parser(commands: Any) -> None:
         "source",
         run,
         "show what the source has changed, before anything happens",
-        "Compare the source's declaration with the one that the platform's state was written under: the join's job, the\n"
-        "archive, and the served lineage of each model. Prints each change, what will happen, and the commands.\n"
+        "Compare the source's declaration with the one that the platform's state was written under: the join's job,\n"
+        "the archive, and the served lineage of each model. Prints each change, what will happen, and the commands.\n"
         "It changes nothing. Exit code: 0 nothing has changed or the source has grown, 2 a change is not allowed.",
         "minutehand source --set source=shop.py",
     )
@@ -101,9 +101,8 @@ def refusals(changed: list[Part], now: Declaration) -> Iterator[str]:
     """A line for each change that is not allowed, with the parts that it concerns."""
     concerned: dict[str, list[str]] = {}
     for part in changed:
-        lines = compare(part.declaration, now).refused if part.declaration else (
-            f"was written under declaration {part.sha256[:12]}, which it does not hold; the source's is {now.sha256[:12]}",
-        )  # fmt: skip
+        unknown = f"was written under declaration {part.sha256[:12]}, which it does not hold"
+        lines = compare(part.declaration, now).refused if part.declaration else (unknown,)
         for line in lines:
             concerned.setdefault(line, []).append(part.name)
     for line, names in concerned.items():

@@ -1,4 +1,4 @@
-"""A source grows while its platform is down: join and trainer go on under the new declaration, and every pair counts once.
+"""A source grows while its platform is down: join and trainer go on, and every pair counts once.
 
 Event time is a replay's. Part A is closed before the change; part B is shown before it and closes after it; part C is
 of the new source.
@@ -35,7 +35,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 WINDOW_MS = 60_000
 OLD = Declaration(
-    "shop", (Feature("user", "id"), Feature("tags", "ids"), Feature("age", "number")), ("click", "like"), "click", WINDOW_MS
+    "shop",
+    (Feature("user", "id"), Feature("tags", "ids"), Feature("age", "number")),
+    ("click", "like"),
+    "click",
+    WINDOW_MS,
 )
 MORE = (Feature("brand", "id", default=9), Feature("hits", "number", default=0.5), Feature("seen", "ids", "tags"))
 NEW = replace(OLD, features=(*MORE, *OLD.features), tasks=(*OLD.tasks, "share"))
@@ -79,7 +83,10 @@ def send(sender: Sender, of: dict[str, list[dict[str, Any]]]) -> None:
 def expected(parts: list[dict[str, list[dict[str, Any]]]], declaration: Declaration) -> oracle.Expected:
     """What the offline join makes of the parts under a declaration."""
     tables = []
-    for topic, fields in (("impressions", ("impression_id", "ts_ms")), ("actions", ("impression_id", "action", "ts_ms"))):
+    for topic, fields in (
+        ("impressions", ("impression_id", "ts_ms")),
+        ("actions", ("impression_id", "action", "ts_ms")),
+    ):
         rows = [{name: event[name] for name in fields} for part in parts for event in part[topic]]
         at = 0 if topic == "impressions" else 10**6
         tables.append(pa.Table.from_pylist([{**row, "seq": at + k} for k, row in enumerate(rows)]))
@@ -129,7 +136,9 @@ def test_no_pair_is_lost_or_learned_twice_when_the_source_grows(broker: Broker, 
     sender.heartbeat(300_000)
     end_ms = 300_000 - DISORDER_MS - 1
     grown = until(lambda: (name := log.serving()) != first and name, "the grown lineage serves", 90, learner)
-    last = until(lambda: (m := log.manifests(grown)[-1]).learned_until_ms >= end_ms and m, "all is learned", 90, learner)
+    last = until(
+        lambda: (m := log.manifests(grown)[-1]).learned_until_ms >= end_ms and m, "all is learned", 90, learner
+    )
 
     after = expected([part_b, part_c], NEW)
     assert not closed.late | closed.dead | after.late | after.dead

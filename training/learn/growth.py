@@ -17,14 +17,14 @@ from common import process
 from delta_log.files import TableRows, Weight, read_dense
 from delta_log.fold import merged
 from delta_log.log import Log
-from delta_log.manifest import Manifest
 from delta_log.writer import hold, prune_lineages
 from streaming.declaration import Declaration
 from streaming.growth import Declarations, compare
+from training.cuckoo.segments import Normal, Segment, Uniform
 from training.learn import batch_pass
-from training.learn.learner import Learner, Settings
+from training.learn.learner import Learner
 from training.learn.state import State
-from training.models.model import DenseWeight, Model, make
+from training.models.model import DenseWeight, Model
 from training.models.model import load as load_model
 
 log = process.logger("trainer")
@@ -49,26 +49,61 @@ def continued(
     with hold(delta_log, lineage):  # else a writer of it could still learn, and the new lineage would learn it again
         base, deltas = delta_log.chain(lineage)
         last = deltas[-1] if deltas else base
-        state = State(Learner(load_model(model or str(last.model), declaration), Settings()), source)
-        tables = _tables(last, merged(base, deltas), state.learner)
-        dense = grown_weights(make(last.model, before), read_dense(last), state.learner)
-        state.take_over(base, deltas, tables, dense)
+        model = model or str(last.model)
+        old = State(Learner(load_model(model, before)), source)
+        old.check_origin(last)
+        state = State(Learner(load_model(model, declaration)), source)
+        tables = _tables(old.learner.model, merged(base, deltas), state.learner)
+        state.take_over(base, deltas, tables, grown_weights(old.learner.model, read_dense(last), state.learner))
         begun = batch_pass.begin(state, delta_log, last.positions)
         delta_log.serve(begun.lineage)
     log.info("%s continues %s of %s, and is served", begun.lineage, last.name, lineage)
     return begun.lineage
 
 
-def _tables(last: Manifest, tables: Mapping[str, TableRows], learner: Learner) -> dict[str, TableRows]:
-    """The tables whose rows stay: those that have the same numbers and slots in the learner."""
+def _tables(old: Model, tables: Mapping[str, TableRows], learner: Learner) -> dict[str, TableRows]:
+    """The tables whose rows stay."""
     stay = {}
     for name, rows in tables.items():
-        table, info = learner.tables[name], last.tables[name]
-        if (table.dim, table.slot_floats) == (info.dim, info.slots):
-            stay[name] = rows
-        else:
-            log.warning("table %s: a row had %d numbers and has %d: it begins anew", name, info.dim, table.dim)
+        before, now = ([s.of_table() for s in model.tables[name]] for model in (old, learner.model))
+        if before != now:
+            grown = grown_rows(rows, before, now)
+            if grown is None:
+                log.warning("table %s: the rows of %s cannot become those of %s: it begins anew", name, before, now)
+                continue
+            rows = grown
+        stay[name] = rows
     return stay
+
+
+def grown_rows(rows: TableRows, old: Sequence[Segment], new: Sequence[Segment]) -> TableRows | None:
+    """The rows with new numbers at the end of segments that became longer, as a task adds one to each row.
+
+    They begin as the new segment begins them. None if it draws them at random, or if it is another segment.
+    """
+    n, weights, slots = len(rows.keys), [], []
+    at = slot_at = 0
+    if len(old) != len(new):
+        return None
+    for before, now in zip(old, new, strict=True):
+        drawn = isinstance(now.initializer, Uniform | Normal)
+        same = type(before.optimizer) is type(now.optimizer) and before.dim <= now.dim
+        if not same or drawn and before.dim < now.dim:
+            return None
+        value = np.full((n, now.dim), now.scale, np.float32)
+        value[:, : before.dim] = rows.rows[:, at : at + before.dim]
+        weights.append(value)
+        of_row = rows.slots[:, slot_at : slot_at + before.slot_floats]
+        # An optimizer has some numbers a weight, one kind after the other, and then those of the row.
+        kinds, of_all = divmod(before.slot_floats, before.dim)
+        for kind in range(kinds):
+            begin = getattr(now.optimizer, "start", 0.0) if kind == 0 else 0.0
+            column = np.full((n, now.dim), begin, np.float32)
+            column[:, : before.dim] = of_row[:, kind * before.dim : (kind + 1) * before.dim]
+            slots.append(column)
+        slots.append(of_row[:, before.slot_floats - of_all :])
+        at, slot_at = at + before.dim, slot_at + before.slot_floats
+    return rows._replace(rows=np.concatenate(weights, 1), slots=np.concatenate(slots, 1))
 
 
 def grown_weights(old: Model, weights: Mapping[str, Weight], learner: Learner) -> dict[str, Weight]:

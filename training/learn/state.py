@@ -189,7 +189,7 @@ class State:
         # The base alone: the deltas after it may be broken, and then it is the way out.
         base, deltas = log.chain(lineage) if base_seq is None else (log.manifest(lineage, "base", base_seq), [])
         last = deltas[-1] if deltas else base
-        self._check_origin(last)
+        self.check_origin(last)
         self.take_over(base, deltas, merged(base, deltas), read_dense(last))
         return last
 
@@ -217,7 +217,7 @@ class State:
         self.expiry.tick_times = thinned(tick_times([base, *deltas]))
         self.newest_event_ms = self._ticked_ms = max(self.expiry.tick_times.values(), default=-1)
 
-    def _check_origin(self, manifest: Manifest) -> None:
+    def check_origin(self, manifest: Manifest) -> None:
         """Raises LogError unless the state of `manifest` is of this declaration and fits this model."""
         begin = "begin a new lineage (python -m training.learn.batch_pass)"
         if manifest.declaration != self.declaration.sha256:

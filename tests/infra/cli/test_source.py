@@ -19,7 +19,9 @@ from tests.support.lineage import Lineage
 
 OLD = shop.declaration
 NEW = replace(OLD, features=(*OLD.features, Feature("hits", "number", default=0.5)), tasks=(*OLD.tasks, "share"))
-MODULE = "from streaming.declaration import Declaration\ndeclaration = Declaration.from_json({!r})\nhistory = live = list\n"
+MODULE = (
+    "from streaming.declaration import Declaration\ndeclaration = Declaration.from_json({!r})\nhistory = live = list\n"
+)
 
 
 class Platform:
@@ -60,12 +62,16 @@ def test_each_change_is_named_before_anything_happens(platform: Platform, capsys
     assert platform.compare(NEW) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["+ feature hits (number) is added, with default 0.5", "+ task share is added"]
-    assert [line.split(":")[0] for line in lines[2:5]] == ["join", "archive", "trainer"] and "000001-0a1b2c3d" in lines[4]
+    assert [line.split(":")[0] for line in lines[2:5]] == ["join", "archive", "trainer"] and "000001-0a1b2c3d" in lines[
+        4
+    ]
     assert lines[5] == f"to do it: minutehand up {' '.join(platform.flags)}"
 
     assert platform.compare(replace(NEW, features=NEW.features[1:], window_ms=5)) == 2
     out = capsys.readouterr().out
-    assert "! join, archive, trainer: feature user is removed\n! join, archive, trainer: window_ms is 5, was 60000" in out
+    assert (
+        "! join, archive, trainer: feature user is removed\n! join, archive, trainer: window_ms is 5, was 60000" in out
+    )
     assert "not allowed: allowed are new features, and new tasks at the end" in out
 
 
