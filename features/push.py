@@ -3,9 +3,9 @@
     python -m features.push --source simulator --kafka 127.0.0.1:9092 --to var/features --port 8591
 
 It counts impressions and judged actions (read_committed), and pushes the rows that changed every `push_ms`, in one step
-for readers. At the first start it writes the batch views and counts the source's history. It commits its state together
-with the topics' positions, so a killed process continues there, and each event is counted once. On SIGTERM it makes a
-last commit and exits with 0.
+for readers. At each start it writes what the batch views lack, and at the first one it counts the source's history. It
+commits its state together with the topics' positions, so a killed process continues there, and each event is counted
+once. On SIGTERM it makes a last commit and exits with 0.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from common import process
 from common.disk import hold, replace
+from features.batch_views import BATCH_ROWS, refresh
 from features.counters import Counters, Table
 from features.store import Features, now_ms
 from streaming.contract.contract import Contract
@@ -34,7 +35,6 @@ from streaming.topics import ACTIONS, IMPRESSIONS
 
 TOPICS = (IMPRESSIONS, ACTIONS)
 READ_AT_ONCE = 4096
-BATCH_ROWS = 5000
 
 log = process.logger("features")
 
@@ -167,14 +167,8 @@ def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
 
 def begin(store: Features, source: Source, counters: Counters) -> None:
     """Fills the store before the first event: the batch views, and the counters of the source's history."""
-    views = store.plan.views
-    for view, read in (("profile", views.users), ("video", views.items)):
-        if view not in store.plan.columns:
-            continue
-        table = read()
-        for first in range(0, table.num_rows, BATCH_ROWS):
-            store.write({view: table.slice(first, BATCH_ROWS).to_pydict()})
-    counters.seed(source.history(), views.by)
+    refresh(store)
+    counters.seed(source.history(), store.plan.views.by)
     activity, counted = counters.take()
     for first in range(0, max(len(activity["key"]), len(counted["key"])), BATCH_ROWS):
         part = slice(first, first + BATCH_ROWS)
@@ -204,6 +198,7 @@ def _run(args: argparse.Namespace) -> None:
         counters = Counters(declaration.judged, declaration.window_ms, event_time.max_disorder_ms)
         if last := state.load():
             store.repair(last.get("committed_ms", 0))
+            refresh(store)
         else:
             begin(store, source, counters)
             state.save(committed(counters, {}))
