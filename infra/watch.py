@@ -212,8 +212,11 @@ def archived(archive: Archive, declaration: Declaration, limits: Limits) -> Iter
     yield calibration(new, declaration, limits.calibration)
     score = f"score_{declaration.judged}"
     yield drift(_floats(old[score]), _floats(new[score]), score, limits.drift)
-    for name in (f"feature_{f.name}" for f in declaration.features if f.kind == "number"):
-        yield moved(_floats(old[name]), _floats(new[name]), name, MOST_FEATURE_DRIFT)
+    for f in (f for f in declaration.features if f.kind == "number"):
+        name = f"feature_{f.name}"
+        before = _floats(old[name])
+        if not (before == np.float32(f.default)).all():  # else nobody sent it, as before the source grew
+            yield moved(before, _floats(new[name]), name, MOST_FEATURE_DRIFT)
 
 
 def traffic_of(kafka: str, minutes: float, sync_every_s: float, now_ms: int) -> Traffic | None:
