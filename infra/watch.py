@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -215,7 +215,7 @@ def archived(archive: Archive, declaration: Declaration, limits: Limits) -> Iter
     for f in (f for f in declaration.features if f.kind == "number"):
         name = f"feature_{f.name}"
         before = _floats(old[name])
-        if not (before == np.float32(f.default)).all():  # else nobody sent it, as before the source grew
+        if not (before == np.float32(cast(float, f.default))).all():  # else nobody sent it, as before the source grew
             yield moved(before, _floats(new[name]), name, MOST_FEATURE_DRIFT)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +75,10 @@ def test_each_change_is_named_before_anything_happens(platform: Platform, capsys
         "! join, archive, trainer: feature user is removed\n! join, archive, trainer: window_ms is 5, was 60000" in out
     )
     assert "not allowed: allowed are new features, and new tasks at the end" in out
+    up = subprocess.run([sys.executable, "-m", "infra.cli.main", "up", *platform.flags], capture_output=True, text=True)
+    assert up.returncode == 2 and len(up.stderr.splitlines()) == 1
+    lines = "join, archive, trainer: feature user is removed; join, archive, trainer: window_ms is 5"
+    assert f"has changed: {lines}" in up.stderr and not (platform.layout.folder / "platform.json").exists()
 
 
 def test_a_state_that_does_not_hold_its_declaration_is_named(

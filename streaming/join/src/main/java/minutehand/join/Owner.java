@@ -2,7 +2,7 @@ package minutehand.join;
 
 import java.io.IOException;
 import java.util.ArrayList;
-import java.util.HashMap;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
@@ -13,7 +13,8 @@ import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.node.Obje
  * All that a checkpointed state depends on, as job.json has it: Kafka's cluster and topics, the contract, the clock and the declaration.
  *
  * <p>A state outlives the growth of its source. An open impression keeps the features that it came with, and readers of its examples
- * take the defaults of the others. The bits of its closed tasks keep their places, because new tasks stand at the end.
+ * take the defaults of the others. The bits of its closed tasks keep their places, because new tasks stand at the end. The rules are
+ * those of streaming/growth.py, also for what only other readers depend on: else the join would go on, and they would not.
  */
 final class Owner {
     private static final ObjectMapper JSON = new ObjectMapper();
@@ -47,7 +48,9 @@ final class Owner {
         }
         JsonNode was = old.path("declaration");
         JsonNode is = content.get("declaration");
-        difference("window_ms", was.path("window_ms"), is.path("window_ms"), growth.refused);
+        for (String name : List.of("name", "judged", "window_ms")) {
+            difference(name, was.path(name), is.path(name), growth.refused);
+        }
         tasks(was.path("tasks"), is.path("tasks"), growth);
         features(byName(was), byName(is), growth);
         return growth;
@@ -71,14 +74,19 @@ final class Owner {
                 growth.refused.add("feature " + name + " is removed");
                 return;
             }
-            difference("feature " + name + ": kind", feature.path("kind"), is.get(name).path("kind"), growth.refused);
-            difference("feature " + name + ": default", feature.path("default"), is.get(name).path("default"), growth.refused);
+            for (String field : List.of("kind", "table", "default")) {
+                difference("feature " + name + ": " + field, feature.path(field), is.get(name).path(field), growth.refused);
+            }
         });
-        is.keySet().stream().filter(name -> !was.containsKey(name)).sorted().forEach(name -> growth.added.add("feature " + name + " is added"));
+        List<String> stayed = is.keySet().stream().filter(was::containsKey).toList();
+        if (stayed.size() == was.size() && !stayed.equals(List.copyOf(was.keySet()))) {
+            growth.refused.add("the order of the features is " + stayed + ", was " + was.keySet());
+        }
+        is.keySet().stream().filter(name -> !was.containsKey(name)).forEach(name -> growth.added.add("feature " + name + " is added"));
     }
 
     private static Map<String, JsonNode> byName(JsonNode declaration) {
-        Map<String, JsonNode> features = new HashMap<>();
+        Map<String, JsonNode> features = new LinkedHashMap<>();
         declaration.path("features").forEach(feature -> features.put(feature.path("name").asText(), feature));
         return features;
     }

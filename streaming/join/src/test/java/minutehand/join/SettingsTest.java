@@ -138,9 +138,12 @@ class SettingsTest {
         "/declaration/features/0/default | 8 | feature user: default is 8, was 7",
         "/declaration/features/0/default | 7 | =",
         "/declaration/features/2/default | 0.50 | =",
-        "/declaration/features/0/table | \"people\" | =",
+        "/declaration/features/0/table | \"people\" | feature user: table is \"people\", was \"user\"",
+        "/declaration/judged | \"like\" | judged is \"like\", was \"click\"",
         "/declaration/features/1 | {\"name\": \"hits\", \"kind\": \"number\"} | feature tags is removed",
         "/declaration/features/3 | {\"name\": \"hits\", \"kind\": \"number\"} | + feature hits is added",
+        "/declaration/features | [{\"name\": \"tags\", \"kind\": \"ids\"}, {\"name\": \"user\", \"kind\": \"id\"}, {\"name\": \"age\", \"kind\": \"number\"}]"
+                + " | the order of the features is [tags, user, age], was [user, tags, age]",
         "/lease | \"l\" | clock is \"replay\", was \"live\"",
         "/source | \"u\" | source is \"u\", was \"t\"",
     })
