@@ -28,4 +28,3 @@ def refresh(store: Features) -> dict[str, int]:
             written[view] = rows.num_rows
             log.info("%s: %d rows are new or have other values", view, rows.num_rows)
     return written
-
