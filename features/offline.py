@@ -69,6 +69,24 @@ class Offline:
             if not any(self.files(view)):
                 self.log(view, self.table(view, {}), 0)
 
+    def grow(self) -> None:
+        """Gives all rows the columns that their view has now; null where they lack one. The caller holds the lock."""
+        for view in self._plan.columns:
+            schema = self._schema(view)
+            for file in self.files(view):
+                if _is_broken(file) or pq.read_schema(file).names == schema.names:
+                    continue
+                table = pq.read_table(file)
+                for field in (f for f in schema if f.name not in table.schema.names):
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+                self.write(file, table.select(schema.names))
+
+    def unlogged(self, view: str, rows: pa.Table) -> pa.Table:
+        """The rows of a source's table that no row of the view equals, by time."""
+        names = ", ".join(f'"{name}"' for name in (self._plan.key(view), *(c.name for c in self._plan.columns[view])))
+        logged = f"SELECT {names}, epoch_ms(event_timestamp) FROM read_parquet(?)"
+        return self._query(f"SELECT {names}, {TS} FROM rows EXCEPT {logged} ORDER BY {TS}", view, rows=rows)
+
     def files(self, view: str) -> Iterator[Path]:
         return (self._folder / view).glob("*.parquet")
 
@@ -138,13 +156,15 @@ class Offline:
             self.fill()
         return bool(broken)
 
-    def _query(self, sql: str, view: str, *parameters: Any) -> pa.Table:
-        """Runs SQL, whose first parameter is the files of a view."""
+    def _query(self, sql: str, view: str, *parameters: Any, rows: pa.Table | None = None) -> pa.Table:
+        """Runs SQL, whose first parameter is the files of a view, with a table `rows` beside them."""
         import duckdb
 
         def run() -> pa.Table:
             # DuckDB's default connection is shared by the whole process.
             with duckdb.connect() as connection:
+                if rows is not None:
+                    connection.register("rows", rows)
                 return connection.execute(sql, [str(self._folder / view / "*.parquet"), *parameters]).to_arrow_table()
 
         return self.unbroken(run)

@@ -9,7 +9,7 @@ columns. `activity` of a user and `counters` of an item are counted from the top
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from streaming.declaration import Declaration, Feature
 from streaming.source import Source, load
@@ -88,17 +88,16 @@ def plan(source: Source) -> Plan:
     if views.by and views.by not in [f.name for f in features["request"] if f.kind == "id"]:
         allowed = "a feature of kind id and view request"
         raise ValueError(f"views of {declaration.name}: by is {views.by!r}, allowed is {allowed}")
-    kinds: dict[str, Literal["int", "ints", "number"]] = {"id": "int", "ids": "ints", "number": "number"}
-    columns = {
-        view: (*(Column(f.name, kinds[f.kind]) for f in features[view]), *more)
-        for view, more in (("profile", views.profile), ("video", views.video))
-    }
     return Plan(
         declaration,
         views,
         features["user"][0].name if features["user"] else "user_id",
         features["item"][0].name if features["item"] else "item_id",
-        {**{view: c for view, c in columns.items() if c}, "activity": ACTIVITY, "counters": COUNTERS},
+        {
+            **{view: c for view, c in views.columns(declaration).items() if c},
+            "activity": ACTIVITY,
+            "counters": COUNTERS,
+        },
         features,
     )
 

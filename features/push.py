@@ -2,10 +2,10 @@
 
     python -m features.push --source simulator --kafka 127.0.0.1:9092 --to var/features --port 8591
 
-It counts impressions and judged actions (read_committed), and pushes the rows that changed every `push_ms`, in one step
-for readers. At the first start it writes the batch views and counts the source's history. It commits its state together
-with the topics' positions, so a killed process continues there, and each event is counted once. On SIGTERM it makes a
-last commit and exits with 0.
+It counts impressions and judged actions (read_committed), takes the rows of the topics `users` and `items`, and pushes
+what changed every `push_ms`, in one step for readers. At each start it writes what the batch views lack, and at the
+first one it counts the source's history. It commits its state together with the topics' positions, so a killed process
+continues there, and each event is counted once. On SIGTERM it makes a last commit and exits with 0.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from common import process
 from common.disk import hold, replace
+from features.batch_views import BATCH_ROWS, Upserts, refresh
 from features.counters import Counters, Table
 from features.store import Features, now_ms
 from streaming.contract.contract import Contract
@@ -34,7 +35,6 @@ from streaming.topics import ACTIONS, IMPRESSIONS
 
 TOPICS = (IMPRESSIONS, ACTIONS)
 READ_AT_ONCE = 4096
-BATCH_ROWS = 5000
 
 log = process.logger("features")
 
@@ -86,6 +86,7 @@ class Push:
         self._push_s, self._commit_s, self._gauges = push_ms / 1000, commit_ms / 1000, gauges
         self._event_time = event_time
         self._by, self._contract = store.plan.views.by, Contract(store.plan.declaration)
+        self._upserts = Upserts(store.plan)
         self._partitions = sum(len(reader.partitions(topic)) for topic in TOPICS)
         self._next_push = self._next_commit = time.monotonic()
         self._read = True
@@ -101,7 +102,10 @@ class Push:
         for (topic, partition), records in self._reader.poll(round(1000 * min(wait, 0.2)), READ_AT_ONCE).items():
             self._read = True
             for record in records:
-                self.take(topic, partition, record.timestamp, record.value)
+                if topic in TOPICS:
+                    self.take(topic, partition, record.timestamp, record.value)
+                else:
+                    self.upsert(topic, partition, record)
         now = time.monotonic()
         if now >= self._next_push:
             self._next_push = now + self._push_s
@@ -113,7 +117,7 @@ class Push:
     def push(self) -> None:
         begun = time.monotonic()
         activity, counters = self._counters.take()
-        pushed = push(self._store, activity, counters)
+        pushed = push(self._store, activity, counters, self._upserts.tables())
         for view, rows in pushed.items():
             self._gauges.rows.labels(view).inc(rows)
         if pushed:
@@ -124,9 +128,21 @@ class Push:
         self._gauges.lag.set(self._reader.lag())
 
     def commit(self) -> None:
+        if self._upserts:  # the counters' state holds what was not pushed, and nothing holds these
+            self.push()
         self._state.save(committed(self._counters, self._reader.positions()))
         self._store.offline.compact()
         self._read = False
+
+    def upsert(self, topic: str, partition: int, record: Any) -> None:
+        """Takes a row of `users` or `items`. A bad one becomes a dead letter: nobody else reads these topics."""
+        newest_ms = self._counters.now_ms if self._event_time.lease else record.timestamp
+        try:
+            self._upserts.take(
+                topic, record.value, lambda ts_ms: newest_ms >= 0 and self._event_time.is_future(ts_ms, newest_ms)
+            )
+        except BadMessage as e:
+            self._reader.bury(topic, partition, record.offset, record.value or b"", e.kind, str(e))
 
     def take(self, topic: str, partition: int, stamp_ms: int, message: bytes | None) -> None:
         """Counts one record, unless the join refuses it. (The join sends its dead letter.)"""
@@ -154,9 +170,11 @@ def committed(counters: Counters, positions: Mapping[str, Any]) -> dict[str, Any
     return {"counters": counters.state(), "positions": positions, "committed_ms": now_ms()}
 
 
-def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
-    """Writes the changed rows of both counted views in one step for readers. Returns the number of each view."""
-    tables = {}
+def push(
+    store: Features, activity: Table, counters: Table, upserts: Mapping[str, Mapping[str, list[Any]]] | None = None
+) -> dict[str, int]:
+    """Writes the changed rows of all views in one step for readers. Returns the number of each view."""
+    tables = dict(upserts or {})
     for view, table in (("activity", activity), ("counters", counters)):
         if table["key"]:
             tables[view] = {store.plan.key(view): table["key"], **{k: v for k, v in table.items() if k != "key"}}
@@ -167,18 +185,13 @@ def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
 
 def begin(store: Features, source: Source, counters: Counters) -> None:
     """Fills the store before the first event: the batch views, and the counters of the source's history."""
-    views = store.plan.views
-    for view, read in (("profile", views.users), ("video", views.items)):
-        if view not in store.plan.columns:
-            continue
-        table = read()
-        for first in range(0, table.num_rows, BATCH_ROWS):
-            store.write({view: table.slice(first, BATCH_ROWS).to_pydict()})
-    counters.seed(source.history(), views.by)
+    refresh(store)
+    counters.seed(source.history(), store.plan.views.by)
     activity, counted = counters.take()
     for first in range(0, max(len(activity["key"]), len(counted["key"])), BATCH_ROWS):
         part = slice(first, first + BATCH_ROWS)
-        push(store, *({name: column[part] for name, column in table.items()} for table in (activity, counted)))
+        users, items = ({name: column[part] for name, column in table.items()} for table in (activity, counted))
+        push(store, users, items)
     log.info("history: %d events of %d users and %d items", counters.counted, len(activity["key"]), len(counted["key"]))
 
 
@@ -204,6 +217,7 @@ def _run(args: argparse.Namespace) -> None:
         counters = Counters(declaration.judged, declaration.window_ms, event_time.max_disorder_ms)
         if last := state.load():
             store.repair(last.get("committed_ms", 0))
+            refresh(store)
         else:
             begin(store, source, counters)
             state.save(committed(counters, {}))
@@ -212,7 +226,8 @@ def _run(args: argparse.Namespace) -> None:
             last = state.load()
             pushed = (store.offline.pushed(view, last.get("committed_ms", 0)) for view in ("activity", "counters"))
             counters.restore(last["counters"], *pushed)
-            return Reader(args.kafka, TOPICS, last["positions"], f"{args.to}'s", "begin a new folder (--to)")
+            topics = (*TOPICS, *Upserts(store.plan).views)
+            return Reader(args.kafka, topics, last["positions"], f"{args.to}'s", "begin a new folder (--to)")
 
         def count(reader: Reader) -> None:
             push = Push(store, state, reader, counters, event_time, args.push_ms, args.commit_ms, gauges)

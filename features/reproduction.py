@@ -114,10 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    archive = Archive(args.archive)
+    store = Features(args.features, args.source)
+    archive = Archive(args.archive, store.plan.declaration)
     begin_ms = milliseconds("begin", args.begin) if args.begin else archive.since_ms(IMPRESSIONS)
     end_ms = milliseconds("end", args.end) if args.end else archive.until_ms(IMPRESSIONS) + 1
-    figures = reproduce(Features(args.features, args.source), archive.read(IMPRESSIONS, begin_ms, end_ms))
+    figures = reproduce(store, archive.read(IMPRESSIONS, begin_ms, end_ms))
     print(json.dumps(figures, indent=1))
     return process.DONE if figures["share"] >= args.least else process.FAILED
 

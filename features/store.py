@@ -82,6 +82,7 @@ class Features:
             if applied.is_file() and json.loads(applied.read_text()) == facts and store.list_feature_services():
                 return store
             self.offline.fill()
+            self.offline.grow()
             with warnings.catch_warnings():  # Feast warns that on-demand views are experimental
                 warnings.simplefilter("ignore", RuntimeWarning)
                 store.apply(_definitions())

@@ -64,6 +64,11 @@ class Layout:
         names = ("folder", "models", "archive", "features", "samples", "data_docs")
         return {name: str(getattr(self, name)) for name in names}
 
+    def states(self) -> dict[str, str]:
+        """Part -> where its state names the declaration that it was written under (infra/growth.py)."""
+        logs = {trainer(model.name): str(self.log(model.name)) for model in self._settings.models}
+        return {"join": str(self.join / "state" / "job.json"), "archive": str(self.archive)} | logs
+
     def log(self, model: str = RANKER) -> Path:
         """The delta log of a model."""
         return self.logs / model

@@ -30,18 +30,24 @@ from infra.supervise.processes import alive, die_with_parent, end, read_json, se
 from infra.supervise.reports import STATE, report, tail
 from infra.supervise.sentinel import lock, supervise, sweep
 
-DECLARE = "import sys; from streaming.source import load; print(load(sys.argv[1]).declaration.to_json())"
+DECLARE = "import sys; from infra.growth import declared; print(declared(*sys.argv[1:]))"
 
 
 class PlatformError(InputError):
     """The platform did not start, or did not reach a state in time. The message has the reason."""
 
 
-def declaration_of(source: str) -> str:
-    """The source's declaration as JSON. A child reads it: a source's imports may start threads, and we fork."""
-    child = subprocess.run([sys.executable, "-c", DECLARE, source], capture_output=True, text=True)
+def declaration_of(source: str, states: Mapping[str, str] | None = None) -> str:
+    """The source's declaration as JSON. A child reads it: a source's imports may start threads, and we fork.
+
+    Raises SettingError if it cannot be loaded, or has changed in a way that `states` do not allow (`Layout.states`).
+    """
+    command = [sys.executable, "-c", DECLARE, source, json.dumps(dict(states or {}))]
+    child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
         error = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        if error.startswith("infra.growth.Refused: "):
+            raise SettingError(f"source {source!r} has changed: {error.removeprefix('infra.growth.Refused: ')}")
         reason = re.sub(r"^(ValueError|[\w.]*InputError): ", "", error)
         raise SettingError(f"source is {source!r}, which cannot be loaded: {reason}")
     return child.stdout
@@ -73,7 +79,10 @@ class Platform:
             del os.environ[name]  # a password among them is no service's business
 
         def prepare() -> Callable[[], int]:
-            declaration, reserved = declaration_of(self.settings.source), ports.Ports(self.settings.host)
+            declaration, reserved = (
+                declaration_of(self.settings.source, self.layout.states()),
+                ports.Ports(self.settings.host),
+            )
             first = self._manager(reserved, declaration, only, when_ready)
 
             def run() -> int:

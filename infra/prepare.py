@@ -64,7 +64,7 @@ def prepare(own: Callable[[Path, int], None]) -> None:
     files.make(settings)
     names = list(declared(settings, defaultdict(str)))
     write_json(files.facts, layout.facts(settings, site.ports, site.addresses, names))
-    job = services.join_job(site, declaration_of(settings.source))
+    job = services.join_job(site, declaration_of(settings.source, files.states()))
     (files.join / "join.json").write_text(json.dumps(job, indent=1))
     (files.replica(0) / "models.config").write_text(services.model_config(settings, 0))
     files.airflow.mkdir(0o700, exist_ok=True)

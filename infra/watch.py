@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -212,8 +212,11 @@ def archived(archive: Archive, declaration: Declaration, limits: Limits) -> Iter
     yield calibration(new, declaration, limits.calibration)
     score = f"score_{declaration.judged}"
     yield drift(_floats(old[score]), _floats(new[score]), score, limits.drift)
-    for name in (f"feature_{f.name}" for f in declaration.features if f.kind == "number"):
-        yield moved(_floats(old[name]), _floats(new[name]), name, MOST_FEATURE_DRIFT)
+    for f in (f for f in declaration.features if f.kind == "number"):
+        name = f"feature_{f.name}"
+        before = _floats(old[name])
+        if not (before == np.float32(cast(float, f.default))).all():  # else nobody sent it, as before the source grew
+            yield moved(before, _floats(new[name]), name, MOST_FEATURE_DRIFT)
 
 
 def traffic_of(kafka: str, minutes: float, sync_every_s: float, now_ms: int) -> Traffic | None:
@@ -230,6 +233,7 @@ def look(facts: dict[str, Any], limits: Limits) -> list[Figure]:
     """All figures of a platform, from its platform.json."""
     settings, folders, addresses = facts["settings"], facts["folders"], facts["addresses"]
     now_ms, sync_every_s = round(time.time() * 1000), float(settings["sync_every"])
+    declaration = load(settings["source"]).declaration
     traffic = traffic_of(addresses["kafka"], limits.minutes, sync_every_s, now_ms)
     examples = traffic is not None and traffic.examples
     replicas = [
@@ -242,7 +246,7 @@ def look(facts: dict[str, Any], limits: Limits) -> list[Figure]:
         *counts(addresses),
         *(refusals(traffic, limits.dead, limits.late) if traffic else ()),
         *(freshness_of(replica, sync_every_s, limits.minutes, now_ms, examples) for replica in replicas),
-        *archived(Archive(folders["archive"]), load(settings["source"]).declaration, limits),
+        *archived(Archive(folders["archive"], declaration), declaration, limits),
     ]
 
 

@@ -71,6 +71,11 @@ def inputs(rows: Sequence[Mapping[str, Any]], declaration: Declaration) -> dict[
     return arrays
 
 
+def _absent(info: Any, n: int) -> NDArray[Any]:
+    """The value of a feature that nobody sent, for n rows: 0, or an empty list."""
+    return np.full((n, 1), PADDING) if len(info.tensor_shape.dim) == 2 else np.zeros(n, _DTYPE[info.dtype])
+
+
 def tensor(value: Any) -> Any:
     """An array or a string as a TensorProto, with numbers as bytes in `tensor_content`."""
     from tensorflow.core.framework import tensor_pb2
@@ -146,11 +151,38 @@ class Scorer:
     def score(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], int]:
         """Returns each task's probability for each row of features, and the seq of the delta that scored them.
 
-        Raises PredictionFailed after `timeout` seconds without an answer, or when the call itself is refused.
+        Raises PredictionFailed after `timeout` seconds without an answer, or when the call itself is refused. When a
+        source grows, the model may be of the declaration before or after this one: a task that it lacks has no score, a
+        feature that only the model has reads 0 or an empty list (docs/growing.md).
         """
-        answer = self.call("serving_default", inputs(rows, self.declaration))
+        arrays = inputs(rows, self.declaration)
+        try:
+            answer = self.call("serving_default", arrays)
+        except PredictionFailed as e:
+            if grpc.StatusCode.INVALID_ARGUMENT.name not in str(e):
+                raise
+            served = self._inputs_of_model()
+            if not served or served.keys() == arrays.keys():
+                raise
+            absent = {name: _absent(info, len(rows)) for name, info in served.items() if name not in arrays}
+            answer = self.call("serving_default", {n: a for n, a in arrays.items() if n in served} | absent)
         seq = answer["seq"].ravel()
-        return {task: answer[task].ravel().tolist() for task in self.declaration.tasks}, int(seq[0]) if len(seq) else -1
+        scores = {task: answer[task].ravel().tolist() for task in self.declaration.tasks if task in answer}
+        return scores, int(seq[0]) if len(seq) else -1
+
+    def _inputs_of_model(self) -> dict[str, Any]:
+        """The inputs of `serving_default` of the model that refused a call, as TensorInfos; empty without an answer."""
+        from tensorflow_serving.apis import get_model_metadata_pb2 as messages
+
+        request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self.model
+        signatures = messages.SignatureDefMap()
+        try:
+            reply = self._stubs[self._first].GetModelMetadata(request, timeout=self.timeout)
+        except grpc.RpcError:
+            return {}
+        reply.metadata["signature_def"].Unpack(signatures)
+        return dict(signatures.signature_def["serving_default"].inputs)
 
     def status(self, replica: int = 0) -> dict[str, Any]:
         """Calls the `status` signature of one replica: lineage, seq, learned_until_ms, the sizes of each table."""

@@ -75,7 +75,7 @@ def recommend(
     rows, _ = store.read(user_id, items, times, [given or {}] * len(items))
     scores, seq = scorer.score(rows)
     recommended = [
-        Recommended(item, scores[task][k], {t: scores[t][k] for t in declaration.tasks}, rows[k], seq)
+        Recommended(item, scores[task][k], {t: of_task[k] for t, of_task in scores.items()}, rows[k], seq)
         for k, item in enumerate(items)
     ]
     return sorted(recommended, key=lambda r: (-r.score, r.item_id))[:top]

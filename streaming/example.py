@@ -263,9 +263,11 @@ def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
     pi = _numpy(table["pi"], np.nan)
     refuse(~((pi > 0) & (pi <= 1)), "pi is not in (0, 1]")
     tasks = len(declaration.tasks)
+    judged = _numpy(pc.list_value_length(table["labels"]), -1)
+    refuse((judged < 1) | (judged > tasks), f"labels: not 1 to {tasks} numbers")
     for name in ("labels", "weights", "values"):
         length = _numpy(pc.list_value_length(table[name]), -1)
-        refuse(length != tasks, f"{name}: not {tasks} numbers")
+        refuse(length != judged, f"{name}: not as many numbers as labels")
         if name == "values":
             continue
         values, rows = _flat(table[name])
@@ -298,13 +300,24 @@ def _columns(table: pa.Table, places: NDArray[np.int64], declaration: Declaratio
         position=_numpy(table["position"], 0),
         seq=_numpy(table["seq"], -1),
         pi=_numpy(table["pi"], 1.0),
-        labels=_flat(table["labels"])[0].astype(np.float32).reshape(n, tasks),
-        weights=_flat(table["weights"])[0].astype(np.float32).reshape(n, tasks),
+        labels=_per_task(table["labels"], tasks, 0).astype(np.float32),
+        weights=_per_task(table["weights"], tasks, 0).astype(np.float32),
         scores=np.stack(scores, 1).astype(np.float32).reshape(n, tasks),
-        values=_flat(table["values"])[0].reshape(n, tasks),
+        values=_per_task(table["values"], tasks, np.nan),
         line=places,
         features={f.name: feature_column(pc.struct_field(table["features"], f.name), f) for f in declaration.features},
     )
+
+
+def _per_task(column: Any, tasks: int, absent: float) -> NDArray[np.float64]:
+    """float64[n, tasks]. A list from before the source grew is shorter: its last tasks are `absent`."""
+    values, rows = _flat(column)
+    if len(values) == len(column) * tasks:
+        return values.reshape(-1, tasks)
+    starts = np.cumsum(_numpy(pc.list_value_length(column), 0)) - _numpy(pc.list_value_length(column), 0)
+    matrix = np.full((len(column), tasks), absent)
+    matrix[rows, np.arange(len(values)) - starts[rows]] = values
+    return matrix
 
 
 def feature_column(column: Any, feature: Feature) -> FeatureColumn:

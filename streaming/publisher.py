@@ -1,8 +1,9 @@
-"""The publisher: writes impressions and actions to Kafka, after it has judged each one by the contract.
+"""The publisher: writes impressions, actions, users and items to Kafka, after it has judged each one by the contract.
 
     with Publisher("127.0.0.1:9092", declaration) as publisher:
         publisher.send("impressions", impression("i1", "r1", 7, 9, ts_ms, 0, features, scores, lineage, 12, ""))
         publisher.send("actions", action("i1", "click", ts_ms + 900))
+        publisher.send("items", item(9, ts_ms, {"category": 4}))
 
 A message that breaks the contract (docs/example.md) goes to `<topic>.dead` with the kind of the fault and the reason.
 """
@@ -23,7 +24,8 @@ from streaming.contract.contract import Contract
 from streaming.contract.schema import MAX_MESSAGE_BYTES, BadMessage, plain, shown
 from streaming.dead_letters import close_producer, dead
 from streaming.declaration import Declaration
-from streaming.topics import ACTIONS, DEAD, IMPRESSIONS
+from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, ITEMS, USERS
+from streaming.views import Views
 
 
 def impression(
@@ -65,6 +67,20 @@ def action(impression_id: str, action: str, ts_ms: int, value: float = 1.0) -> d
     return {"impression_id": impression_id, "action": action, "ts_ms": ts_ms, "value": value}
 
 
+def user(user_id: int, ts_ms: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's attributes from `ts_ms` on: all of them, because they replace those before."""
+    return {"user_id": user_id, "ts_ms": ts_ms, "attributes": dict(attributes)}
+
+
+def item(item_id: int, ts_ms: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """An item's attributes from `ts_ms` on: all of them, because they replace those before."""
+    return {"item_id": item_id, "ts_ms": ts_ms, "attributes": dict(attributes)}
+
+
+KEY = {IMPRESSIONS: "impression_id", ACTIONS: "impression_id", USERS: "user_id", ITEMS: "item_id"}
+"""Topic -> the field that is the key of its records."""
+
+
 class Stopped(RuntimeError):
     """The producer was stopped before the broker had everything."""
 
@@ -76,9 +92,11 @@ class Publisher:
     """
 
     def __init__(
-        self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher", lease: str = ""
-    ) -> None:
-        self._contract, self._lease = Contract(declaration), lease
+        self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher", lease: str = "",
+        views: Views | None = None,
+    ) -> None:  # fmt: skip
+        """`views` are the source's, to judge the attributes of users and items."""
+        self._contract, self._lease = Contract(declaration, views), lease
         self._producer = KafkaProducer(
             bootstrap_servers=bootstrap,
             client_id=client_id,
@@ -108,9 +126,9 @@ class Publisher:
             reason = self._reason(topic, message, e)
             self._pending.append(self._producer.send(DEAD[topic], value=dead(topic, message, e.kind, reason)))
             self.refused += 1
-            self.refusal = f"{topic}: impression {shown(event.get('impression_id'))}: {reason}"
+            self.refusal = f"{topic}: {KEY[topic].removesuffix('_id')} {shown(event.get(KEY[topic]))}: {reason}"
             return False
-        self._pending.append(self._producer.send(topic, key=event["impression_id"].encode(), value=message))
+        self._pending.append(self._producer.send(topic, key=str(event[KEY[topic]]).encode(), value=message))
         self.sent += 1
         return True
 

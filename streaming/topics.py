@@ -11,9 +11,10 @@ from common.errors import InputError
 from streaming.contract.schema import MAX_MESSAGE_BYTES
 
 IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
-DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES)}
+USERS, ITEMS = "users", "items"
+DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES, USERS, ITEMS)}
 LATE = {topic: f"{topic}.late" for topic in (IMPRESSIONS, ACTIONS)}
-ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, *DEAD.values(), *LATE.values())
+ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, USERS, ITEMS, *DEAD.values(), *LATE.values())
 
 PARTITIONS = 2
 RETENTION_MS = 7 * 24 * 3600 * 1000

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
+from streaming.declaration import Declaration
+
 DAY_MS = 86_400_000
 Rows = Mapping[str, list[Any]]
 """Column -> value of each row, None if a view has no row of the key."""
@@ -24,6 +26,10 @@ class Column(NamedTuple):
 
     name: str
     kind: Literal["int", "ints", "number"]
+
+
+KINDS: dict[str, Literal["int", "ints", "number"]] = {"id": "int", "ids": "ints", "number": "number"}
+"""Kind of a feature -> kind of its column."""
 
 
 def _nothing() -> pa.Table:
@@ -49,3 +55,11 @@ class Views:
     derive: Callable[[Rows], dict[str, list[Any]]] = lambda rows: {}
     by: str = ""
     ttl_ms: Mapping[str, int] = field(default_factory=lambda: {"activity": 30 * DAY_MS, "counters": 30 * DAY_MS})
+
+    def columns(self, declaration: Declaration) -> dict[str, tuple[Column, ...]]:
+        """The columns of `profile` and `video`: the declared features of that view, and the source's own."""
+        own = {"profile": self.profile, "video": self.video}
+        declared = {
+            view: [Column(f.name, KINDS[f.kind]) for f in declaration.features if f.view == view] for view in own
+        }
+        return {view: (*declared[view], *more) for view, more in own.items()}

@@ -16,6 +16,7 @@ from serving.journal import version_of
 from serving.sync.faults import Faults
 from serving.sync.versions import Versions
 from streaming.declaration import Declaration
+from streaming.source import load
 
 logger = process.logger("sync")
 
@@ -58,6 +59,8 @@ class Installer:
         seqs = log.seqs(lineage, "base")
         seq = max((s for s in seqs if s not in publication.refused), default=seqs[-1])
         base = log.manifest(lineage, "base", seq)
+        if base.declaration != self._declaration.sha256:
+            self._declaration = load(self._source).declaration  # the module may have changed since, as the trainer saw
         if base.declaration != self._declaration.sha256:
             self._faults.report("declaration", f"{base.folder}: declaration differs from that of {self._source}")
             return None

@@ -1,6 +1,6 @@
 """Reads an archive: the examples, impressions and actions of an interval of event time (docs/archive.md).
 
-archive = Archive("var/local/archive")
+archive = Archive("var/local/archive", declaration)
 day = archive.read("examples", begin_ms, end_ms)        # NotArchived while the interval is not complete
 """
 
@@ -17,6 +17,8 @@ from common.errors import InputError
 from streaming.archive import commits
 from streaming.archive.columns import TIME
 from streaming.archive.commits import Commit, File
+from streaming.declaration import Declaration
+from streaming.growth import Declarations
 from streaming.topics import ACTIONS, EXAMPLES, IMPRESSIONS
 
 TOPICS = (EXAMPLES, IMPRESSIONS, ACTIONS)
@@ -27,10 +29,14 @@ class NotArchived(InputError):
 
 
 class Archive:
-    """Reads an archive's folder, without locks, and anew at each call."""
+    """Reads an archive's folder, without locks, and anew at each call.
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    Its tables have the columns of `declaration` (default: that of its newest commit), also for days before the source
+    grew.
+    """
+
+    def __init__(self, path: Path | str, declaration: Declaration | None = None) -> None:
+        self.path, self._given = Path(path), declaration
 
     def until_ms(self, topic: str) -> int:
         """Event time up to which the topic is complete; -1 while that is unknown."""
@@ -45,16 +51,17 @@ class Archive:
     def read(self, topic: str, begin_ms: int, end_ms: int) -> pa.Table:
         """Reads the records with begin_ms <= time < end_ms, in order of (time, partition, offset)."""
         for attempt in range(5):
-            _, files = self._complete(topic, begin_ms, end_ms)
+            newest, files = self._complete(topic, begin_ms, end_ms)
+            declaration = self._declaration(newest)
             inside = {n: f for n, f in files.items() if f.begin_ms < end_ms and f.end_ms >= begin_ms}
             try:
-                parts = [commits.load(self.path, n, f) for n, f in inside.items()]
+                parts = [commits.load(self.path, n, f, declaration) for n, f in inside.items()]
             except FileNotFoundError:  # merged meanwhile: the newest manifest names the merged file
                 if attempt == 4:
                     raise
                 continue
             if not parts:
-                return self._nothing(topic, files)
+                return self._nothing(topic, files, declaration)
             table = pa.concat_tables(parts)
             time_ms = table[TIME[topic]]
             inner = pc.and_(pc.greater_equal(time_ms, begin_ms), pc.less(time_ms, end_ms))
@@ -71,7 +78,7 @@ class Archive:
                 continue
             places = {p: first for p, (first, _) in file.places.items()}
             if file.begin_ms < end_ms:
-                table = commits.load(self.path, name, file)
+                table = commits.load(self.path, name, file, None)
                 table = table.filter(pc.greater_equal(table[TIME[topic]], end_ms))
                 least = table.group_by("partition").aggregate([("offset", "min")]).to_pylist()
                 places = {str(row["partition"]): row["offset_min"] for row in least}
@@ -96,10 +103,19 @@ class Archive:
             raise NotArchived(f"{self.path}: {topic} {interval}: before the archive begins, at {_moment(since)}")
         return newest, {n: f for n, f in files.items() if f.topic == topic}
 
-    def _nothing(self, topic: str, files: Mapping[str, File]) -> pa.Table:
+    def _declaration(self, newest: Commit) -> Declaration | None:
+        """The declaration whose columns the tables have; None if neither caller nor folder has one."""
+        declarations = Declarations(self.path)
+        if self._given is None:
+            return declarations.read(newest.declaration)
+        if newest.declaration != self._given.sha256:
+            declarations.grown(newest.declaration, self._given, "another archive")
+        return self._given
+
+    def _nothing(self, topic: str, files: Mapping[str, File], declaration: Declaration | None) -> pa.Table:
         """A table without rows, with the columns of the topic's files."""
         for name, file in files.items():
-            return commits.load(self.path, name, file).slice(0, 0)
+            return commits.load(self.path, name, file, declaration).slice(0, 0)
         raise NotArchived(f"{self.path}: {topic}: no record of it was ever archived")
 
 

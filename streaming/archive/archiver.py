@@ -147,7 +147,7 @@ def _run(args: argparse.Namespace) -> None:
     gauges = Gauges()
     with process.Service(args.port, gauges.registry, gauges.errors, END_WITHIN_S) as service:
         declaration = load(args.source).declaration
-        with Writer(args.to, args.source, declaration.sha256) as writer:
+        with Writer(args.to, args.source, declaration) as writer:
 
             def connect() -> Reader:
                 positions = writer.newest.positions if writer.newest else {}

@@ -2,6 +2,7 @@
 
     table = to_table(batch, declaration)        # feature_<name>, label_<task>, weight_<task>, score_<task>, ...
     batch = from_table(table, declaration)      # the same examples again; other columns are ignored
+    table = filled(table, topic, declaration)   # with the columns that the source has now
 
 Times are int64 milliseconds. `partition` and `offset` are a record's place in Kafka.
 """
@@ -74,6 +75,27 @@ def to_table(batch: Batch, declaration: Declaration) -> pa.Table:
             columns[f"feature_{f.name}"] = pa.array(column, _ARROW[f.kind])
     schema = schemas(declaration)[EXAMPLES]
     return pa.table(columns, schema=pa.schema([schema.field(n) for n in schema.names if n in columns]))
+
+
+def filled(table: pa.Table, topic: str, declaration: Declaration) -> pa.Table:
+    """The columns of the declaration, in their order: those that the table lacks are of a source that has grown since.
+
+    A feature has its default. A task has no label: weight 0. A score or value is null.
+    """
+    schema = schemas(declaration)[topic]
+    values: dict[str, Any] = {f"feature_{f.name}": f.default for f in declaration.features}
+    for task in declaration.tasks:
+        values |= {f"label_{task}": 0, f"weight_{task}": 0, f"score_{task}": None, f"value_{task}": None}
+
+    def column(field: pa.Field) -> Any:
+        if field.name in table.schema.names:
+            return table[field.name]
+        value = values[field.name]
+        return pa.repeat(pa.scalar(list(value) if isinstance(value, tuple) else value, field.type), table.num_rows)
+
+    if table.schema.names == schema.names:
+        return table
+    return pa.table({field.name: column(field) for field in schema if field.name in {*table.schema.names, *values}})
 
 
 def from_table(table: pa.Table, declaration: Declaration) -> Batch:

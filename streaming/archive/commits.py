@@ -1,6 +1,6 @@
 """The commits of an archive: manifests written last, the files they name, and the one writer (docs/archive.md).
 
-with Writer(path, source, declaration) as writer:
+with Writer(path, source, declaration) as writer:             # the same declaration as before, or one grown from it
     writer.commit(tables, positions, beats, until_ms)      # topic -> table; returns when it exists
 newest, files = read(path)
 """
@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 
 from common.disk import flush_folder, flushed, hold, publish
 from common.errors import InputError
-from streaming.archive.columns import TIME
+from streaming.archive.columns import TIME, filled
+from streaming.declaration import Declaration
+from streaming.growth import Declarations
 
 FORMAT = 2
 HOUR_MS = 3_600_000
@@ -134,19 +136,19 @@ def by_time(table: pa.Table, topic: str) -> pa.Table:
     return table.sort_by([(TIME[topic], "ascending"), ("partition", "ascending"), ("offset", "ascending")])
 
 
-def load(path: Path, name: str, file: File, schema: pa.Schema | None = None) -> pa.Table:
-    """Reads one file and checks it against its manifest."""
+def load(path: Path, name: str, file: File, declaration: Declaration | None) -> pa.Table:
+    """Reads one file and checks it against its manifest. The table has the columns of `declaration`, if it is there."""
     data = (path / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise ArchiveError(f"{path / name}: {len(data)} bytes of another sha256 than its manifest says")
     table = pq.read_table(pa.BufferReader(data), use_threads=False)
-    return table if schema is None else table.cast(schema)
+    return table if declaration is None else filled(table, file.topic, declaration)
 
 
 class Writer:
     """Writes an archive and holds its lock. `newest` is the last commit or None, `files` are all that exist."""
 
-    def __init__(self, path: Path, source: str, declaration: str) -> None:
+    def __init__(self, path: Path, source: str, declaration: Declaration) -> None:
         self.path, self._source, self._declaration = path, source, declaration
         self._lock = hold(path / "LOCK", "an archive has one writer")
         try:
@@ -161,11 +163,10 @@ class Writer:
         state = read(self.path)
         self.newest: Commit | None = state[0] if state else None
         self.files: dict[str, File] = state[1] if state else {}
-        if self.newest and self.newest.declaration != self._declaration:
-            raise ArchiveError(
-                f"{self.path}: was written under declaration {self.newest.declaration[:12]} of source"
-                f" {self.newest.source}, given is {self._declaration[:12]} of {self._source}: begin a new folder"
-            )
+        declarations = Declarations(self.path)
+        if self.newest and self.newest.declaration != self._declaration.sha256:
+            declarations.grown(self.newest.declaration, self._declaration, "begin a new folder (--to)")
+        declarations.keep(self._declaration)
         self._clear()
 
     def __enter__(self) -> Writer:
@@ -213,7 +214,7 @@ class Writer:
         whole = number % WHOLE_EVERY == 0
         previous = hashlib.sha256(manifests(self.path)[-1].read_bytes()).hexdigest() if self.newest else ""
         commit = Commit(
-            number, previous, self._source, self._declaration, positions, beats, since, until_ms, whole,
+            number, previous, self._source, self._declaration.sha256, positions, beats, since, until_ms, whole,
             live if whole else files, gone,
         )  # fmt: skip
         folder = self.path / "manifests"
@@ -238,7 +239,7 @@ class Writer:
         for (topic, hour), names in by_hour.items():
             new = (topic, hour) in parts
             if len(names) + new > 1 and _end_ms(hour) <= until_ms.get(topic, -1):
-                old = [load(self.path, n, self.files[n]) for n in names]
+                old = [load(self.path, n, self.files[n], self._declaration) for n in names]
                 parts[topic, hour] = pa.concat_tables([*old, *([parts[topic, hour]] if new else [])])
                 gone += names
         for (topic, hour), part in parts.items():

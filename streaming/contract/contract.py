@@ -21,13 +21,22 @@ from streaming.contract.schema import (
     shown,
 )
 from streaming.declaration import Declaration
+from streaming.views import Views
+
+OF_VIEW = {"profile": "users", "video": "items"}
+"""View -> the topic of its rows."""
+RULES = {"int": "id", "ints": "ids", "number": "number"}
+"""Kind of a column -> the rule of its values."""
 
 
 class Contract:
-    """The schema of impressions, actions and heartbeats, with the features and tasks of a declaration."""
+    """The schema of all events, with the features and tasks of a declaration, and the columns of a source's views."""
 
-    def __init__(self, declaration: Declaration) -> None:
-        self._rules = {name: rule(name) for name in ("impressions", "actions", "heartbeat")}
+    def __init__(self, declaration: Declaration, views: Views | None = None) -> None:
+        self._rules = {name: rule(name) for name in ("impressions", "actions", "users", "items", "heartbeat")}
+        for view, columns in (views or Views()).columns(declaration).items():
+            attributes = self._rules[OF_VIEW[view]]["properties"]["attributes"]
+            attributes["properties"] = {column.name: rule(RULES[column.kind]) for column in columns}
         impression, action = self._rules["impressions"]["properties"], self._rules["actions"]["properties"]
         impression["features"]["properties"] = {f.name: rule(f.kind) for f in declaration.features}
         impression["scores"]["properties"] = dict.fromkeys(declaration.tasks, rule("probability"))

@@ -21,7 +21,7 @@ from features.reproduction import reproduce
 from features.store import Features
 from streaming import topics
 from streaming.archive.rows import Decoder
-from streaming.publisher import Publisher, action, impression
+from streaming.publisher import Publisher, action, impression, item, user
 from streaming.source import Exposure, load
 from tests.features.test_counters import by_sql
 from tests.support import PROJECT
@@ -205,3 +205,31 @@ def test_a_miss_is_explained_by_the_version_that_was_served(tmp_path: Path) -> N
     found = reproduce(store, archived(sent))
     assert found["why"] == {"unfinished": 1, "unexplained": 1}
     assert found["share"] == 1 - 2 / found["values"]
+
+
+def test_a_new_items_attributes_are_read_seconds_after_they_were_sent(broker: Broker, tmp_path: Path) -> None:
+    pusher, at = Pusher(broker, tmp_path / "features"), 1_700_000_000_000
+    pusher.start()
+    store = Features(tmp_path / "features", str(SHOP))
+
+    def brands(*products: int) -> list[Any]:
+        return [row["brands"] for row in store.read(1, products, [at] * len(products), [{}] * len(products))[0]]
+
+    with Publisher(broker.bootstrap, DECLARATION, lease=LEASE, views=SOURCE.views) as publisher:
+        assert publisher.send(topics.ITEMS, item(500, at, {"brands": [7, 8], "price": 2.5}))
+        assert publisher.send(topics.ITEMS, item(2, at + 1000, {"brands": [9]}))
+        assert publisher.send(topics.ITEMS, item(2, at - 5000, {"brands": [1]}))
+        assert publisher.send(topics.USERS, user(900, at, {"city": 2}))
+        assert not publisher.send(topics.ITEMS, item(501, at, {"brands": "x"}))
+        assert publisher.refusal == "items: item 501: brands is 'x', allowed is array"
+    pusher.until(lambda: brands(500, 2) == [[7, 8], [9]], "the items")
+    pusher.until(lambda: store.read(900, [1], [at], [{}])[0][0]["city"] == 2, "the user")
+    pusher.process.kill()
+    pusher.start()
+
+    with Publisher(broker.bootstrap, DECLARATION) as blind:  # it does not know the price, so the push refuses the item
+        assert blind.send(topics.ITEMS, item(502, at, {"brands": [5], "price": "x"}))
+        assert blind.send(topics.ITEMS, item(503, at, {"brands": [3], "unknown": {}}))
+    pusher.until(lambda: brands(500, 2, 502, 503) == [[7, 8], [9], [], [3]], "the later items")
+    assert "price is 'x', allowed is number; goes to items.dead" in pusher.log.read_text()
+    assert pusher.process.end() == 0

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from serving.client import PADDING, PredictionFailed, Scorer, array, inputs, pad, tensor
+from streaming.declaration import Declaration, Feature
 from streaming.sources.simulator import declaration
 from tests.support import PROJECT
 from tests.support.ports import free_port
@@ -57,6 +59,47 @@ def test_without_an_answer_it_fails_in_time_and_names_each_replica():
     scorer.close()
     with pytest.raises(ValueError, match="serving is empty"):
         Scorer([], "ranker", declaration)
+
+
+@pytest.fixture
+def small_server():
+    """A model of two features and a task, which refuses other inputs as TensorFlow Serving does."""
+    import grpc
+    from tensorflow.core.protobuf import meta_graph_pb2
+    from tensorflow_serving.apis import get_model_metadata_pb2 as metadata
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+    class Model(prediction_service_pb2_grpc.PredictionServiceServicer):
+        def Predict(self, request, context):
+            if set(request.inputs) != {"user", "brand", "seen"}:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "input size does not match signature")
+            sums = sum(array(request.inputs[name]).astype(np.float32).ravel() for name in ("user", "brand"))
+            assert (array(request.inputs["seen"]) == PADDING).all()
+            return predict_pb2.PredictResponse(outputs={"click": tensor(sums), "seq": tensor(np.full(2, 7))})
+
+        def GetModelMetadata(self, request, context):
+            reply, signatures = metadata.GetModelMetadataResponse(), metadata.SignatureDefMap()
+            for name, dims in (("user", 1), ("brand", 1), ("seen", 2)):
+                shape = {"dim": [{"size": -1}] * dims}
+                info = meta_graph_pb2.TensorInfo(dtype=9, tensor_shape=shape)
+                signatures.signature_def["serving_default"].inputs[name].CopyFrom(info)
+            reply.metadata["signature_def"].Pack(signatures)
+            return reply
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Model(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0)
+
+
+def test_an_app_of_the_declaration_before_or_after_the_models_is_answered(small_server):
+    user, price = Feature("user", "id"), Feature("price", "number")
+    for features, tasks in (((user,), ("click",)), ((user, price), ("click", "like"))):
+        scorer = Scorer([small_server], "ranker", Declaration("shop", features, tasks, "click", 1))
+        assert scorer.score([{"user": 3}, {"user": 4}]) == ({"click": [3.0, 4.0]}, 7)
+        scorer.close()
 
 
 def test_light_leaves_tensorflow_out():

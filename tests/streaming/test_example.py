@@ -58,12 +58,14 @@ ODD = {
     line(pi=0): "pi is not in (0, 1]",
     line(pi=1.1): "pi is not in (0, 1]",
     line(pi=...): "pi is not in (0, 1]",
-    line(labels=[1]): "labels: not 2 numbers",
-    line(labels=...): "labels: not 2 numbers",
+    line(labels=[1]): "weights: not as many numbers as labels",
+    line(labels=[1, 0, 0], weights=[1, 0, 0], values=[1, 2, 3]): "labels: not 1 to 2 numbers",
+    line(labels=[], weights=[], values=[]): "labels: not 1 to 2 numbers",
+    line(labels=...): "labels: not 1 to 2 numbers",
     line(labels=[1, 2]): "labels: a value out of range",
     line(labels=[1, None]): "labels: a value out of range",
-    line(values=[1]): "values: not 2 numbers",
-    line(values=...): "values: not 2 numbers",
+    line(values=[1]): "values: not as many numbers as labels",
+    line(values=...): "values: not as many numbers as labels",
     line(values=[1, "x"]): "changed from number to string",
     line(weights=[1, -1]): "weights: a value out of range",
     line(weights=[1, float("nan")]): "weights: a value out of range",
@@ -115,6 +117,14 @@ def test_absent_is_the_default_and_extra_is_ignored():
     assert batch.features["price"].tolist() == [0.25] * 4
     assert batch.lineage.to_pylist() == ["l", "l", "l", ""] and batch.seq.tolist() == [3, 3, 3, -1]
     assert np.isnan(batch.scores[2]).all() and batch.scores[0, 0] == 0.25 and np.isnan(batch.scores[0, 1])
+
+
+def test_a_line_from_before_the_source_grew_has_no_weight_for_the_new_tasks():
+    old = line(labels=[1], weights=[1], values=[2.5], features={"user": 4})
+    batch = decode([old, line(), old], DECLARATION)
+    assert batch.bad == [] and batch.labels.tolist() == [[1, 0]] * 3 and batch.weights.tolist() == [[1, 0]] * 3
+    assert batch.values[:, 0].tolist() == [2.5] * 3 and np.isnan(batch.values[:, 1]).all()
+    assert batch.features["price"].tolist() == [0.25, 1.5, 0.25]
 
 
 def test_position_request_and_values_are_carried():

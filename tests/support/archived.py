@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +84,7 @@ def tables(source: Simulator, shown: list[Exposure], pi: float = 1.0) -> dict[st
 
 def write(folder: Path, source: Simulator, parts: Iterable[dict[str, pa.Table]], until_ms: int) -> Path:
     """The archive of `parts`, a commit each, complete until `until_ms`."""
-    with Writer(folder, "simulator", source.declaration.sha256) as writer:
+    with Writer(folder, "simulator", source.declaration) as writer:
         seen: dict[str, int] = {}
         for part in parts:
             rows = {}
@@ -107,9 +108,7 @@ def archive(folder: Path, minutes: int, change: Change = lambda day: day, until_
 
 
 def simulator() -> Simulator:
-    found = load(SOURCE)
-    assert isinstance(found, Simulator)
-    return found
+    return cast(Simulator, load(SOURCE))  # `load` judges what it gives, and passes the rest on
 
 
 def declared() -> Declaration:

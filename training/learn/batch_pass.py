@@ -23,6 +23,7 @@ from delta_log.log import Log
 from delta_log.manifest import Manifest
 from delta_log.writer import Writer
 from streaming.example import Batch, batches
+from streaming.growth import Declarations
 from streaming.source import Source, load
 from training.learn.learner import Learner, Settings
 from training.learn.state import State
@@ -46,6 +47,7 @@ def learn(state: State, history: Iterable[Batch]) -> Iterator[int]:
 
 def begin(state: State, delta_log: Log, positions: Mapping[str, Any]) -> Manifest:
     """Writes base-0 of a new lineage, whose data ends at `positions`."""
+    Declarations(delta_log.path).keep(state.declaration)
     with Writer(delta_log, delta_log.new_lineage()) as writer:
         cut = state.cut(positions, whole=True, digest=True)
         base = writer.first_base(cut)

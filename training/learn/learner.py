@@ -134,7 +134,7 @@ class Learner:
 
     def _descend(self, name: str, gradient: Any) -> None:
         """Takes one step of a dense weight's optimizer."""
-        weight, optimizer = self.model.dense[name]
+        weight, optimizer, _ = self.model.dense[name]
         if isinstance(optimizer, Adagrad):
             # Adagrad (Duchi et al., JMLR 12, 2011): a += g^2; w -= rate * g / sqrt(a + epsilon)
             total = self.slots[name].assign_add(gradient * gradient)
@@ -143,7 +143,7 @@ class Learner:
 
 
 def _slots(model: Model, name: str) -> tf.Variable:
-    weight, optimizer = model.dense[name]
+    weight, optimizer, _ = model.dense[name]
     if isinstance(optimizer, Adagrad):
         return tf.Variable(tf.fill(weight.shape, optimizer.start), trainable=False)
     if isinstance(optimizer, SGD):

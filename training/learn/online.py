@@ -25,6 +25,7 @@ from delta_log.writer import Writer
 from streaming.example import decode
 from streaming.source import load
 from training.learn.feed import Feed
+from training.learn.growth import continued
 from training.learn.learner import Learner, Settings
 from training.learn.state import State
 from training.learn.takeover import AtHead, Moved
@@ -54,12 +55,18 @@ class Setup:
 
 
 def follow(setup: Setup, service: process.Service, gauges: Gauges) -> None:
-    """Learns the served lineage until the service ends. When SERVING moves, it continues with the new lineage."""
+    """Learns the served lineage until the service ends. When SERVING moves, it continues with the new lineage.
+
+    If the source has grown since, a new lineage continues the served one.
+    """
     delta_log = Log(setup.log)
     while not service.stopping.is_set():
         lineage = delta_log.serving()
         if lineage is None:
             raise LogError(f"{delta_log.path}: serves no lineage yet (python -m training.learn.batch_pass begins one)")
+        service.health.reason = f"loading lineage {lineage}"
+        declaration, keep = load(setup.source).declaration, setup.pace.keep_lineages
+        lineage = continued(delta_log, lineage, setup.source, declaration, setup.model, keep)
         _learn(setup, lineage, service, gauges, Moved(delta_log, lineage))
         gc.collect()  # the old tables are in cycles of references; the new ones need their memory
 

@@ -189,9 +189,16 @@ class State:
         # The base alone: the deltas after it may be broken, and then it is the way out.
         base, deltas = log.chain(lineage) if base_seq is None else (log.manifest(lineage, "base", base_seq), [])
         last = deltas[-1] if deltas else base
-        self._check_origin(last)
-        dense = read_dense(last)
-        for name, rows in merged(base, deltas).items():
+        self.check_origin(last)
+        self.take_over(base, deltas, merged(base, deltas), read_dense(last))
+        return last
+
+    def take_over(
+        self, base: Manifest, deltas: list[Manifest], tables: Mapping[str, TableRows], dense: Mapping[str, Weight]
+    ) -> None:
+        """Loads tables and dense weights, and continues at the positions and with the counts of a chain."""
+        last = deltas[-1] if deltas else base
+        for name, rows in tables.items():
             table = self.learner.tables[name]
             table.import_rows(rows.keys, rows.rows, rows.slots, rows.ticks.astype(np.int64))
             if rows.admission.shape == table.admission_shape:
@@ -199,6 +206,7 @@ class State:
             else:
                 before, now = rows.admission.shape or "none", table.admission_shape or "none"
                 logger.info("table %s: admission was %s in %s, is %s: it begins anew", name, before, last.name, now)
+        for table in self.learner.tables.values():
             table.set_tick(last.tick + 1)
         for name, weight in dense.items():
             self.learner.weights[name].assign(weight.value)
@@ -208,9 +216,8 @@ class State:
         self.learned_until_ms, self._clean_tick = last.learned_until_ms, last.tick
         self.expiry.tick_times = thinned(tick_times([base, *deltas]))
         self.newest_event_ms = self._ticked_ms = max(self.expiry.tick_times.values(), default=-1)
-        return last
 
-    def _check_origin(self, manifest: Manifest) -> None:
+    def check_origin(self, manifest: Manifest) -> None:
         """Raises LogError unless the state of `manifest` is of this declaration and fits this model."""
         begin = "begin a new lineage (python -m training.learn.batch_pass)"
         if manifest.declaration != self.declaration.sha256:

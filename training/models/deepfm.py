@@ -12,6 +12,7 @@ task may weigh them otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -64,7 +65,16 @@ class DeepFM(Model):
             variables["number_weights"] = keras.Variable(zeros, name="number_weights")
         self.variables = variables  # as Keras has them
         optimizer = Adagrad(dense_rate, start=dense_start, epsilon=0)
-        self.dense = {name: DenseWeight(variable.value, optimizer) for name, variable in variables.items()}
+        inputs_of = [f"{name}/{i}" for name in self.row_features for i in range(dim)] + list(self.number_features)
+        of_tasks = declaration.tasks
+        axes: dict[str, tuple[Sequence[str] | None, ...]] = {
+            "hidden_0_kernel": (inputs_of, None), "number_weights": (self.number_features, of_tasks),
+            "heads_kernel": (None, of_tasks), "heads_bias": (of_tasks,), "linear_scale": (of_tasks,),
+            "pair_scale": (of_tasks,),
+        }  # fmt: skip
+        self.dense = {
+            name: DenseWeight(variable.value, optimizer, axes.get(name, ())) for name, variable in variables.items()
+        }
 
     def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
         """Returns task -> logits float32[n], by the formula of the module."""

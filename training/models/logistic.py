@@ -29,9 +29,10 @@ class Logistic(Model):
         self._bias = tf.Variable(tf.zeros([tasks]), name="bias")
         self._number_weights = tf.Variable(tf.zeros([len(self.number_features), tasks]), name="number_weights")
         optimizer = Adagrad(rate, start=1e-6, epsilon=0)
-        self.dense = {"bias": DenseWeight(self._bias, optimizer)}
+        self.dense = {"bias": DenseWeight(self._bias, optimizer, (declaration.tasks,))}
         if self.number_features:  # else the weight would have no values
-            self.dense["number_weights"] = DenseWeight(self._number_weights, optimizer)
+            axes = self.number_features, declaration.tasks
+            self.dense["number_weights"] = DenseWeight(self._number_weights, optimizer, axes)
 
     def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
         """Returns task -> logits float32[n], by the formula of the module."""

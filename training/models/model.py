@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -44,10 +44,15 @@ class RowSegment(NamedTuple):
 
 
 class DenseWeight(NamedTuple):
-    """A weight that is not a row: its variable and its optimizer."""
+    """A weight that is not a row: its variable and its optimizer.
+
+    `axes` names the places of each axis that belong to a feature or task, so that the weight outlives the growth of the
+    source (training/learn/growth.py). An axis without names is None; () means that no axis has any.
+    """
 
     variable: tf.Variable
     optimizer: Adagrad | SGD
+    axes: tuple[Sequence[str] | None, ...] = ()
 
 
 class Context(NamedTuple):

@@ -54,7 +54,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if (report.get("begin_ms"), report.get("end_ms"), report.get("seed")) == (args.begin, args.end, args.seed):
         log.info("%s was evaluated on the same interval before: there is nothing to do", args.lineage)
     else:
-        table = Archive(args.archive).read(EXAMPLES, record["begin_ms"], args.end)
+        table = Archive(args.archive, declaration).read(EXAMPLES, record["begin_ms"], args.end)
         unlearned = from_table(table.filter(pa.array(~before(table, record["positions"]["offsets"]))), declaration)
         judged = np.flatnonzero(unlearned.event_ms >= args.begin)
         log.info("%d examples that it has not learned, %d of them judged", unlearned.size, len(judged))

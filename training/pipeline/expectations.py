@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
@@ -176,6 +176,8 @@ def _means(frame: pd.DataFrame, declaration: Declaration, reference: Statistics,
         column = f"feature_{f.name}"
         if f.kind == "number" and column in reference:
             mean, deviation, n = reference[column]
+            if deviation < 1e-6 and math.isclose(mean, cast(float, f.default), rel_tol=1e-5, abs_tol=1e-6):
+                continue  # nobody sent it on that day, as before the source grew
             low, high = tolerance.of_mean(mean, deviation, min(n, int(frame[column].count())))
             expected.append(gxe.ExpectColumnMeanToBeBetween(column=column, min_value=low, max_value=high))
     return expected

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     interval = Interval.of(begin=args.begin, end=args.end)
     declaration = load(args.source).declaration
-    impressions = Archive(args.archive).read("impressions", interval.begin_ms, interval.end_ms)
+    impressions = Archive(args.archive, declaration).read("impressions", interval.begin_ms, interval.end_ms)
     if not impressions.num_rows:
         log.info("%s has no impressions: there is nothing to compare", interval)
         print(json.dumps({"impressions": 0, "compared": 0}))

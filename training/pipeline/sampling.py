@@ -184,7 +184,7 @@ def _run(args: argparse.Namespace) -> None:
         log.info("pilot: %s/%s", base.lineage, base.name)
         sampling = replace(sampling, pilot=f"{base.lineage}.{base.seq}")
         scored = partial(pilot.score, base, declaration, args.source)
-    facts = take(Archive(args.archive), declaration, interval, sampling, args.to, scored)
+    facts = take(Archive(args.archive, declaration), declaration, interval, sampling, args.to, scored)
     log.info("%s: %d of %d examples, %d positive", interval, facts["rows"], facts["of"], facts["positives"])
     print(json.dumps(facts))
 

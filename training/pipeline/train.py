@@ -21,7 +21,7 @@ from delta_log.log import Log
 from delta_log.manifest import LogError, Manifest
 from delta_log.writer import prune_lineages
 from streaming.archive.archive import Archive
-from streaming.archive.columns import from_table, schemas
+from streaming.archive.columns import filled, from_table, schemas
 from streaming.archive.commits import by_time
 from streaming.declaration import Declaration
 from streaming.example import Batch
@@ -58,7 +58,8 @@ class Data(NamedTuple):
 
 def train(args: Namespace) -> dict[str, Any]:
     """Begins a lineage with the examples, or finds the lineage that began with them. Returns its record."""
-    declaration, delta_log, archive = load(args.source).declaration, Log(args.log), Archive(args.archive)
+    declaration, delta_log = load(args.source).declaration, Log(args.log)
+    archive = Archive(args.archive, declaration)
     if args.examples:
         table = read_examples(args.examples, declaration)
     else:
@@ -152,6 +153,7 @@ def read_examples(paths: list[Path], declaration: Declaration) -> pa.Table:
             part = pq.read_table(file, use_threads=False, partitioning=None)
         except (OSError, pa.ArrowInvalid) as e:
             raise ValueError(f"--examples {file}: {e}") from e
+        part = filled(part, EXAMPLES, declaration)
         if missing := [n for n in schema.names if n not in part.schema.names]:
             raise ValueError(f"--examples {file}: column {missing[0]} is missing (docs/archive.md)")
         parts.append(part.select(schema.names).cast(schema))

@@ -217,7 +217,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     interval = Interval.of(begin=args.begin, end=args.end)
-    verdict = validate(Archive(args.archive), load(args.source).declaration, interval, args.samples, args.docs)
+    declaration = load(args.source).declaration
+    verdict = validate(Archive(args.archive, declaration), declaration, interval, args.samples, args.docs)
     report(verdict, str(interval), {}, log, args.docs_at)
 
 

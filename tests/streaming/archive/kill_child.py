@@ -35,7 +35,7 @@ def run(path: Path, kill_at: int) -> None:
 
         return killed_before
 
-    with Writer(path, "test", DECLARATION.sha256) as writer:
+    with Writer(path, "test", DECLARATION) as writer:
         for name in ("mkdir", "fsync", "link", "unlink"):
             setattr(os, name, counted(getattr(os, name)))
         builtins.open = counted(builtins.open)

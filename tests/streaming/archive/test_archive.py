@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +18,13 @@ import pyarrow as pa
 import pytest
 
 from common.disk import Busy
+from common.errors import InputError
 from streaming.archive import commits as archive_log
 from streaming.archive.archive import Archive, NotArchived
 from streaming.archive.columns import from_table, schemas, to_table
 from streaming.archive.commits import HOUR_MS, ArchiveError, Writer
 from streaming.archive.rows import Decoder
+from streaming.declaration import Declaration, Feature
 from streaming.example import Batch, from_exposures
 from streaming.publisher import action, impression
 from streaming.source import load
@@ -100,7 +103,7 @@ def finish(writer: Writer, last: int = BATCHES) -> None:
 
 
 def written(path: Path, last: int = BATCHES) -> Archive:
-    with Writer(path, "test", DECLARATION.sha256) as writer:
+    with Writer(path, "test", DECLARATION) as writer:
         finish(writer, last)
     return Archive(path)
 
@@ -147,7 +150,7 @@ def test_closed_hours_are_merged_and_positions_name_the_cut(tmp_path: Path) -> N
             expected[key] = min(expected[key], place["offset"])
         assert archive.positions(ACTIONS, cut)["offsets"] == expected
     # A late record of a closed hour is merged into it, and is there once.
-    with Writer(tmp_path, "test", DECLARATION.sha256) as writer:
+    with Writer(tmp_path, "test", DECLARATION) as writer:
         assert writer.newest is not None
         late = records(BATCHES).slice(0, 1).set_column(2, "ts_ms", pa.array([DAY_MS + 5], pa.int64()))
         writer.commit({ACTIONS: late}, positions(BATCHES + 1), {}, writer.newest.until_ms)
@@ -187,18 +190,59 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
 
 
 def test_one_writer_one_declaration_and_a_flipped_bit(tmp_path: Path) -> None:
-    with Writer(tmp_path, "test", DECLARATION.sha256) as writer:
+    with Writer(tmp_path, "test", DECLARATION) as writer:
         with pytest.raises(Busy, match="LOCK: held by process .*: an archive has one writer"):
-            Writer(tmp_path, "test", DECLARATION.sha256)
+            Writer(tmp_path, "test", DECLARATION)
         finish(writer)
-    with pytest.raises(ArchiveError, match="was written under declaration .* begin a new folder"):
-        Writer(tmp_path, "test", "another")
+    with pytest.raises(InputError, match="task .* is removed.* begin a new folder"):
+        Writer(tmp_path, "test", replace(DECLARATION, tasks=(DECLARATION.judged,)))
     file = sorted(tmp_path.glob("actions/*/*.parquet"))[0]
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(ArchiveError, match="of another sha256 than its manifest says"):
         Archive(tmp_path).read(ACTIONS, DAY_MS, DAY_MS + HOUR_MS)
+
+
+def grown() -> Declaration:
+    """The simulator's declaration with a feature of each kind and a task more."""
+    more = (Feature("hits", "number", default=0.5), Feature("brand", "id", default=9), Feature("likes", "ids", "clip"))
+    return replace(DECLARATION, features=(*more, *DECLARATION.features), tasks=(*DECLARATION.tasks, "share"))
+
+
+def examples(batch: Batch, declaration: Declaration, first: int) -> pa.Table:
+    table = to_table(batch, declaration).append_column("partition", pa.array(np.zeros(batch.size, np.int32)))
+    return table.append_column("offset", pa.array(np.arange(first, first + batch.size)))
+
+
+def test_days_from_before_the_source_grew_are_read_with_its_new_columns(tmp_path: Path) -> None:
+    old = from_exposures(islice(SOURCE.live(), 60), DECLARATION)
+    old.kind = np.full(60, "negative")
+    begin, end = int(old.event_ms.min()), int(old.event_ms.max()) + HOUR_MS
+    until = {EXAMPLES: end}
+
+    def places(n: int) -> dict[str, Any]:
+        return {EXAMPLES: {"cluster": "c", "topic": EXAMPLES, "topic_id": "t", "offsets": {"0": n}}}
+
+    with Writer(tmp_path, "test", DECLARATION) as writer:
+        writer.commit({EXAMPLES: examples(old, DECLARATION, 0)}, places(60), {}, until)
+    before = from_table(Archive(tmp_path, grown()).read(EXAMPLES, begin, end), grown())
+    with Writer(tmp_path, "test", grown()) as writer:
+        new = from_exposures(islice(SOURCE.live(), 60), grown())
+        writer.commit({EXAMPLES: examples(new, grown(), 60)}, places(120), {}, until)
+        assert len(writer.newest.gone) == 1, "the hours are closed: old and new records are merged"
+    table = Archive(tmp_path).read(EXAMPLES, begin, end)
+    assert table.schema.names == schemas(grown())[EXAMPLES].names
+    of_old = table.filter(pa.array(table["offset"].to_numpy() < 60))
+    assert same(from_table(of_old, DECLARATION), old.take(np.argsort(old.event_ms, kind="stable")))
+    for batch in (before, from_table(of_old, grown())):
+        assert batch.size == 60 and batch.weights[:, -1].max() == 0 == batch.labels[:, -1].max()
+        assert set(batch.features["hits"].tolist()) == {0.5} and set(batch.features["brand"].tolist()) == {9}
+        assert len(batch.features["likes"].values) == 0 and batch.features["likes"].row_splits.tolist() == [0] * 61
+    of_new = from_table(table.filter(pa.array(table["offset"].to_numpy() >= 60)), grown())
+    assert of_new.size == 60 and of_new.weights[:, -1].min() == 1
+    with pytest.raises(InputError, match="brand is removed; feature hits is removed.*: allowed are new f"):
+        Archive(tmp_path, DECLARATION).read(EXAMPLES, begin, end)
 
 
 def record(value: bytes, offset: int = 0) -> Any:

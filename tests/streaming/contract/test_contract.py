@@ -16,9 +16,11 @@ from features.push import Push
 from streaming.archive.rows import Decoder
 from streaming.contract.contract import Contract
 from streaming.contract.schema import KINDS, SCHEMA, BadMessage
+from streaming.declaration import INT64_MIN, Declaration, Feature
 from streaming.event_time import EventTime
 from streaming.publisher import Publisher
 from streaming.topics import DEAD
+from streaming.views import Column, Views
 from tests.support.events import CASES, DECLARATION, Case
 
 CONTRACT, DECODER = Contract(DECLARATION), Decoder(DECLARATION, EventTime())
@@ -77,12 +79,42 @@ class Counters:
 
 @each
 def test_the_feature_push(case: Case) -> None:
-    plan = SimpleNamespace(declaration=DECLARATION, views=SimpleNamespace(by="user"))
+    plan = SimpleNamespace(declaration=DECLARATION, views=Views(by="user"), columns={})
     reader = SimpleNamespace(partitions=lambda topic: [0])
     counters = Counters()
     push = Push(SimpleNamespace(plan=plan), None, reader, counters, EventTime(2**62), 1000, 1000, None)  # type: ignore[arg-type]
     push.take(case.topic, 0, 5, case.message)
     assert (len(counters.events), counters.ignored) == (is_event(case), bool(case.kind))
+
+
+ITEM = {"item_id": 7, "ts_ms": 5, "attributes": {}}
+"""An item of a source with the columns brands (ids), price (number) and year (int)."""
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, ""),
+        ({"attributes": {"brands": [1], "price": 2.5, "year": 3, "more": "x"}}, ""),
+        ({"item_id": None}, "item_id is None, allowed is integer"),
+        ({"item_id": INT64_MIN}, f"item_id is {INT64_MIN}, a reserved id"),
+        ({"ts_ms": -1}, "ts_ms is -1, allowed is 0 to 253402300799999"),
+        ({"attributes": []}, "attributes is [], allowed is object"),
+        ({"attributes": {"brands": [1.5]}}, "brands[0] is 1.5, allowed is integer"),
+        ({"attributes": {"price": True}}, "price is True, allowed is number"),
+        ({"attributes": {"year": 2**63}}, f"year is {2**63}, allowed is {INT64_MIN} to {2**63 - 1}"),
+    ],
+)
+def test_the_attributes_of_an_item_are_the_columns_of_its_view(change: dict[str, Any], reason: str) -> None:
+    declaration = Declaration("t", (Feature("brands", "ids", view="video"),), ("click",), "click", 1)
+    contract = Contract(declaration, Views(video=(Column("price", "number"), Column("year", "int"))))
+    message = json.dumps({**ITEM, **change}).encode()
+    if not reason:
+        assert contract.read("items", message) == {**ITEM, **change}
+        return
+    with pytest.raises(BadMessage) as refused:
+        contract.read("items", message)
+    assert str(refused.value) == reason
 
 
 @pytest.fixture

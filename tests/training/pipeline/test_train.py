@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ import pytest
 
 from delta_log.log import Log
 from delta_log.manifest import LogError
+from streaming.source import load
+from tests.support import archived
+from training.learn import batch_pass
+from training.learn.growth import continued
+from training.pipeline import warm_start
 from training.pipeline.train import base_to_begin_from, select, sha256_of
 
 
@@ -53,3 +59,41 @@ def test_the_hash_is_of_the_values_whatever_their_layout() -> None:
     assert sha256_of(pa.concat_tables([table.slice(0, 1), table.slice(1)])) == sha256_of(table)
     for name, values in {"id": [1, 0, 3], "name": ["ab", "c", None], "tags": [[1], [2], [3]]}.items():
         assert sha256_of(pa.table(columns | {name: values})) != sha256_of(table)
+
+
+GROWN = """
+from dataclasses import replace
+from streaming.declaration import Feature
+from streaming.sources.simulator import configure as simulator
+
+before = simulator(seed=7, minutes=60, history_minutes=1, rate=5)
+more = (Feature("hits", "number", default=0.5), Feature("brand", "id", default=9))
+declaration = replace(
+    before.declaration, features=(*more, *before.declaration.features), tasks=(*before.declaration.tasks, "share")
+)
+history, live = before.history, before.live
+"""
+
+
+def test_a_source_that_grew_warm_starts_from_days_before_and_from_the_served_lineage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, log = tmp_path / "grown.py", Log(tmp_path / "log")
+    source.write_text(GROWN)
+    archive = archived.archive(tmp_path / "archive", 2)
+    old = ["--source", archived.SOURCE, "--log", str(log.path)]
+    assert batch_pass.main([*old, "--untrained", "--model", "deepfm?dim=4&hidden=8"]) == 0
+    continued(log, log.serving() or "", str(source), load(str(source)).declaration, "", 5)
+    begin_ms, middle_ms, end_ms = (archived.BEGIN_MS + k * archived.MINUTE_MS for k in range(3))
+    common = ["--source", str(source), "--log", str(log.path), "--archive", str(archive)]
+    days = ["--begin", str(begin_ms), "--end", str(middle_ms)]
+    later = ["--begin", str(middle_ms), "--end", str(end_ms)]
+    for begin_from in ("none", "serving"):
+        capsys.readouterr()
+        assert warm_start.main(["train", *common, *days, "--from", begin_from]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["rows"] > 200 and record["from"].startswith("none" if begin_from == "none" else log.serving())
+        base = log.manifest(record["lineage"], "base", 0)
+        assert base.tables["brand"].total == 1 and base.tables["viewer"].total > 50
+        assert warm_start.main(["evaluate", *common, *later, "--lineage", record["lineage"]]) == 0
+        assert json.loads(capsys.readouterr().out)["examples"] > 200

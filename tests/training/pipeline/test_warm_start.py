@@ -80,7 +80,7 @@ class Rig:
         self.sender.send([], progress_ms)
 
     def archive_until(self, ms: int) -> None:
-        with Writer(self.archive.path, SOURCE, DECLARATION.sha256) as writer:
+        with Writer(self.archive.path, SOURCE, DECLARATION) as writer:
             positions = writer.newest.positions if writer.newest else {}
             reader = Reader(self.broker.bootstrap, ("examples", "impressions", "actions"), positions)
             archiver = Archiver(reader, writer, DECLARATION, EVENT_TIME, 100, 500, Gauges())
@@ -191,7 +191,7 @@ def archived(path: Path) -> dict[str, int]:
     table = table.append_column("offset", pa.array(place // 2, pa.int64()))
     ends = {str(p): (batch_.size + 1 - p) // 2 for p in range(2)}
     positions = {"examples": {"cluster": "c", "topic": "examples", "topic_id": "t", "offsets": ends}}
-    with Writer(path, SOURCE, DECLARATION.sha256) as writer:
+    with Writer(path, SOURCE, DECLARATION) as writer:
         writer.commit({"examples": table}, positions, {}, {"examples": LAST_MS})
     return ends
 

@@ -106,20 +106,23 @@ final class Folder {
         }
     }
 
-    /** Refuses to resume the state of another job: compares `owner` with what the first start wrote. */
-    void claim(String owner, boolean resuming) throws IOException {
+    /** Writes whose state this is. A resume is refused, unless `owner` is the one before or has grown from it; returns what was added. */
+    List<String> claim(Owner owner, boolean resuming) throws IOException {
         Path file = root.resolve("job.json");
+        List<String> added = List.of();
         if (resuming && Files.exists(file)) {
-            String before = Files.readString(file);
-            if (!before.equals(owner)) {
-                throw new IllegalArgumentException("setting state_dir is " + root + ": it holds the state of " + before + ", this job is " + owner
-                        + "; allowed is the folder of the same Kafka topics and declaration, or an empty one");
+            Owner.Growth growth = owner.since(Files.readString(file));
+            if (!growth.refused().isEmpty()) {
+                throw new IllegalArgumentException("setting state_dir is " + root + ": it holds the state of another job: " + String.join("; ", growth.refused())
+                        + "; allowed is the folder of the same Kafka topics and of a declaration to which only features, and tasks at the end, were added;"
+                        + " or an empty folder");
             }
-            return;
+            added = growth.added();
         }
         Path aside = root.resolve("job.json.new");
-        Files.writeString(aside, owner);
+        Files.writeString(aside, owner.toJson());
         Files.move(aside, file, java.nio.file.StandardCopyOption.ATOMIC_MOVE, java.nio.file.StandardCopyOption.REPLACE_EXISTING);
+        return added;
     }
 
     private static void delete(Path folder) throws IOException {

@@ -95,7 +95,9 @@ public final class JoinJob {
         Topics topics = Topics.ask(settings);
         Optional<Path> resume = folder.newestCheckpoint();
         folder.refuseIfEmptied(resume.isPresent());
-        folder.claim(topics.clusterId() + " " + topics.ids() + " " + settings.fingerprint, resume.isPresent());
+        for (String change : folder.claim(new Owner(settings, topics.clusterId(), topics.ids()), resume.isPresent())) {
+            LOG.info("{}: {}", settings.source, change);
+        }
         if (resume.isPresent()) {
             folder.keepOnly(resume.get());
         }

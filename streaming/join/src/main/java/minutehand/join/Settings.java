@@ -41,8 +41,8 @@ final class Settings implements Serializable {
     final String actions;
     final String examples;
     final long transactionTimeoutMs;
-    /** sha256 of all that the checkpointed state depends on. */
-    final String fingerprint;
+    /** The declaration as it was written into the settings. */
+    final String declaration;
 
     static Settings read(Path file) throws IOException {
         JsonNode root;
@@ -95,7 +95,7 @@ final class Settings implements Serializable {
         for (JsonNode feature : declaration.path("features")) {
             features.add(feature(feature));
         }
-        fingerprint = Records.sha256(Bytes.utf8(Contract.VERSION + source + tasks + features + windowMs + live()));
+        this.declaration = declaration.toString();
     }
 
     /** Whether event time follows the broker's stamps. If not, a replay owns it. */

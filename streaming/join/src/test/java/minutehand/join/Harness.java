@@ -41,9 +41,13 @@ final class Harness implements AutoCloseable {
 
     /** Disorder 10 ms; live with an empty lease. */
     static Settings settings(double pi, String lease) throws Exception {
+        return settings(pi, lease, DECLARATION);
+    }
+
+    static Settings settings(double pi, String lease, String declaration) throws Exception {
         return new Settings(JSON.readTree("{\"bootstrap\": \"h:1\", \"source\": \"t\", \"state_dir\": \"state\", \"max_disorder_ms\": 10, \"lease\": \"" + lease
                 + "\", \"pi\": " + pi + ", \"declaration\": "
-                + DECLARATION + "}"));
+                + declaration + "}"));
     }
 
     Harness(double pi, OperatorSubtaskState restored) throws Exception {
@@ -134,8 +138,8 @@ final class Harness implements AutoCloseable {
 
     private static String example(JsonNode json) {
         StringBuilder line = new StringBuilder(json.get("kind").asText() + " " + json.get("impression_id").asText());
-        String[] tasks = {"click", "like", "hate"};
-        for (int task = 0; task < tasks.length; task++) {
+        String[] tasks = {"click", "like", "hate", "share"};
+        for (int task = 0; task < json.get("weights").size(); task++) {
             if (json.get("weights").get(task).asDouble() == 1) {
                 boolean positive = json.get("labels").get(task).asDouble() == 1;
                 line.append(positive == json.get("kind").asText().equals("positive") ? " " : " WRONG ").append(tasks[task]);

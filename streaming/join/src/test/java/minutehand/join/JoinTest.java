@@ -210,6 +210,24 @@ class JoinTest {
     }
 
     @Test
+    void aRestoredStateGoesOnUnderADeclarationThatGrew() throws Exception {
+        OperatorSubtaskState state;
+        try (Harness join = new Harness()) {
+            run(join, "a@5 a.like@6 all@7 all.click@8 all.like@8 all.hate@8 held.hate@9");
+            assertEquals(4, join.lines().size());
+            state = join.snapshot(1);
+        }
+        String grown = Harness.DECLARATION.replace("\"hate\"]", "\"hate\", \"share\"]")
+                .replace("0.5}]", "0.5}, {\"name\": \"hits\", \"kind\": \"number\", \"table\": \"\", \"default\": 2}]");
+        try (Harness join = new Harness(Harness.settings(1.0, "clock", grown), state)) {
+            run(join, "a.like@7 a.share@8 held@9 b@10 b.share@11 =200");
+            assertEquals(List.of("positive a share @8", "positive held hate @9", "positive b share @11", "negative a click hate @105",
+                    "negative all share @107", "negative held click like share @109", "negative b click like hate @110", "progress 0 200", "progress 1 200"),
+                    join.lines());
+        }
+    }
+
+    @Test
     void aRecordSaysAllItShould() throws Exception {
         try (Harness join = new Harness()) {
             long before = System.currentTimeMillis();

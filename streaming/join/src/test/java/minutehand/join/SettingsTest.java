@@ -6,6 +6,11 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
+import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.node.ArrayNode;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.node.ObjectNode;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -105,15 +110,61 @@ class SettingsTest {
         assertEquals(1, Files.list(folder.checkpoints()).count());
     }
 
+    private static Owner owner(String cluster, ObjectNode settings) throws Exception {
+        return new Owner(new Settings(settings), cluster, Map.of("impressions", "1", "actions", "2"));
+    }
+
     @Test
     void anothersStateIsRefused(@TempDir Path root) throws Exception {
         Folder folder = new Folder(root.toString());
         folder.open();
-        folder.claim("cluster A", false);
-        folder.claim("cluster A", true);
-        String said = assertThrows(IllegalArgumentException.class, () -> folder.claim("cluster B", true)).getMessage();
-        assertTrue(said.contains("holds the state of cluster A, this job is cluster B"), said);
-        folder.claim("cluster B", false);
-        folder.claim("cluster B", true);
+        folder.claim(owner("A", good()), false);
+        assertEquals(List.of(), folder.claim(owner("A", good()), true));
+        String said = assertThrows(IllegalArgumentException.class, () -> folder.claim(owner("B", good()), true)).getMessage();
+        assertTrue(said.contains("it holds the state of another job: cluster is \"B\", was \"A\"; allowed is"), said);
+        folder.claim(owner("B", good()), false);
+        folder.claim(owner("B", good()), true);
+        Files.writeString(root.resolve("job.json"), "A {} 0123");
+        assertThrows(IllegalArgumentException.class, () -> folder.claim(owner("B", good()), true));
+    }
+
+    @ParameterizedTest
+    @CsvSource(delimiter = '|', value = {
+        "/declaration/tasks | [\"click\", \"like\", \"hate\", \"share\"] | + task share is added",
+        "/declaration/tasks | [\"click\", \"hate\", \"like\"] | tasks are [\"click\",\"hate\",\"like\"], were [\"click\",\"like\",\"hate\"]",
+        "/declaration/tasks | [\"click\"] | tasks are [\"click\"], were [\"click\",\"like\",\"hate\"]",
+        "/declaration/window_ms | 101 | window_ms is 101, was 100",
+        "/declaration/features/0/kind | \"number\" | feature user: kind is \"number\", was \"id\"",
+        "/declaration/features/0/default | 8 | feature user: default is 8, was 7",
+        "/declaration/features/0/default | 7 | =",
+        "/declaration/features/2/default | 0.50 | =",
+        "/declaration/features/0/table | \"people\" | feature user: table is \"people\", was \"user\"",
+        "/declaration/judged | \"like\" | judged is \"like\", was \"click\"",
+        "/declaration/features/1 | {\"name\": \"hits\", \"kind\": \"number\"} | feature tags is removed",
+        "/declaration/features/3 | {\"name\": \"hits\", \"kind\": \"number\"} | + feature hits is added",
+        "/declaration/features | [{\"name\": \"tags\", \"kind\": \"ids\"}, {\"name\": \"user\", \"kind\": \"id\"}, {\"name\": \"age\", \"kind\": \"number\"}]"
+                + " | the order of the features is [tags, user, age], was [user, tags, age]",
+        "/lease | \"l\" | clock is \"replay\", was \"live\"",
+        "/source | \"u\" | source is \"u\", was \"t\"",
+    })
+    void aStateIsForTheSameDeclarationOrOneThatGrewFromIt(String place, String value, String expected) throws Exception {
+        ObjectNode changed = good();
+        int at = place.lastIndexOf('/');
+        JsonNode parent = changed.at(place.substring(0, at));
+        JsonNode node = Harness.JSON.readTree(value);
+        if (parent instanceof ArrayNode list) {
+            int index = Integer.parseInt(place.substring(at + 1));
+            if (index < list.size()) {
+                list.set(index, node);
+            } else {
+                list.add(node);
+            }
+        } else {
+            ((ObjectNode) parent).set(place.substring(at + 1), node);
+        }
+        Owner.Growth growth = owner("A", changed).since(owner("A", good()).toJson());
+        List<String> lines = new ArrayList<>(growth.refused());
+        growth.added().forEach(line -> lines.add("+ " + line));
+        assertTrue(expected.equals("=") ? lines.isEmpty() : lines.contains(expected), lines.toString());
     }
 }
