@@ -53,8 +53,7 @@ def sample_examples() -> None:
         outlet_events[EXAMPLES].extra = facts | ({"gate": asked} if (asked := gate_of(params)) else {})
         return facts
 
-    when = interval()
-    validate(when) >> features(when) >> sample(when)
+    validate(when := interval()) >> features(when) >> sample(when)
 
 
 sample_examples()

@@ -234,7 +234,7 @@ def look(facts: dict[str, Any], limits: Limits) -> list[Figure]:
     settings, folders, addresses = facts["settings"], facts["folders"], facts["addresses"]
     now_ms, sync_every_s = round(time.time() * 1000), float(settings["sync_every"])
     declaration = load(settings["source"]).declaration
-    traffic = traffic_of(addresses["kafka"], limits.minutes, sync_every_s, now_ms)
+    traffic = traffic_of(addresses["kafka"], limits.minutes, sync_every_s, now_ms) if "kafka" in addresses else None
     examples = traffic is not None and traffic.examples
     replicas = [
         Path(folders["models"]) / f"replica-{i}" / model
