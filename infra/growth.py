@@ -56,10 +56,10 @@ def parts_of(states: Mapping[str, str]) -> Iterator[Part]:
 
 
 def _join(name: str, job: Path) -> Part | None:
-    if not job.is_file():
-        return None
+    if not job.is_file() or not (text := job.read_text()).startswith("{"):
+        return None  # a version before wrote a text without the declaration: the join itself judges it
     try:
-        declaration = Declaration.from_json(json.dumps(json.loads(job.read_text())["declaration"]))
+        declaration = Declaration.from_json(json.dumps(json.loads(text)["declaration"]))
     except (ValueError, TypeError, KeyError) as e:
         raise InputError(f"{job}: is no job of this version: {e}") from e
     return Part(name, JOIN, declaration.sha256, declaration)

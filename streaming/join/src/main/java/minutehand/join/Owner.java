@@ -24,8 +24,12 @@ final class Owner {
     record Growth(List<String> added, List<String> refused) {}
 
     private final ObjectNode content = JSON.createObjectNode();
+    /** The same owner as the versions before wrote it: they knew no growth. */
+    private final String former;
 
     Owner(Settings settings, String cluster, Map<String, String> topicIds) throws IOException {
+        former = cluster + " " + topicIds + " " + Records.sha256(Bytes.utf8(
+                Contract.VERSION + settings.source + settings.tasks + settings.features + settings.windowMs + settings.live()));
         content.put("cluster", cluster).set("topics", JSON.valueToTree(topicIds));
         content.put("contract", Contract.VERSION).put("source", settings.source).put("clock", settings.live() ? "live" : "replay");
         content.set("declaration", JSON.readTree(settings.declaration));
@@ -36,11 +40,14 @@ final class Owner {
     }
 
     Growth since(String before) {
+        if (before.equals(former)) {
+            return new Growth(List.of(), List.of());
+        }
         JsonNode old;
         try {
             old = JSON.readTree(before);
         } catch (IOException e) {
-            return new Growth(List.of(), List.of("job.json is of another version"));
+            return new Growth(List.of(), List.of("job.json is of a version before, and of another job: it was " + before));
         }
         Growth growth = new Growth(new ArrayList<>(), new ArrayList<>());
         for (String name : SAME) {

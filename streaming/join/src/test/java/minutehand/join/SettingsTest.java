@@ -9,6 +9,7 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.TreeMap;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.JsonNode;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.node.ArrayNode;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.databind.node.ObjectNode;
@@ -111,7 +112,7 @@ class SettingsTest {
     }
 
     private static Owner owner(String cluster, ObjectNode settings) throws Exception {
-        return new Owner(new Settings(settings), cluster, Map.of("impressions", "1", "actions", "2"));
+        return new Owner(new Settings(settings), cluster, new TreeMap<>(Map.of("impressions", "1", "actions", "2")));
     }
 
     @Test
@@ -124,6 +125,11 @@ class SettingsTest {
         assertTrue(said.contains("it holds the state of another job: cluster is \"B\", was \"A\"; allowed is"), said);
         folder.claim(owner("B", good()), false);
         folder.claim(owner("B", good()), true);
+        Settings settings = new Settings(good());
+        String former = "B {actions=2, impressions=1} " + Records.sha256(Bytes.utf8(
+                "2t" + settings.tasks + settings.features + "100true"));
+        Files.writeString(root.resolve("job.json"), former);
+        assertEquals(List.of(), folder.claim(owner("B", good()), true));
         Files.writeString(root.resolve("job.json"), "A {} 0123");
         assertThrows(IllegalArgumentException.class, () -> folder.claim(owner("B", good()), true));
     }
