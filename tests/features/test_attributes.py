@@ -12,9 +12,11 @@ import pytest
 
 from features.attributes import Attributes, Row
 from features.batch_views import refresh
+from features.reproduction import reproduce
 from features.store import Features, now_ms
-from streaming.publisher import item, user
+from streaming.publisher import impression, item, user
 from streaming.views import Column
+from tests.features.test_push import archived
 from tests.support import shop_views
 
 SHOP, START_MS = str(Path(shop_views.__file__)), shop_views.START_MS
@@ -128,7 +130,11 @@ def test_a_row_of_a_killed_write_is_written_again(tmp_path: Path, of_table: bool
 
     with pytest.raises(KeyboardInterrupt):
         write(Dying(store.folder, SHOP))
+    (row,), read_ms = store.read(3, [1], [START_MS], [{}])
+    served = archived([impression("i", "r", 3, 1, START_MS, 0, row, {}, read_ms=read_ms)])
+    assert row["city"] == -1 and set(reproduce(store, served)["why"]) == {"unfinished"}
     store.repair(committed_ms)
+    assert reproduce(store, served)["share"] == 1
     assert write(store)["profile"] >= 1
     assert store.read(3, [1], [START_MS], [{}])[0][0]["city"] == (0 if of_table else 44)
     store.repair(committed_ms)
