@@ -10,7 +10,7 @@ fault of the disk, is set aside as `<name>.broken`: the others are read without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,8 @@ from streaming.views import DAY_MS
 ARROW = {"int": pa.int64(), "ints": pa.list_(pa.int64()), "number": pa.float64()}
 STAMP = pa.timestamp("us", "UTC")
 """Microseconds: DuckDB reads nanoseconds as a type that Feast cannot cast."""
+TIMES = {"profile": "_profile_times", "video": "_video_times"}
+"""View -> the column with the time of each attribute (features/attributes.py). Feast does not know it."""
 COMPACT_FILES = 200
 T = TypeVar("T")
 
@@ -50,6 +52,8 @@ class Offline:
         at = columns[EVENT_MS[view]] if view in EVENT_MS else columns[TS]
         stamps = pa.array([ms * 1000 for ms in at], pa.int64()).cast(STAMP)
         filled = {**columns, "event_timestamp": stamps, "arrived": stamps}
+        if view in TIMES:
+            filled.setdefault(TIMES[view], [None] * len(stamps))
         return pa.table([pa.array(filled[f.name], f.type) for f in schema], schema)
 
     def log(self, view: str, table: pa.Table, arrived_ms: int) -> None:
@@ -90,14 +94,18 @@ class Offline:
     def files(self, view: str) -> Iterator[Path]:
         return (self._folder / view).glob("*.parquet")
 
-    def newest(self, view: str, begin_ms: int = 0, end_ms: int = 10**5 * DAY_MS) -> pa.Table:
-        """Reads the logged row of the newest event in [begin, end) of each key of a view."""
+    def newest(
+        self, view: str, begin_ms: int = 0, end_ms: int = 10**5 * DAY_MS, keys: Iterable[int] | None = None
+    ) -> pa.Table:
+        """Reads the logged row of the newest event in [begin, end) of each key of a view (None: of all its keys)."""
         key, order = self._plan.key(view), "event_timestamp DESC, arrived DESC"
+        among = "" if keys is None else f" AND {key} IN (SELECT unnest(?))"
         rows = self._query(
             f"SELECT * EXCLUDE (_place) FROM (SELECT *, row_number() OVER (PARTITION BY {key} ORDER BY {order})"
-            " AS _place FROM read_parquet(?) WHERE epoch_ms(event_timestamp) >= ? AND epoch_ms(event_timestamp) < ?)"
+            " AS _place FROM read_parquet(?) WHERE epoch_ms(event_timestamp) >= ? AND epoch_ms(event_timestamp) < ?"
+            f"{among})"
             f" WHERE _place = 1 ORDER BY {key}",
-            view, begin_ms, end_ms,
+            view, begin_ms, end_ms, *(() if keys is None else (list(keys),)),
         )  # fmt: skip
         return rows.cast(self._schema(view))
 
@@ -171,6 +179,8 @@ class Offline:
 
     def _schema(self, view: str) -> pa.Schema:
         columns = [(c.name, ARROW[c.kind]) for c in self._plan.columns[view]]
+        if view in TIMES:
+            columns.append((TIMES[view], ARROW["ints"]))
         return pa.schema([(self._plan.key(view), pa.int64()), *columns, ("event_timestamp", STAMP), ("arrived", STAMP)])
 
 

@@ -1,9 +1,9 @@
 """Plans a source's features: the views that the feature store keeps, and how the model's features follow from them.
 
-There are four views (docs/features.md). `profile` of a user and `video` of an item are batch tables of the source's own
-columns. `activity` of a user and `counters` of an item are counted from the topics, in the same way for every source
-(`ACTIVITY`, `COUNTERS`). `on_demand` computes the declared features of view `derived`. It passes on those of view
-`request`.
+There are four views (docs/features.md). `profile` of a user and `video` of an item hold the source's own columns, from
+its tables and from messages. `activity` of a user and `counters` of an item are counted from the topics, in the same
+way for every source (`ACTIVITY`, `COUNTERS`). `on_demand` computes the declared features of view `derived`. It passes
+on those of view `request`.
 """
 
 from __future__ import annotations
@@ -88,16 +88,13 @@ def plan(source: Source) -> Plan:
     if views.by and views.by not in [f.name for f in features["request"] if f.kind == "id"]:
         allowed = "a feature of kind id and view request"
         raise ValueError(f"views of {declaration.name}: by is {views.by!r}, allowed is {allowed}")
+    of_source = {view: of_view for view, of_view in views.columns(declaration).items() if of_view}
     return Plan(
         declaration,
         views,
         features["user"][0].name if features["user"] else "user_id",
         features["item"][0].name if features["item"] else "item_id",
-        {
-            **{view: c for view, c in views.columns(declaration).items() if c},
-            "activity": ACTIVITY,
-            "counters": COUNTERS,
-        },
+        {**of_source, "activity": ACTIVITY, "counters": COUNTERS},
         features,
     )
 

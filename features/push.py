@@ -2,10 +2,11 @@
 
     python -m features.push --source simulator --kafka 127.0.0.1:9092 --to var/features --port 8591
 
-It counts impressions and judged actions (read_committed), takes the rows of the topics `users` and `items`, and pushes
-what changed every `push_ms`, in one step for readers. At each start it writes what the batch views lack, and at the
-first one it counts the source's history. It commits its state together with the topics' positions, so a killed process
-continues there, and each event is counted once. On SIGTERM it makes a last commit and exits with 0.
+It counts impressions and judged actions (read_committed), and merges attributes of users and items into their rows
+(features/attributes.py). Every `push_ms` it pushes the rows that changed, in one step for readers. At each start it
+writes what the batch views lack, and at the first one it counts the source's history. It commits its state together
+with the topics' positions, so a killed process continues there, and each event is counted once. On SIGTERM it makes a
+last commit and exits with 0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from common import process
 from common.disk import hold, replace
-from features.batch_views import BATCH_ROWS, Upserts, refresh
+from features.attributes import BATCH_ROWS, Attributes
+from features.batch_views import refresh
 from features.counters import Counters, Table
 from features.store import Features, now_ms
 from streaming.contract.contract import Contract
@@ -31,9 +33,9 @@ from streaming.contract.schema import BadMessage
 from streaming.event_time import EventTime
 from streaming.reader import Reader
 from streaming.source import Source, load
-from streaming.topics import ACTIONS, IMPRESSIONS
+from streaming.topics import ACTIONS, IMPRESSIONS, ITEMS, USERS
 
-TOPICS = (IMPRESSIONS, ACTIONS)
+COUNTED, UPSERTS = (IMPRESSIONS, ACTIONS), (ITEMS, USERS)
 READ_AT_ONCE = 4096
 
 log = process.logger("features")
@@ -85,9 +87,9 @@ class Push:
         self._store, self._state, self._reader, self._counters = store, state, reader, counters
         self._push_s, self._commit_s, self._gauges = push_ms / 1000, commit_ms / 1000, gauges
         self._event_time = event_time
-        self._by, self._contract = store.plan.views.by, Contract(store.plan.declaration)
-        self._upserts = Upserts(store.plan)
-        self._partitions = sum(len(reader.partitions(topic)) for topic in TOPICS)
+        self._attributes = Attributes(store)
+        self._by, self._contract = store.plan.views.by, Contract(store.plan.declaration, store.plan.views)
+        self._partitions = sum(len(reader.partitions(topic)) for topic in COUNTED)
         self._next_push = self._next_commit = time.monotonic()
         self._read = True
 
@@ -102,10 +104,10 @@ class Push:
         for (topic, partition), records in self._reader.poll(round(1000 * min(wait, 0.2)), READ_AT_ONCE).items():
             self._read = True
             for record in records:
-                if topic in TOPICS:
-                    self.take(topic, partition, record.timestamp, record.value)
+                if topic in UPSERTS:
+                    self.take_upsert(topic, partition, record)
                 else:
-                    self.upsert(topic, partition, record)
+                    self.take(topic, partition, record.timestamp, record.value)
         now = time.monotonic()
         if now >= self._next_push:
             self._next_push = now + self._push_s
@@ -117,9 +119,8 @@ class Push:
     def push(self) -> None:
         begun = time.monotonic()
         activity, counters = self._counters.take()
-        pushed = push(self._store, activity, counters, self._upserts.tables())
-        for view, rows in pushed.items():
-            self._gauges.rows.labels(view).inc(rows)
+        pushed = {**push(self._store, activity, counters), **self._attributes.push()}
+        self._count_rows(pushed)
         if pushed:
             self._gauges.push_s.set(time.monotonic() - begun)
         self._gauges.counted.set(self._counters.counted)
@@ -127,22 +128,15 @@ class Push:
         self._gauges.clock.set(self._counters.now_ms)
         self._gauges.lag.set(self._reader.lag())
 
+    def _count_rows(self, pushed: Mapping[str, int]) -> None:
+        for view, rows in pushed.items():
+            self._gauges.rows.labels(view).inc(rows)
+
     def commit(self) -> None:
-        if self._upserts:  # the counters' state holds what was not pushed, and nothing holds these
-            self.push()
+        self._count_rows(self._attributes.push())  # no position may pass a message that is in no row
         self._state.save(committed(self._counters, self._reader.positions()))
         self._store.offline.compact()
         self._read = False
-
-    def upsert(self, topic: str, partition: int, record: Any) -> None:
-        """Takes a row of `users` or `items`. A bad one becomes a dead letter: nobody else reads these topics."""
-        newest_ms = self._counters.now_ms if self._event_time.lease else record.timestamp
-        try:
-            self._upserts.take(
-                topic, record.value, lambda ts_ms: newest_ms >= 0 and self._event_time.is_future(ts_ms, newest_ms)
-            )
-        except BadMessage as e:
-            self._reader.bury(topic, partition, record.offset, record.value or b"", e.kind, str(e))
 
     def take(self, topic: str, partition: int, stamp_ms: int, message: bytes | None) -> None:
         """Counts one record, unless the join refuses it. (The join sends its dead letter.)"""
@@ -164,17 +158,27 @@ class Push:
         else:
             self._counters.action(event["impression_id"], event["action"], event["ts_ms"])
 
+    def take_upsert(self, topic: str, partition: int, record: Any) -> None:
+        """Takes a message of attributes, or sends its dead letter: nobody else reads this topic."""
+        try:
+            event = self._contract.read(topic, record.value)
+            latest_ms = record.timestamp + self._event_time.max_disorder_ms
+            if event["ts_ms"] > latest_ms:
+                raise BadMessage("future", f"ts_ms is {event['ts_ms']}, allowed is up to {latest_ms}")
+        except BadMessage as e:
+            self._reader.bury(topic, partition, record.offset, record.value or b"", e.kind, str(e))
+        else:
+            self._attributes.take(topic, event)
+
 
 def committed(counters: Counters, positions: Mapping[str, Any]) -> dict[str, Any]:
     """The state to commit. Everything that was pushed until now is of events before the positions."""
     return {"counters": counters.state(), "positions": positions, "committed_ms": now_ms()}
 
 
-def push(
-    store: Features, activity: Table, counters: Table, upserts: Mapping[str, Mapping[str, list[Any]]] | None = None
-) -> dict[str, int]:
-    """Writes the changed rows of all views in one step for readers. Returns the number of each view."""
-    tables = dict(upserts or {})
+def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
+    """Writes the changed rows of both counted views in one step for readers. Returns the number of each view."""
+    tables = {}
     for view, table in (("activity", activity), ("counters", counters)):
         if table["key"]:
             tables[view] = {store.plan.key(view): table["key"], **{k: v for k, v in table.items() if k != "key"}}
@@ -190,8 +194,7 @@ def begin(store: Features, source: Source, counters: Counters) -> None:
     activity, counted = counters.take()
     for first in range(0, max(len(activity["key"]), len(counted["key"])), BATCH_ROWS):
         part = slice(first, first + BATCH_ROWS)
-        users, items = ({name: column[part] for name, column in table.items()} for table in (activity, counted))
-        push(store, users, items)
+        push(store, *({name: column[part] for name, column in table.items()} for table in (activity, counted)))
     log.info("history: %d events of %d users and %d items", counters.counted, len(activity["key"]), len(counted["key"]))
 
 
@@ -215,8 +218,9 @@ def _run(args: argparse.Namespace) -> None:
         declaration = source.declaration
         event_time = EventTime.of_arguments(args)
         counters = Counters(declaration.judged, declaration.window_ms, event_time.max_disorder_ms)
-        if last := state.load():
-            store.repair(last.get("committed_ms", 0))
+        last = state.load()
+        store.repair(last.get("committed_ms", 0))
+        if last:
             refresh(store)
         else:
             begin(store, source, counters)
@@ -226,7 +230,7 @@ def _run(args: argparse.Namespace) -> None:
             last = state.load()
             pushed = (store.offline.pushed(view, last.get("committed_ms", 0)) for view in ("activity", "counters"))
             counters.restore(last["counters"], *pushed)
-            topics = (*TOPICS, *Upserts(store.plan).views)
+            topics = (*COUNTED, *UPSERTS)
             return Reader(args.kafka, topics, last["positions"], f"{args.to}'s", "begin a new folder (--to)")
 
         def count(reader: Reader) -> None:

@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 
 from common import process
 from common.interval import milliseconds
-from features.plan import EVENT_MS
 from features.store import Features
 from streaming.archive.archive import Archive
 from streaming.topics import IMPRESSIONS
@@ -75,9 +74,13 @@ def _explain(
     rows = requests.take(pa.array(list(wrong)))
     users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
     around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
-    arrivals = {view: store.offline.arrivals(view) for view in EVENT_MS}
+    arrivals = {view: store.offline.arrivals(view) for view in store.plan.columns}
     for user, item, at_ms in zip(users, items, read_ms, strict=True):
-        near = np.sort(np.concatenate([arrivals["activity"].get(user, _NONE), arrivals["counters"].get(item, _NONE)]))
+        of_keys = [
+            times.get(user if store.plan.key(view) == store.plan.user_key else item, _NONE)
+            for view, times in arrivals.items()
+        ]
+        near = np.sort(np.concatenate(of_keys))
         place = int(np.searchsorted(near, at_ms, side="right"))
         around["unfinished"].append(int(near[place - 1]) - 1 if place else int(at_ms))
         around["ahead"].append(int(near[place]) if place < len(near) else int(at_ms))

@@ -35,7 +35,7 @@ from common.disk import locked, replace
 from common.errors import InputError
 from common.extras import require
 from common.interval import milliseconds
-from features.offline import ARROW, STAMP, Offline, arrived
+from features.offline import ARROW, STAMP, TIMES, Offline, arrived
 from features.plan import EVENT_MS, GIVEN, SERVICE, TS, Plan, plan_of
 from streaming.declaration import Feature
 
@@ -131,16 +131,16 @@ class Features:
         return arrived_ms
 
     def repair(self, committed_ms: int) -> None:
-        """Removes from the counted views' logs the rows that a killed write logged and nobody could read.
+        """Removes from the log the rows that a killed write logged and nobody could read.
 
-        Only rows later than the pusher's last commit (wall clock) are removed: their events are counted and pushed
-        again. Older rows stay, because an online store that lost them is filled from the log.
+        Only rows later than the pusher's last commit (wall clock) are removed: what made them is read and pushed again.
+        Older rows stay, because an online store that lost them is filled from the log.
         """
         self.offline.unbroken(lambda: self._repair(committed_ms))
 
     def _repair(self, committed_ms: int) -> None:
         with locked(self._lock):
-            for view in EVENT_MS:
+            for view in self.plan.columns:
                 newest = max(self.offline.files(view), key=arrived, default=None)
                 if newest is None or arrived(newest) <= committed_ms:
                     continue
@@ -237,7 +237,8 @@ class Features:
         from feast.type_map import python_values_to_proto_values
 
         def protos(field: Any) -> list[Any]:
-            values = table[field.name].to_numpy()
+            column = table[field.name]
+            values = column.to_pylist() if column.null_count else column.to_numpy()  # NumPy has no null integer
             return python_values_to_proto_values(values, field.dtype.to_value_type())
 
         (key,) = self._views[view].entity_columns
@@ -254,13 +255,23 @@ class Features:
 
     def _stands(self, view: str, protos: list[Any]) -> list[bool]:
         """Returns of each row whether a read of its key gives it, or a row of a newer event."""
-        column = EVENT_MS[view]
         online = self.feast.provider.online_read(
             self.feast.config, self._views[view], [entity for entity, *_ in protos], list(protos[0][1])
         )
+
+        def event_time(at: datetime, values: Mapping[str, Any]) -> int:
+            """In seconds for a view without a column of it, as SQLite has it."""
+            if view in EVENT_MS:
+                return int(values[EVENT_MS[view]].int64_val)
+            return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
+
         return [
-            stored is not None and (stored[column].int64_val > values[column].int64_val or stored == values)
-            for (_, stored), (_, values, *_) in zip(online, protos, strict=True)
+            stored is not None
+            and (
+                event_time(stored_at, stored) > event_time(at, values)
+                or stored == {name: value for name, value in values.items() if name in stored}  # the view has grown
+            )
+            for (stored_at, stored), (_, values, at) in zip(online, protos, strict=True)
         ]
 
 
@@ -289,7 +300,8 @@ def _definitions() -> list[Any]:
 
 
 def _fingerprint(plan: Plan) -> str:
-    return json.dumps([plan.columns, {view: [f.name for f in features] for view, features in plan.features.items()}])
+    features = {view: [f.name for f in of_view] for view, of_view in plan.features.items()}
+    return json.dumps([plan.columns, features, TIMES])
 
 
 def _to_feast(feature: Feature, value: Any) -> Any:

@@ -24,7 +24,7 @@ from streaming.contract.contract import Contract
 from streaming.contract.schema import MAX_MESSAGE_BYTES, BadMessage, plain, shown
 from streaming.dead_letters import close_producer, dead
 from streaming.declaration import Declaration
-from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, ITEMS, USERS
+from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, KEYS
 from streaming.views import Views
 
 
@@ -67,18 +67,17 @@ def action(impression_id: str, action: str, ts_ms: int, value: float = 1.0) -> d
     return {"impression_id": impression_id, "action": action, "ts_ms": ts_ms, "value": value}
 
 
-def user(user_id: int, ts_ms: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """A user's attributes from `ts_ms` on: all of them, because they replace those before."""
-    return {"user_id": user_id, "ts_ms": ts_ms, "attributes": dict(attributes)}
-
-
 def item(item_id: int, ts_ms: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """An item's attributes from `ts_ms` on: all of them, because they replace those before."""
+    """Attributes of a new or changed item, valid from `ts_ms` on: column of the source's view `video` -> value.
+
+    An attribute that is left out keeps its value.
+    """
     return {"item_id": item_id, "ts_ms": ts_ms, "attributes": dict(attributes)}
 
 
-KEY = {IMPRESSIONS: "impression_id", ACTIONS: "impression_id", USERS: "user_id", ITEMS: "item_id"}
-"""Topic -> the field that is the key of its records."""
+def user(user_id: int, ts_ms: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a user: columns of the view `profile`."""
+    return {"user_id": user_id, "ts_ms": ts_ms, "attributes": dict(attributes)}
 
 
 class Stopped(RuntimeError):
@@ -88,14 +87,14 @@ class Stopped(RuntimeError):
 class Publisher:
     """Writes events to Kafka in the order in which they are sent, each once, even if the broker restarts meanwhile.
 
-    `sent`, `refused` and `heartbeats` count records. `flush` raises if an event could not be written.
+    `views` are the source's, for attributes that are no declared features. `sent`, `refused` and `heartbeats` count
+    records. `flush` raises if an event could not be written.
     """
 
     def __init__(
         self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher", lease: str = "",
         views: Views | None = None,
     ) -> None:  # fmt: skip
-        """`views` are the source's, to judge the attributes of users and items."""
         self._contract, self._lease = Contract(declaration, views), lease
         self._producer = KafkaProducer(
             bootstrap_servers=bootstrap,
@@ -114,7 +113,7 @@ class Publisher:
         """Set it to give up on a broker that does not come back: `flush` raises Stopped."""
         self.sent = self.refused = self.heartbeats = 0
         self.refusal = ""
-        """The last refused event: its impression, and what is allowed."""
+        """The last refused event: its impression, item or user, and what is allowed."""
 
     def send(self, topic: str, event: Mapping[str, Any]) -> bool:
         """Sends an event and returns True; if the contract refuses it, sends its dead letter and returns False."""
@@ -126,9 +125,9 @@ class Publisher:
             reason = self._reason(topic, message, e)
             self._pending.append(self._producer.send(DEAD[topic], value=dead(topic, message, e.kind, reason)))
             self.refused += 1
-            self.refusal = f"{topic}: {KEY[topic].removesuffix('_id')} {shown(event.get(KEY[topic]))}: {reason}"
+            self.refusal = f"{topic}: {KEYS[topic].removesuffix('_id')} {shown(event.get(KEYS[topic]))}: {reason}"
             return False
-        self._pending.append(self._producer.send(topic, key=str(event[KEY[topic]]).encode(), value=message))
+        self._pending.append(self._producer.send(topic, key=str(event[KEYS[topic]]).encode(), value=message))
         self.sent += 1
         return True
 

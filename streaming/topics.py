@@ -11,10 +11,12 @@ from common.errors import InputError
 from streaming.contract.schema import MAX_MESSAGE_BYTES
 
 IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
-USERS, ITEMS = "users", "items"
-DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES, USERS, ITEMS)}
+ITEMS, USERS = "items", "users"
+KEYS = {IMPRESSIONS: "impression_id", ACTIONS: "impression_id", ITEMS: "item_id", USERS: "user_id"}
+"""Topic of apps -> the field that is the key of its records."""
+DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES, ITEMS, USERS)}
 LATE = {topic: f"{topic}.late" for topic in (IMPRESSIONS, ACTIONS)}
-ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, USERS, ITEMS, *DEAD.values(), *LATE.values())
+ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, ITEMS, USERS, *DEAD.values(), *LATE.values())
 
 PARTITIONS = 2
 RETENTION_MS = 7 * 24 * 3600 * 1000

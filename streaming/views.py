@@ -1,7 +1,8 @@
 """The views of a source: columns of its users and items in the feature store, and the features that follow from them.
 
-There are four views (docs/features.md). `profile` of a user and `video` of an item are batch tables of the source's own
-columns. `activity` of a user and `counters` of an item are counted from the topics, in the same way for every source.
+There are four views (docs/features.md). `profile` of a user and `video` of an item hold the source's own columns, from
+its tables and from the topics `users` and `items`. `activity` of a user and `counters` of an item are counted from the
+impressions and actions, in the same way for every source.
 
 A source has `views: Views`. Without it, it has the two counted views only, and all features come with the request.
 """
@@ -15,8 +16,11 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from streaming.declaration import Declaration
+from streaming.topics import ITEMS, USERS
 
 DAY_MS = 86_400_000
+VIEWS = {USERS: "profile", ITEMS: "video"}
+"""Topic of attributes -> the view that it feeds."""
 Rows = Mapping[str, list[Any]]
 """Column -> value of each row, None if a view has no row of the key."""
 
@@ -28,10 +32,6 @@ class Column(NamedTuple):
     kind: Literal["int", "ints", "number"]
 
 
-KINDS: dict[str, Literal["int", "ints", "number"]] = {"id": "int", "ids": "ints", "number": "number"}
-"""Kind of a feature -> kind of its column."""
-
-
 def _nothing() -> pa.Table:
     return pa.table({})
 
@@ -40,7 +40,7 @@ def _nothing() -> pa.Table:
 class Views:
     """The views of a source.
 
-    `profile` and `video` are the columns of the batch views beside the declared features of that view. `users` and
+    `profile` and `video` are the columns of these two views beside the declared features of that view. `users` and
     `items` read the tables: the entity's key under its declared name, `ts_ms` (the begin of the row's validity), and
     all columns. `derive` takes the columns of all four views, the request's features and `ts_ms`, one value a row. It
     returns the declared features of view `derived`, computed as for training examples. `by` is a feature of view
@@ -58,8 +58,8 @@ class Views:
 
     def columns(self, declaration: Declaration) -> dict[str, tuple[Column, ...]]:
         """The columns of `profile` and `video`: the declared features of that view, and the source's own."""
-        own = {"profile": self.profile, "video": self.video}
-        declared = {
-            view: [Column(f.name, KINDS[f.kind]) for f in declaration.features if f.view == view] for view in own
+        kinds: dict[str, Literal["int", "ints", "number"]] = {"id": "int", "ids": "ints", "number": "number"}
+        return {
+            view: (*(Column(f.name, kinds[f.kind]) for f in declaration.features if f.view == view), *own)
+            for view, own in (("profile", self.profile), ("video", self.video))
         }
-        return {view: (*declared[view], *more) for view, more in own.items()}

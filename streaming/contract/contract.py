@@ -21,31 +21,37 @@ from streaming.contract.schema import (
     shown,
 )
 from streaming.declaration import Declaration
-from streaming.views import Views
+from streaming.views import VIEWS, Views
 
-OF_VIEW = {"profile": "users", "video": "items"}
-"""View -> the topic of its rows."""
-RULES = {"int": "id", "ints": "ids", "number": "number"}
-"""Kind of a column -> the rule of its values."""
+KINDS = {"int": "int64", "ints": "ints", "number": "number"}
+"""The kind of a view's column -> its type in schema.json."""
 
 
 class Contract:
-    """The schema of all events, with the features and tasks of a declaration, and the columns of a source's views."""
+    """The schema of all messages that apps send, with the features and tasks of a declaration.
+
+    `views` are the source's: their columns are attributes of users and items, besides the declared ones.
+    """
 
     def __init__(self, declaration: Declaration, views: Views | None = None) -> None:
-        self._rules = {name: rule(name) for name in ("impressions", "actions", "users", "items", "heartbeat")}
-        for view, columns in (views or Views()).columns(declaration).items():
-            attributes = self._rules[OF_VIEW[view]]["properties"]["attributes"]
-            attributes["properties"] = {column.name: rule(RULES[column.kind]) for column in columns}
+        self._rules = {name: rule(name) for name in ("impressions", "actions", "heartbeat", *VIEWS)}
         impression, action = self._rules["impressions"]["properties"], self._rules["actions"]["properties"]
         impression["features"]["properties"] = {f.name: rule(f.kind) for f in declaration.features}
         impression["scores"]["properties"] = dict.fromkeys(declaration.tasks, rule("probability"))
         action["action"]["enum"] = list(declaration.tasks)
+        of_view = (views or Views()).columns(declaration)
+        for topic, view in VIEWS.items():
+            declared = {f.name: f.kind for f in declaration.features if f.view == view}
+            allowed = {c.name: rule(declared.get(c.name) or KINDS[c.kind]) for c in of_view[view]}
+            self._rules[topic]["properties"]["attributes"]["properties"] = allowed
 
     def read(self, topic: str, message: bytes | None) -> dict[str, Any]:
-        """The event of a message of `topic`, or a heartbeat: {"heartbeat_ms": t, "lease": l}. Raises BadMessage."""
+        """The event of a message of `topic`, or a heartbeat: {"heartbeat_ms": t, "lease": l}. Raises BadMessage.
+
+        Users and items have no heartbeats.
+        """
         event = _parsed(message or b"")
-        if "heartbeat_ms" in event:
+        if "heartbeat_ms" in event and topic not in VIEWS:
             check(self._rules["heartbeat"], event, "message")
             return {"heartbeat_ms": event["heartbeat_ms"], "lease": event.get("lease", "")}
         self.check(topic, event)

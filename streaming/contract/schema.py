@@ -18,9 +18,9 @@ MAX_NUMBER_CHARACTERS: int = SCHEMA["message"]["maxNumberCharacters"]
 MAX_TIME_MS: int = SCHEMA["$defs"]["time"]["maximum"]
 MAX_SUBTASKS: int = SCHEMA["progress"]["properties"]["subtasks"]["maximum"]
 
-KINDS = ("size", "encoding", "json", "missing", "type", "range", "length", "reserved", "task")
+KINDS = ("size", "encoding", "json", "missing", "type", "range", "length", "reserved", "task", "attribute")
 """The kinds of faults: too large; no UTF-8; no JSON object; a field is missing, of a wrong type, out of its range, too
-long or too short, a reserved id; an action that is no task."""
+long or too short, a reserved id; an action that is no task; an attribute that is no column of the source's view."""
 
 
 class BadMessage(ValueError):
@@ -75,6 +75,10 @@ def check(schema: dict[str, Any], value: Any, name: str) -> None:
         for field, inner in schema["properties"].items():
             if field in value:
                 check(inner, value[field], field)
+        if not schema.get("additionalProperties", True):
+            for field in value.keys() - schema["properties"]:
+                allowed = ", ".join(schema["properties"]) or "none: the source's view has no column"
+                raise BadMessage("attribute", f"{name} has {shown(field)}, allowed are {allowed}")
     else:
         _check_number(schema, value, name)
 

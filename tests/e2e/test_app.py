@@ -37,7 +37,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 
 def test_a_click_of_the_pages_app_is_learned_and_served(platform: Platform, tmp_path: Path) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    code, attributes = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
     assert len(code.splitlines()) <= 40
     app = tmp_path / "app.py"
     app.write_text(code)
@@ -58,6 +58,8 @@ def test_a_click_of_the_pages_app_is_learned_and_served(platform: Platform, tmp_
     platform.wait(lambda: metrics(learned).get(name, 0) >= 1, 120, "the click is learned")
     platform.wait(lambda: metrics(served, model=RANKER).get("minutehand_sync_seq", 0) >= 1, 120, "and served")
     assert not run().startswith("scored by delta 0 ")
+    app.write_text(attributes)
+    assert run() == "refused 0\n"
 
 
 def test_what_nobody_learns_from_is_counted_and_named(platform: Platform) -> None:

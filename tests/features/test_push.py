@@ -13,12 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from kafka import KafkaProducer
 
 from features import offline
 from features.counters import Counters
 from features.push import push
 from features.reproduction import reproduce
-from features.store import Features
+from features.store import Features, now_ms
+from infra.tail import Tail
 from streaming import topics
 from streaming.archive.rows import Decoder
 from streaming.publisher import Publisher, action, impression, item, user
@@ -141,6 +143,76 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
     assert second.returncode == 2 and "a feature folder has one pusher" in second.stderr
 
 
+def test_attributes_are_in_the_store_within_a_push_through_kill_9(broker: Broker, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    pusher, before_ms, asked = Pusher(broker, folder), now_ms(), []
+    pusher.start()
+    store = Features(folder, str(SHOP))
+
+    def read(user_id: int, item_id: int) -> dict[str, Any]:
+        (row,), read_ms = store.read(user_id, [item_id], [before_ms], [{}])
+        asked.append(impression("i", "r", user_id, item_id, before_ms, 0, row, {}, read_ms=read_ms))
+        return row
+
+    def brands(*expected: list[int]) -> bool:
+        return [read(7000, 9000 + k)["brands"] for k in range(len(expected))] == list(expected)
+
+    assert brands([], []) and read(7000, 9000)["city"] == -1
+    with Publisher(broker.bootstrap, DECLARATION, views=SOURCE.views) as publisher:
+        # A new item and a new user.
+        assert publisher.send(topics.ITEMS, item(9000, before_ms, {"brands": [1, 2]}))
+        assert publisher.send(topics.USERS, user(7000, before_ms, {"city": 5}))
+        assert not publisher.send(topics.ITEMS, item(9000, before_ms, {"colour": 1}))
+        publisher.flush()
+        pusher.until(lambda: brands([1, 2], []) and read(7000, 9000)["city"] == 5, "the new item's brands are there")
+
+        # Killed at any moment, with messages in an order that is not that of their times.
+        for k in range(1, 40):
+            assert publisher.send(topics.ITEMS, item(9000, before_ms + k, {"brands": [k]}))
+            assert publisher.send(topics.ITEMS, item(9001, before_ms + 40 - k, {"brands": [40 - k]}))
+            assert publisher.send(topics.ITEMS, item(9001, before_ms - k, {"price": float(40 - k)}))
+            if k in (10, 20):
+                pusher.until(lambda k=k: read(7000, 9000)["brands"] >= [k - 5], "it is pushed")  # type: ignore[misc]
+                pusher.process.kill()
+            if k in (15, 25):
+                pusher.start()
+            publisher.flush()
+        pusher.until(lambda: brands([39], [39]) and pusher.metric("lag_records") == 0, "the newest of each")
+
+        # What another producer sends without a judgement; it stops nothing.
+        raw = KafkaProducer(bootstrap_servers=broker.bootstrap)
+        bad = [b"{broken", b"", b'{"item_id":9001,"ts_ms":%d,"attributes":{"brands":[8]}}' % (now_ms() + 3_600_000)]
+        for message in bad:
+            raw.send(topics.ITEMS, message)
+        raw.close()
+        assert publisher.send(topics.ITEMS, item(9000, before_ms + 50, {"brands": [50]}))
+        publisher.flush()
+        pusher.until(lambda: brands([50], [39]), "the message behind")
+    assert pusher.process.end() == 0, pusher.process.tail()
+    with Tail(broker.bootstrap, [topics.DEAD[topics.ITEMS]]) as dead:
+        kinds = sorted(json.loads(record.value)["kind"] for _, record in dead.read())
+    assert kinds == ["attribute", "future", "json", "json"]
+
+    def rows() -> dict[int, Any]:
+        return {row["product"]: (row["brands"], row["price"]) for row in store.offline.newest("video").to_pylist()}
+
+    expected = rows()
+    assert expected[9000] == ([50], None) and expected[9001] == ([39], 39.0)
+    assert reproduce(store, archived(asked))["share"] == 1
+
+    # The state of a version without these topics: they are read from their oldest record on, and change nothing.
+    state = json.loads((folder / "state.json").read_bytes())
+    for topic in (topics.ITEMS, topics.USERS):
+        assert sum(state["positions"].pop(topic)["offsets"].values()) > 0
+    (folder / "state.json").write_text(json.dumps(state))
+    files = {view: len(list((folder / "offline" / view).glob("*.parquet"))) for view in ("profile", "video")}
+    pusher.start()
+    pusher.until(lambda: "items" in json.loads((folder / "state.json").read_bytes())["positions"], "it has read them")
+    assert pusher.process.end() == 0, pusher.process.tail()
+    assert rows() == expected
+    assert {view: len(list((folder / "offline" / view).glob("*.parquet"))) for view in files} == files
+
+
 class Dying(Features):
     """Killed when the activity is readable, and the counters are logged."""
 
@@ -205,31 +277,3 @@ def test_a_miss_is_explained_by_the_version_that_was_served(tmp_path: Path) -> N
     found = reproduce(store, archived(sent))
     assert found["why"] == {"unfinished": 1, "unexplained": 1}
     assert found["share"] == 1 - 2 / found["values"]
-
-
-def test_a_new_items_attributes_are_read_seconds_after_they_were_sent(broker: Broker, tmp_path: Path) -> None:
-    pusher, at = Pusher(broker, tmp_path / "features"), 1_700_000_000_000
-    pusher.start()
-    store = Features(tmp_path / "features", str(SHOP))
-
-    def brands(*products: int) -> list[Any]:
-        return [row["brands"] for row in store.read(1, products, [at] * len(products), [{}] * len(products))[0]]
-
-    with Publisher(broker.bootstrap, DECLARATION, lease=LEASE, views=SOURCE.views) as publisher:
-        assert publisher.send(topics.ITEMS, item(500, at, {"brands": [7, 8], "price": 2.5}))
-        assert publisher.send(topics.ITEMS, item(2, at + 1000, {"brands": [9]}))
-        assert publisher.send(topics.ITEMS, item(2, at - 5000, {"brands": [1]}))
-        assert publisher.send(topics.USERS, user(900, at, {"city": 2}))
-        assert not publisher.send(topics.ITEMS, item(501, at, {"brands": "x"}))
-        assert publisher.refusal == "items: item 501: brands is 'x', allowed is array"
-    pusher.until(lambda: brands(500, 2) == [[7, 8], [9]], "the items")
-    pusher.until(lambda: store.read(900, [1], [at], [{}])[0][0]["city"] == 2, "the user")
-    pusher.process.kill()
-    pusher.start()
-
-    with Publisher(broker.bootstrap, DECLARATION) as blind:  # it does not know the price, so the push refuses the item
-        assert blind.send(topics.ITEMS, item(502, at, {"brands": [5], "price": "x"}))
-        assert blind.send(topics.ITEMS, item(503, at, {"brands": [3], "unknown": {}}))
-    pusher.until(lambda: brands(500, 2, 502, 503) == [[7, 8], [9], [], [3]], "the later items")
-    assert "price is 'x', allowed is number; goes to items.dead" in pusher.log.read_text()
-    assert pusher.process.end() == 0

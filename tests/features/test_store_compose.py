@@ -11,8 +11,11 @@ import pytest
 import yaml
 from redis import Redis as Client
 
+from features.attributes import Attributes
 from features.store import Features
+from streaming.publisher import item
 from streaming.source import load
+from streaming.topics import ITEMS
 from tests.features.test_store import DAY_MS, SHOP, START_MS, counted, seen
 from tests.support import PROJECT
 from tests.support.servers import Postgres, Redis
@@ -71,6 +74,15 @@ def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postg
         }
     )
     assert again.historical(asked).to_pylist() == [row for _, row in reads]
+
+    # Attributes by messages: one that comes late, and a correction of the same time.
+    attributes = Attributes(shop)
+    for at_ms, values in ((5000, {"brands": [7]}), (4000, {"price": 9.5}), (5000, {"brands": [8]})):
+        attributes.take(ITEMS, item(2, START_MS + at_ms, values))
+        assert attributes.push() == {"video": 1}
+    names = ["video:brands", "video:price"]
+    online = again.feast.get_online_features(features=names, entity_rows=[{"product": 2}]).to_dict()
+    assert (online["brands"], online["price"]) == ([[8]], [9.5])
 
     # A Redis and a registry that lost everything are filled again.
     Client(port=redis.port).flushall()

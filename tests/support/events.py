@@ -1,13 +1,15 @@
-"""The table of good and bad messages that every reader is held to: tests/vectors/events.json."""
+"""The tables of good and bad messages that readers are held to: events.json and attributes.json in tests/vectors."""
 
 from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from streaming.declaration import Declaration
-from tests.support import PROJECT
+from streaming.views import Column
+from tests.support import PROJECT, shop_views
 
 _FILE: dict[str, Any] = json.loads((PROJECT / "tests/vectors/events.json").read_text())
 DECLARATION = Declaration.from_json(json.dumps(_FILE["declaration"]))
@@ -29,3 +31,6 @@ def _case(entry: dict[str, Any]) -> Case:
 
 
 CASES = [_case(entry) for entry in _FILE["cases"]]
+UPSERTS = [_case(entry) for entry in json.loads((PROJECT / "tests/vectors/attributes.json").read_text())["cases"]]
+"""Messages of `items` and `users`, of the shop with the views VIEWS."""
+VIEWS = replace(shop_views.views, video=(Column("price", "number"), Column("born", "int"), Column("sizes", "ints")))

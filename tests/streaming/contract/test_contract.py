@@ -16,21 +16,21 @@ from features.push import Push
 from streaming.archive.rows import Decoder
 from streaming.contract.contract import Contract
 from streaming.contract.schema import KINDS, SCHEMA, BadMessage
-from streaming.declaration import INT64_MIN, Declaration, Feature
 from streaming.event_time import EventTime
-from streaming.publisher import Publisher
+from streaming.publisher import Publisher, item
 from streaming.topics import DEAD
-from streaming.views import Column, Views
-from tests.support.events import CASES, DECLARATION, Case
+from streaming.views import Views
+from tests.support import shop_views
+from tests.support.events import CASES, DECLARATION, UPSERTS, VIEWS, Case
 
 CONTRACT, DECODER = Contract(DECLARATION), Decoder(DECLARATION, EventTime())
 each = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
 def test_the_table_is_large_and_has_every_kind() -> None:
-    assert len(CASES) >= 120
-    kinds = Counter(case.kind for case in CASES)
-    assert set(kinds) == {"", *KINDS} and kinds[""] >= 40
+    assert len(CASES) >= 120 and len(UPSERTS) >= 60
+    kinds = Counter(case.kind for case in (*CASES, *UPSERTS))
+    assert set(kinds) == {"", *KINDS} and kinds[""] >= 50
 
 
 @each
@@ -77,9 +77,12 @@ class Counters:
         return None
 
 
+UNUSED: dict[str, Any] = {"state": None, "counters": None, "push_ms": 1000, "commit_ms": 1000, "gauges": None}
+
+
 @each
 def test_the_feature_push(case: Case) -> None:
-    plan = SimpleNamespace(declaration=DECLARATION, views=Views(by="user"), columns={})
+    plan = SimpleNamespace(declaration=DECLARATION, views=Views(by="user"))
     reader = SimpleNamespace(partitions=lambda topic: [0])
     counters = Counters()
     push = Push(SimpleNamespace(plan=plan), None, reader, counters, EventTime(2**62), 1000, 1000, None)  # type: ignore[arg-type]
@@ -87,34 +90,41 @@ def test_the_feature_push(case: Case) -> None:
     assert (len(counters.events), counters.ignored) == (is_event(case), bool(case.kind))
 
 
-ITEM = {"item_id": 7, "ts_ms": 5, "attributes": {}}
-"""An item of a source with the columns brands (ids), price (number) and year (int)."""
+def test_each_message_of_attributes_in_the_contract_and_in_the_feature_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, buried = [], []
+    monkeypatch.setattr(
+        "features.push.Attributes", lambda store: SimpleNamespace(take=lambda *event: taken.append(event))
+    )
+    plan = SimpleNamespace(declaration=shop_views.declaration, views=VIEWS)
+    reader = SimpleNamespace(partitions=lambda topic: [0], bury=lambda *letter: buried.append(letter))
+    push = Push(SimpleNamespace(plan=plan), reader=reader, event_time=EventTime(2**62), **UNUSED)  # type: ignore[arg-type]
+    for case in UPSERTS:
+        taken.clear(), buried.clear()
+        push.take_upsert(case.topic, 1, SimpleNamespace(value=case.message, timestamp=7, offset=3))
+        if case.kind:
+            ((*where, message, kind, reason),) = buried
+            assert (where, message, kind) == ([case.topic, 1, 3], case.message, case.kind), case.name
+            assert reason and len(reason) < 400 and not taken
+        else:
+            assert taken == [(case.topic, json.loads(case.message))] and not buried, case.name
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({}, ""),
-        ({"attributes": {"brands": [1], "price": 2.5, "year": 3, "more": "x"}}, ""),
-        ({"item_id": None}, "item_id is None, allowed is integer"),
-        ({"item_id": INT64_MIN}, f"item_id is {INT64_MIN}, a reserved id"),
-        ({"ts_ms": -1}, "ts_ms is -1, allowed is 0 to 253402300799999"),
-        ({"attributes": []}, "attributes is [], allowed is object"),
-        ({"attributes": {"brands": [1.5]}}, "brands[0] is 1.5, allowed is integer"),
-        ({"attributes": {"price": True}}, "price is True, allowed is number"),
-        ({"attributes": {"year": 2**63}}, f"year is {2**63}, allowed is {INT64_MIN} to {2**63 - 1}"),
-    ],
-)
-def test_the_attributes_of_an_item_are_the_columns_of_its_view(change: dict[str, Any], reason: str) -> None:
-    declaration = Declaration("t", (Feature("brands", "ids", view="video"),), ("click",), "click", 1)
-    contract = Contract(declaration, Views(video=(Column("price", "number"), Column("year", "int"))))
-    message = json.dumps({**ITEM, **change}).encode()
-    if not reason:
-        assert contract.read("items", message) == {**ITEM, **change}
-        return
-    with pytest.raises(BadMessage) as refused:
-        contract.read("items", message)
-    assert str(refused.value) == reason
+def test_attributes_that_are_ahead_of_their_stamp_are_dead_letters() -> None:
+    buried: list[Any] = []
+    plan = SimpleNamespace(declaration=shop_views.declaration, views=VIEWS, columns={})
+    reader = SimpleNamespace(partitions=lambda topic: [0], bury=lambda *letter: buried.append(letter))
+    push = Push(SimpleNamespace(plan=plan), reader=reader, event_time=EventTime(10, "a lease"), **UNUSED)  # type: ignore[arg-type]
+    for ts_ms in (17, 18):
+        message = b'{"item_id":7,"attributes":{"price":1},"ts_ms":%d}' % ts_ms
+        push.take_upsert("items", 0, SimpleNamespace(value=message, timestamp=7, offset=3))
+    ((*_, kind, reason),) = buried
+    assert (kind, reason) == ("future", "ts_ms is 18, allowed is up to 17")
+
+
+def test_a_source_without_columns_refuses_every_attribute() -> None:
+    contract = Contract(DECLARATION)
+    with pytest.raises(BadMessage, match=r"attributes has 'price', allowed are none: the source's view has no column"):
+        contract.read("items", b'{"item_id":7,"ts_ms":5,"attributes":{"price":1}}')
 
 
 @pytest.fixture
@@ -144,8 +154,9 @@ def as_event(case: Case) -> dict[str, Any] | None:
 
 
 def test_the_publisher(sent: list[tuple[str, bytes]]) -> None:
-    publisher, judged = Publisher("nowhere:1", DECLARATION), 0
-    for case in CASES:
+    events = Publisher("nowhere:1", DECLARATION)
+    attributes, judged = Publisher("nowhere:1", shop_views.declaration, views=VIEWS), 0
+    for publisher, case in (*((events, case) for case in CASES), *((attributes, case) for case in UPSERTS)):
         event = as_event(case)
         if event is None:
             continue
@@ -159,7 +170,7 @@ def test_the_publisher(sent: list[tuple[str, bytes]]) -> None:
             assert dead["reason"] and dead["topic"] == case.topic
         else:
             assert (topic, json.loads(message)) == (case.topic, event)
-    assert judged >= 120
+    assert judged >= 170
 
 
 def test_a_publisher_tells_what_it_refused_last(sent: list[tuple[str, bytes]]) -> None:
@@ -173,6 +184,8 @@ def test_a_publisher_tells_what_it_refused_last(sent: list[tuple[str, bytes]]) -
         assert not publisher.send("impressions", {**event, "features": features})
         assert publisher.refusal == f"impressions: impression 'a': {reason}"
         assert json.loads(sent[-1][1])["reason"] == reason
+    assert not publisher.send("items", item(7, 5, {"age": 1}))
+    assert publisher.refusal.startswith("items: item 7: attributes has 'age', allowed are none")
 
 
 def test_numbers_of_numpy_are_welcome_and_what_json_cannot_hold_is_an_error(sent: list[tuple[str, bytes]]) -> None:
