@@ -150,8 +150,8 @@ class Versions:
 
         A version needs the delta after its journal and, if it is loaded, the one after its served seq.
         """
-        kept = {*self.log.seqs(lineage, "base"), *self.log.seqs(lineage, "delta")}
-        return not any({v.journal_seq, loaded.get(v.number, v.journal_seq)} <= kept for v in self.of(lineage))
+        logged = {*self.log.seqs(lineage, "base"), *self.log.seqs(lineage, "delta")}
+        return not any({v.journal_seq, loaded.get(v.number, v.journal_seq)} <= logged for v in self.of(lineage))
 
     def remove_outdated(self, serving: str, refused: tuple[int, ...], loaded: Mapping[int, int]) -> None:
         """Removes old versions that are not loaded any more, and versions that must not be served.
