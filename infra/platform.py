@@ -79,10 +79,8 @@ class Platform:
             del os.environ[name]  # a password among them is no service's business
 
         def prepare() -> Callable[[], int]:
-            declaration, reserved = (
-                declaration_of(self.settings.source, self.layout.states()),
-                ports.Ports(self.settings.host),
-            )
+            declaration = declaration_of(self.settings.source, self.layout.states())
+            reserved = ports.Ports(self.settings.host)
             first = self._manager(reserved, declaration, only, when_ready)
 
             def run() -> int:
