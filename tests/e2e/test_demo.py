@@ -56,15 +56,15 @@ def test_interrupted_anywhere_then_run_to_its_report(tmp_path: Path) -> None:
     process = demo(tmp_path)
     assert process.wait(400) == 0, process.tail()
     assert not left_over(tmp_path)
-    report = json.loads((tmp_path / "report/report.json").read_text())
+    report = json.loads((tmp_path / "demo/report/report.json").read_text())
     assert set(report) >= KEYS
     pairs = report["pairs"]
     assert (pairs["lost"], pairs["double"], report["failed_predictions"], report["digests_equal"]) == (0, 0, 0, True)
     assert pairs["offered"] == pairs["learned_pos"] + pairs["learned_neg"] + pairs["sampled_out"]
     assert report["predictions"] > 0 and report["deltas"] > 0 and report["learned_equal"]
-    assert (tmp_path / "report/report.md").read_text() in process.text()
+    assert (tmp_path / "demo/report/report.md").read_text() in process.text()
     for picture in ("freshness.png", "auc.png"):
-        assert (tmp_path / "report" / picture).stat().st_size > 10_000
+        assert (tmp_path / "demo/report" / picture).stat().st_size > 10_000
 
 
 def test_a_wrong_setting_is_named_with_what_is_allowed(tmp_path: Path) -> None:
