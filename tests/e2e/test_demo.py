@@ -52,6 +52,7 @@ def test_interrupted_anywhere_then_run_to_its_report(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does
         assert process.wait(60) != 0
         assert not left_over(tmp_path), f"left after Ctrl-C in {moment}"
+        assert "Traceback" not in process.text(), process.tail()
 
     process = demo(tmp_path)
     assert process.wait(400) == 0, process.tail()
