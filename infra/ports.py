@@ -106,12 +106,3 @@ class Ports:
                 free: int = s.getsockname()[1]
             if free not in taken and self._take(free):
                 return free
-
-
-def resolve(settings: Settings) -> dict[str, int]:
-    """Ports that are free now, and that nobody reserves."""
-    ports = Ports(settings.host)
-    try:
-        return ports.resolve(settings)
-    finally:
-        ports.close()

@@ -41,19 +41,6 @@ def first_of(checks: Iterable[Check]) -> Check:
     return lambda: next(filter(None, (check() for check in every)), "")
 
 
-def tcp(host: str, port: int) -> Check:
-    """A process listens on the port."""
-
-    def check() -> str:
-        try:
-            socket.create_connection((host, port), TIMEOUT_S).close()
-        except OSError as e:
-            return Silence(f"{host}:{port}: {e}")
-        return ""
-
-    return check
-
-
 def kafka(host: str, port: int, cluster: Callable[[], str] = lambda: "") -> Check:
     """The broker lists at least one broker, and its cluster is `cluster`. Its port opens before it can be used.
 

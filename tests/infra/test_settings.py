@@ -11,6 +11,7 @@ import pytest
 
 from infra import ports
 from infra.settings import FIELDS, PROJECT, SettingError, Settings, load
+from tests.support.ports import resolved
 
 
 @pytest.fixture(autouse=True)
@@ -161,27 +162,27 @@ def test_a_taken_port_moves_unless_somebody_set_it(monkeypatch: pytest.MonkeyPat
     with s:
         # The same port as a default and as somebody's choice.
         settings = as_default(kafka_port=port)
-        moved = ports.resolve(settings)["kafka_port"]
+        moved = resolved(settings)["kafka_port"]
         assert moved > port and ports.is_free("127.0.0.1", moved)
         with pytest.raises(SettingError, match=f"kafka_port is {port}, which is taken on 127.0.0.1"):
-            ports.resolve(Settings().with_(kafka_port=port))
-    assert ports.resolve(Settings().with_(kafka_port=port))["kafka_port"] == port
+            resolved(Settings().with_(kafka_port=port))
+    assert resolved(Settings().with_(kafka_port=port))["kafka_port"] == port
 
 
 def test_each_service_and_replica_has_a_port_of_its_own() -> None:
     zero = {name: 0 for name in ports.PORTS}
     for settings in (Settings(), Settings().with_(**zero)):
-        resolved = ports.resolve(settings.with_(replicas=3))
-        assert {"grpc_port", "grpc_port.1", "grpc_port.2", "rest_port.2", "sync_port.2"} < set(resolved)
-        assert len(set(resolved.values())) == len(resolved) == len(ports.PORTS) + 6
-        assert all(0 < port < 65536 for port in resolved.values())
+        chosen = resolved(settings.with_(replicas=3))
+        assert {"grpc_port", "grpc_port.1", "grpc_port.2", "rest_port.2", "sync_port.2"} < set(chosen)
+        assert len(set(chosen.values())) == len(chosen) == len(ports.PORTS) + 6
+        assert all(0 < port < 65536 for port in chosen.values())
 
 
 def test_two_settings_with_one_port_are_an_error() -> None:
     s, port = listener()
     s.close()
     with pytest.raises(SettingError, match=f"are both {port}"):
-        ports.resolve(Settings().with_(kafka_port=port, flink_port=port))
+        resolved(Settings().with_(kafka_port=port, flink_port=port))
 
 
 def test_a_moving_port_does_not_take_one_that_somebody_set() -> None:
@@ -189,8 +190,8 @@ def test_a_moving_port_does_not_take_one_that_somebody_set() -> None:
         s, port = listener()
         with s:
             if port < 65000 and ports.is_free("127.0.0.1", port + 1) and ports.is_free("127.0.0.1", port + 2):
-                resolved = ports.resolve(as_default(kafka_port=port).with_(flink_port=port + 1))
-                assert resolved["flink_port"] == port + 1
-                assert resolved["kafka_port"] > port + 1
+                chosen = resolved(as_default(kafka_port=port).with_(flink_port=port + 1))
+                assert chosen["flink_port"] == port + 1
+                assert chosen["kafka_port"] > port + 1
                 return
     raise AssertionError("no three free ports in a row")

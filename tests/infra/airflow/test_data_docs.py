@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from infra import layout, ports, services
+from infra import layout, services
 from infra.airflow import services as airflow
 from infra.settings import PORTS, Settings
+from tests.support.ports import resolved
 from tests.support.process import Child
 from tests.support.wait import until
 
 
 def test_pages_are_served_from_their_folder_and_from_nowhere_else(tmp_path: Path) -> None:
     settings = Settings().with_(var=str(tmp_path), **dict.fromkeys(PORTS, 0))
-    resolved, at = ports.resolve(settings), layout.Layout(settings)
-    where = layout.addresses(settings, resolved)
+    chosen, at = resolved(settings), layout.Layout(settings)
+    where = layout.addresses(settings, chosen)
     hidden = dict.fromkeys(("MINUTEHAND_WRITE_TOKEN", *airflow.KEYS), "x")
-    service = {s.name: s for s in services.declare(services.Site(settings, resolved, where, hidden), "{}")}["data-docs"]
+    service = {s.name: s for s in services.declare(services.Site(settings, chosen, where, hidden), "{}")}["data-docs"]
     at.make(settings)
     (at.folder / "token").write_text("secret")
     (at.data_docs / "day").mkdir()
@@ -36,4 +37,4 @@ def test_pages_are_served_from_their_folder_and_from_nowhere_else(tmp_path: Path
 
 def test_without_airflow_there_are_none() -> None:
     settings = Settings().with_(airflow=False)
-    assert "data-docs" not in layout.addresses(settings, ports.resolve(settings))
+    assert "data-docs" not in layout.addresses(settings, resolved(settings))

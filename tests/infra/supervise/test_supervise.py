@@ -349,10 +349,11 @@ def test_a_port_that_is_taken_later_is_waited_for(rig: Rig) -> None:
     up.end()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_full_disk_ends_nothing_and_is_reported(rig: Rig) -> None:
     rig.folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(rig.folder)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(rig.folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
     try:
         up = rig.up(rig.polite("a"), rig.polite("b"))
         rig.wait_up()
