@@ -1,3 +1,3 @@
-from common.keras_start import lean
+from common.tensorflow_start import lean
 
 lean()

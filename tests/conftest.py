@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -13,6 +14,14 @@ from tests.support.servers import Postgres
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """The modules of all tests live to the end: from here on the garbage collector works, and leaves them out."""
+    gc.freeze()
+    gc.enable()
 
 
 LONGEST = (

@@ -2,7 +2,7 @@
 
 import os
 
-from common.keras_start import lean
+from common.tensorflow_start import lean
 
 # TensorFlow reads these while it is imported, so they are set before any module of this package imports it. Its notices
 # say nothing about training; without oneDNN a result does not depend on which kernels the machine's CPU gets.
