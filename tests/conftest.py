@@ -39,7 +39,6 @@ LONGEST = (
     "e2e/test_pipeline.py",
     "e2e/test_minute_loop.py",
     "e2e/test_demo.py",
-    "e2e/test_two_models.py",
     "e2e/test_readme_commands.py",
 )
 """The files that take longest, longest first."""

@@ -1,4 +1,5 @@
-"""The whole loop, every process real, two replicas: each part is killed once while traffic flows, and nothing is lost.
+"""The whole loop, every process real, two replicas and two models: each part is killed once while traffic flows, and
+nothing is lost.
 
 Across processes only equalities and orders are asserted; every wait is for a state.
 """
@@ -22,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from delta_log.log import Log
 from delta_log.manifest import Manifest
 from infra.platform import Platform
+from infra.replay.live import read_lines
 from infra.replay.report import joined
 from infra.replay.run import caught_up, prepare
 from infra.settings import PORTS, load
@@ -38,6 +40,7 @@ SOURCE = "simulator?seed=11&minutes=40&history_minutes=40&rate=3&drift=1.5&viewe
 SPEED = 32.0
 KILLS = ("trainer", "sync-1", "kafka", "join", "model-server-0")
 PI = 0.5
+MODELS = {"ranker": "deepfm", "plain": "logistic"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform
         name="e2e",
         var=str(tmp_path_factory.mktemp("var") / ("a b%20 é+'\" 日本 🚀" + "x" * 150)),
         source=SOURCE,
+        model="deepfm?dim=8,plain=logistic?rate=0.1",
         event_time="replay",
         max_disorder="1s",
         sync_every="1s",
@@ -192,6 +196,31 @@ def test_every_part_dies_once_and_nothing_is_lost(platform: Platform, base: Mani
     dead = [count_records(platform, f"{topic}.dead") for topic in ("impressions", "actions")]
     assert sum(dead) == buried
     assert [platform.restarts(name) for name in KILLS] == [1] * len(KILLS)
+
+
+def test_both_models_learn_every_pair_and_serve_the_rows_they_trained(platform: Platform) -> None:
+    declaration = load_source(SOURCE).declaration
+    learned, scores = {}, {}
+    row = next(iter(load_source(SOURCE).live())).features
+    for name, module in MODELS.items():
+        log = Log(platform.layout.log(name))
+        lineage = str(log.serving())
+        newest = log.manifest(lineage, "delta", log.seqs(lineage, "delta")[-1])
+        dims = {9 if module == "deepfm" else len(declaration.tasks)}
+        assert newest.model.name == module and {info.dim for info in newest.tables.values()} == dims
+        learned[name] = newest.learned
+        scorer = Scorer([platform.address("model-server-1")], name, declaration)
+        status = scorer.status()
+        assert (status["lineage"], status["seq"]) == (lineage, newest.seq)
+        served = {table: str(int(value.ravel()[0])) for table, value in scorer.call("digest", {}).items()}
+        assert served == newest.digest, f"{name} serves other rows than its trainer has"
+        scores[name] = scorer.score([row])[0]
+        scorer.close()
+        confirmed = [line for line in read_lines(platform.layout.confirmations(1, name)) if line["lineage"] == lineage]
+        assert [line["seq"] for line in confirmed] == list(range(1, newest.seq + 1))
+        assert all(line["digests_equal"] in (True, None) for line in confirmed)
+    assert learned["ranker"] == learned["plain"], "one of them lost a pair or learned one twice"
+    assert scores["ranker"] != scores["plain"]
 
 
 def count_records(platform: Platform, topic: str) -> int:
