@@ -47,7 +47,7 @@ def test_interrupted_anywhere_then_run_to_its_report(tmp_path: Path) -> None:
         "the replay": lambda: (tmp_path / "demo/sent/progress.json").exists(),
     }
     for moment, reached in moments.items():
-        process = demo(tmp_path)
+        process = demo(tmp_path, mlflow="false")
         until(reached, moment, 240, process)
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does
         assert process.wait(60) != 0

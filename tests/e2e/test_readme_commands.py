@@ -30,6 +30,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "MINUTEHAND_SYNC_EVERY": "1s",
         "MINUTEHAND_AIRFLOW": "false",
         "MINUTEHAND_FEAST": "false",
+        "MINUTEHAND_MLFLOW": "false",
     }
     yield {**os.environ, **mine}
     Platform(load(None, ["name=local", f"var={var}"])).stop()

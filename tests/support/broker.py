@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import shutil
 import socket
 import subprocess
@@ -33,6 +35,21 @@ group.initial.rebalance.delay.ms=0
 """
 
 
+JAVA = ("java", "-Xms256m", "-Xmx512m", "-cp", f"{LIBS}/*")
+
+
+@functools.cache
+def formatted() -> Path:
+    """The files of a broker that has never run. All brokers of a process begin with copies: to make them takes a JVM."""
+    folder = Path(tempfile.mkdtemp(prefix="minutehand-broker-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = folder / "server.properties"
+    config.write_text(PROPERTIES.format(port=1, controller=2, folder=folder))
+    form = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAA", "-c", str(config)]
+    subprocess.run([*JAVA, *form], check=True, capture_output=True, timeout=READY_S)
+    return folder / "logs"
+
+
 def answers(port: int) -> bool:
     with socket.socket() as s:
         s.settimeout(1)
@@ -53,11 +70,8 @@ class Broker:
         self.log = self.folder / "broker.log"
 
     def __enter__(self) -> Broker:
-        java = ["java", "-Xms256m", "-Xmx512m", "-cp", f"{LIBS}/*"]
-        form = ["kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAA", "-c", str(self.config)]
-        with self.log.open("wb") as log:
-            subprocess.run([*java, *form], check=True, stdout=log, stderr=log, timeout=READY_S)
-        self.process = Child(self.log, *java, "kafka.Kafka", str(self.config))
+        shutil.copytree(formatted(), self.folder / "logs")
+        self.process = Child(self.log, *JAVA, "kafka.Kafka", str(self.config))
         until(lambda: answers(self.port), "the broker listens", READY_S, self.process)
         return self
 

@@ -32,11 +32,12 @@ $(CUCKOO_SO): $(CUCKOO_OBJECTS)
 	@$(CXX) -shared $^ -o $(CUCKOO_BUILD)/_cuckoo.so -L$(CUCKOO_TF) -l:libtensorflow_framework.so.2
 	@mv $(CUCKOO_BUILD)/_cuckoo.so $@
 
-# The core without TensorFlow: plain, and under the sanitizers (thread; address and undefined behaviour).
+# The core without TensorFlow: plain, under the sanitizers of address and undefined behaviour, and, for the tests that
+# begin threads, under that of threads.
 CUCKOO_TESTS := tests/training/cuckoo
 CUCKOO_TEST_FLAGS := $(CUCKOO_FLAGS) -Werror -pthread
 CUCKOO_PLAIN := $(patsubst %,$(CUCKOO_BUILD)/%_test,core stress file fuzz admission row)
-CUCKOO_SANITIZED := $(CUCKOO_PLAIN:%=%_thread) $(CUCKOO_PLAIN:%=%_address)
+CUCKOO_SANITIZED := $(patsubst %,$(CUCKOO_BUILD)/%_test_thread,core stress admission) $(CUCKOO_PLAIN:%=%_address)
 
 # core_test lets chosen allocations fail
 $(filter %/core_test,$(CUCKOO_PLAIN)) $(filter $(CUCKOO_BUILD)/core_test_%,$(CUCKOO_SANITIZED)): \
