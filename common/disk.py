@@ -29,9 +29,23 @@ class Busy(InputError):
     """Another process holds a lock; the message names the lock and that process."""
 
 
+@contextmanager
+def _named(path: Path, aside: Path | None = None) -> Iterator[None]:
+    """An OSError of the block names `path`: the system names nothing when a write to an open file fails.
+
+    `aside` is where `path` is made; a person has never heard of it.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno is not None and (e.filename is None or aside and str(e.filename).startswith(str(aside))):
+            e.filename = str(path)
+        raise
+
+
 def flushed(path: Path, data: bytes) -> None:
     """Write a file and flush it to the disk."""
-    with open(path, "wb") as file:
+    with _named(path), open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -60,8 +74,9 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     try:
         os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
         os.chmod(aside, mode)  # whatever the umask is
-        yield aside
-        _flush(aside)
+        with _named(path, aside):
+            yield aside
+            _flush(aside)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -82,19 +97,24 @@ def append(path: Path, data: bytes, end: int | None = None) -> None:
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
-        end = os.fstat(fd).st_size if end is None else end
-        os.ftruncate(fd, end)
-        rest, at = memoryview(data), end
-        try:
-            while rest:
-                written = os.pwrite(fd, rest, at)
-                rest, at = rest[written:], at + written
-            os.fsync(fd)
-        except OSError:
+        with _named(path):
+            end = os.fstat(fd).st_size if end is None else end
             os.ftruncate(fd, end)
-            raise
+            _write(fd, data, end)
     finally:
         os.close(fd)
+
+
+def _write(fd: int, data: bytes, at: int) -> None:
+    rest, end = memoryview(data), at
+    try:
+        while rest:
+            written = os.pwrite(fd, rest, at)
+            rest, at = rest[written:], at + written
+        os.fsync(fd)
+    except OSError:
+        os.ftruncate(fd, end)
+        raise
 
 
 def publish(new: Path, final: Path, data: bytes) -> None:
@@ -124,8 +144,9 @@ def made_once(final: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
         aside.chmod(0o755)
-        yield aside
-        move(aside, final)
+        with _named(final, aside):
+            yield aside
+            move(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.disk import Busy, append, hold, locked, made_once, publish, replace, replacing
+from common.disk import Busy, append, flushed, hold, locked, made_once, publish, replace, replacing
 from tests.support.disk import full_disk
 
 
@@ -47,6 +47,18 @@ def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path: Path, monkeypat
     with full_disk(17), pytest.raises(OSError):
         append(path, b"four\n")
     assert path.read_bytes() == b"one\nzwei\nthree\n"
+
+
+def test_what_the_disk_does_not_take_is_named_by_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "delta"
+    with full_disk():
+        for write in (lambda: append(path, b"x"), lambda: replace(path, b"x"), lambda: flushed(path, b"x")):
+            with pytest.raises(OSError) as raised:
+                write()
+            assert raised.value.filename == str(path)
+    with pytest.raises(OSError) as raised, made_once(tmp_path / "folder") as aside, full_disk():
+        flushed(aside / "rows", b"x")
+    assert raised.value.filename == str(tmp_path / "folder")
 
 
 def test_a_lock_needs_no_room_on_the_disk(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ JAVA = ("java", "-Xms256m", "-Xmx512m", "-cp", f"{LIBS}/*")
 
 @functools.cache
 def formatted() -> Path:
-    """The files of a broker that has never run. All brokers of a process begin with copies: to make them takes a JVM."""
+    """The files of a broker that has never run. All brokers begin with copies: a JVM must start to make them."""
     folder = Path(tempfile.mkdtemp(prefix="minutehand-broker-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config = folder / "server.properties"

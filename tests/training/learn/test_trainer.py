@@ -23,6 +23,7 @@ from delta_log.verification import verify
 from delta_log.writer import Writer
 from streaming.example import Batch, batches
 from streaming.source import load
+from tests.support.disk import fill, small_disk
 from tests.support.wait import until
 from training.learn import trainer
 from training.learn.learner import Learner, Settings
@@ -99,6 +100,13 @@ def a_state() -> State:
 
 
 @pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """The folder of `rig`, on a disk of a megabyte."""
+    with small_disk(tmp_path):
+        yield tmp_path
+
+
+@pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(trainer, "RETRY_S", 0.01)
@@ -130,12 +138,9 @@ def test_it_learns_on_while_a_dead_letter_is_not_acknowledged(rig: Rig, caplog: 
 
 
 def test_it_learns_on_and_says_so_while_the_disk_is_full(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small: Path, rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-
-    monkeypatch.setattr(disk, "flushed", full)
+    filled = fill(small)
     rig.send(*HISTORY[:2])
     rig.until(lambda: rig.metric("errors") >= 2, "attempts that fail")
     rig.send(*HISTORY[2:4])
@@ -143,7 +148,7 @@ def test_it_learns_on_and_says_so_while_the_disk_is_full(
     reason = rig.service.health.reason
     assert reason.startswith("no delta can be written: [Errno 28] No space left on device: ")
     assert caplog.messages.count(f"{reason}; tried again at the next sync") == 1
-    monkeypatch.undo()
+    filled.unlink()
     rig.until(lambda: rig.metric("deltas") == 1, "the delta")
     assert rig.service.health.reason == ""
     (delta,) = rig.log.chain(rig.writer.lineage)[1]
