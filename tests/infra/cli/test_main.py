@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from infra.cli.main import main
+
+NOBODY = 65534
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,20 @@ def test_what_cannot_be_done(
     assert main(words.format(**paths).split()) == code
     error = capsys.readouterr().err
     assert f"minutehand: {reason.format(**paths)}" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["status", "up", "up --detach", "down", "deltas", "demo --source simulator"])
+def test_the_platform_of_another_user(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    folder = tmp_path / "local"
+    folder.mkdir(mode=0o700)
+    (tmp_path / "demo").mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    os.seteuid(NOBODY)
+    try:
+        code = main([*words.split(), "--set", f"var={tmp_path}"])
+    finally:
+        os.seteuid(0)
+    error = capsys.readouterr().err
+    assert code in (1, 2) and f"{tmp_path}" in error and "Permission denied" in error and len(error.splitlines()) == 1
