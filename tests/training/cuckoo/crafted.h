@@ -1,9 +1,9 @@
-// Keys as somebody who knows the hash would craft them: the inverse of Hash (index.h).
+// Keys as somebody who knows the hash would craft them: the inverse of Hash (hash.h).
 #pragma once
 
 #include <cstdint>
 
-#include "training/cuckoo/core/index.h"
+#include "training/cuckoo/core/hash.h"
 
 namespace cuckoo {
 

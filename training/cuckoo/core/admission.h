@@ -32,7 +32,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "training/cuckoo/core/index.h"
+#include "training/cuckoo/core/hash.h"
+#include "training/cuckoo/core/storage.h"
 
 namespace cuckoo {
 

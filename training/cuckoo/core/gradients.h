@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "training/cuckoo/core/index.h"
+#include "training/cuckoo/core/hash.h"
 #include "training/cuckoo/core/optimizer.h"
 #include "training/cuckoo/core/table.h"
 

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "training/cuckoo/core/index.h"
+#include "training/cuckoo/core/hash.h"
 
 namespace cuckoo {
 
