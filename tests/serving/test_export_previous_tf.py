@@ -22,7 +22,7 @@ from serving.signatures import input_name
 from serving.sync import push
 from tests.support import PROJECT
 from tests.support.lineage import TOKEN, D, Lineage, request
-from tests.support.rig import OPTIMISES
+from tests.support.rig import OPTIMISED
 
 PREVIOUS = "2.20.0"
 ENVIRONMENT = PROJECT / "build" / "tf220"
@@ -111,5 +111,5 @@ def test_every_signature_runs_by_both_loaders(prepared: tuple[Path, Lineage], tm
             np.testing.assert_allclose(scored_after[task], after[task], atol=1e-6)
     # A graph is optimised when it runs for the first time: all have done so in the warm-up.
     session = run.stderr.partition("session, call")[2].split("session, call")
-    optimised = [OPTIMISES in log for log in session]
+    optimised = [OPTIMISED in log for log in session]
     assert optimised == [True] * len(warm_up) + [False] * len(made), session[len(warm_up) :]

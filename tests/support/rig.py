@@ -17,8 +17,8 @@ from tests.support.process import Process, running
 from tests.support.wait import until
 
 BASE = 1_000_000_000
-OPTIMISES = "Starting optimization for grappler item"
-"""A line of TensorFlow's log for each graph that it optimises, with LOGGED in the environment."""
+OPTIMISED = "after_MetaOptimizer"
+"""In a line of TensorFlow's log for each graph that it has optimised, with LOGGED in the environment."""
 LOGGED = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "meta_optimizer=1"}
 
 
@@ -104,7 +104,7 @@ class SharedServer:
 
     def optimised(self) -> int:
         """How many graphs it has optimised."""
-        return self.process.text().count(OPTIMISES)
+        return self.process.text().count(OPTIMISED)
 
     def rig(self, prepared: Path, lineage: Lineage, *, installed: bool = True) -> Rig:
         """A copy of what was prepared, as a new model of this server. `installed`: its base is there already."""
