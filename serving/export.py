@@ -40,6 +40,9 @@ from training.models.model import Model, make
 
 log = process.logger("serving.export")
 
+WARM_UP_ROWS = 2
+"""Matrices of one row are multiplied by other code. What multiplies larger ones is made at its first call (25 ms)."""
+
 
 def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
     """The whole state after the last of `deltas`, as a journal that begins with nothing."""
@@ -69,7 +72,7 @@ def warm_up(signatures: Mapping[str, Mapping[str, tf.TensorSpec]], name: str) ->
     """
     records = []
     for signature in sorted(signatures, key=lambda signature: signature == "apply_file"):
-        rows = 0 if signature in WRITES else 1
+        rows = 0 if signature in WRITES else WARM_UP_ROWS
         inputs = {
             n: tf.zeros([rows if d is None else d for d in s.shape], s.dtype) for n, s in signatures[signature].items()
         }

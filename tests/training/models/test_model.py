@@ -103,6 +103,7 @@ def test_a_model_has_signatures_of_its_own_beside_the_common_ones(tmp_path: Path
     assert set(loaded) == {"serving_default", "status", "digest", "marks"}
     calls = [PredictionLog.FromString(record).predict_log.request for record in warm_up(served.inputs(), "ranker")]
     assert {call.model_spec.signature_name for call in calls} == set(loaded)
+    assert all(dim.size == 2 for call in calls for value in call.inputs.values() for dim in value.tensor_shape.dim)
     for call in calls:
         loaded[call.model_spec.signature_name](**{n: tf.make_ndarray(value) for n, value in call.inputs.items()})
     answer = loaded["marks"](clip=tf.constant([20, 99], tf.int64))["mark"]
