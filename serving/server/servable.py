@@ -48,7 +48,7 @@ class Signature(NamedTuple):
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
-    defaults: dict[str, npt.NDArray[Any]]
+    defaults: Mapping[str, npt.NDArray[Any]] = {}
 
 
 class Servable:
@@ -110,7 +110,7 @@ class Servable:
     ) -> dict[str, npt.NDArray[Any]]:
         """Runs `signature`, and returns the outputs of the aliases `outputs` (none: all outputs)."""
         sig = self.signature(signature)
-        inputs = sig.defaults | dict(inputs)
+        inputs = {**sig.defaults, **inputs}
         if len(inputs) != len(sig.inputs):
             sent, needed = sorted(inputs), sorted(sig.inputs)
             raise invalid(
