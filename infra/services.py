@@ -296,13 +296,14 @@ def _model_server(site: Site, i: int) -> Service:
     """Starts when sync-<i> has installed a version: a stock tensorflow_model_server does not start without one.
 
     The stock server has no flag for its address and listens on all. Its write signatures need the token all the same.
+    It tries a load once: while it tries again (five times, a minute apart), it reports no error and loads nothing else.
     """
     settings, layout, address = site.settings, site.layout, site.addresses[rest(i)]
     file = layout.replica(i) / "models.config"
     ports = site.ports[nth("grpc_port", i)], site.ports[nth("rest_port", i)]
     flags = {"port": ports[0], "rest_api_port": ports[1], "model_config_file": file}
     binary = model_server_binary(settings)
-    stock = [str(binary), *(f"--{flag}={value}" for flag, value in flags.items())]
+    stock = [str(binary), *(f"--{flag}={value}" for flag, value in (flags | {"max_num_load_retries": 0}).items())]
     names = [model.name for model in settings.models]
 
     def prepare() -> None:

@@ -5,7 +5,7 @@
 The folder <to>/<version>/ appears complete, for a model server that watches <to>. Beside the model it has:
     assets/journal.bin                             empty: the model is at its base
     assets/token                                   empty: the model refuses every write until sync fills it
-    assets.extra/tf_serving_warmup_requests        one row and apply_file; they run before the version is AVAILABLE
+    assets.extra/tf_serving_warmup_requests        every signature once, before the version is AVAILABLE
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,12 +34,14 @@ from delta_log.manifest import Manifest
 from serving import journal
 from serving.graph import Content, Served
 from serving.journal import Journal
-from serving.signatures import RANKER
-from streaming.declaration import INT64_MIN, Declaration
+from serving.signatures import NO_OP, RANKER, WRITES
 from streaming.source import load
 from training.models.model import Model, make
 
 log = process.logger("serving.export")
+
+WARM_UP_ROWS = 2
+"""Matrices of one row are multiplied by other code. What multiplies larger ones is made at its first call (25 ms)."""
 
 
 def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
@@ -61,20 +64,21 @@ def assign(model: Model, dense: dict[str, Float32s]) -> None:
         weight.assign(dense[name])
 
 
-def warm_up(declaration: Declaration, name: str, *, frozen: bool) -> list[bytes]:
-    """The records of tf_serving_warmup_requests: score a row, then apply the journal.
+def warm_up(signatures: Mapping[str, Mapping[str, tf.TensorSpec]], name: str) -> list[bytes]:
+    """The records of tf_serving_warmup_requests: each signature once. A version that refuses one does not load.
 
-    TensorFlow optimises a graph at its first call. The row makes that call, so that no user waits for it. The journal
+    TensorFlow optimises a graph at its first call. A record makes that call, so that no user waits for it. The journal
     comes last, so that the version is AVAILABLE right after it has read the newest delta.
     """
-    row = {
-        "id": tf.zeros([1], tf.int64), "ids": tf.fill([1, 1], tf.constant(INT64_MIN, tf.int64)), "number": tf.zeros([1])
-    }  # fmt: skip
-    first = {f.name: tf.make_tensor_proto(row[f.kind]) for f in declaration.features}
-    calls = {"serving_default": first} if frozen else {"serving_default": first, "apply_file": {}}
     records = []
-    for signature, inputs in calls.items():
-        request = predict_pb2.PredictRequest(inputs=inputs)
+    for signature in sorted(signatures, key=lambda signature: signature == "apply_file"):
+        rows = 0 if signature in WRITES else WARM_UP_ROWS
+        inputs = {
+            n: tf.zeros([rows if d is None else d for d in s.shape], s.dtype) for n, s in signatures[signature].items()
+        }
+        if signature in ("apply_dense", "apply_delta"):
+            inputs["seq"] = tf.constant(NO_OP, tf.int64)
+        request = predict_pb2.PredictRequest(inputs={n: tf.make_tensor_proto(value) for n, value in inputs.items()})
         request.model_spec.name, request.model_spec.signature_name = name, signature
         record = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
         records.append(bytes(record.SerializeToString()))
@@ -104,7 +108,7 @@ def write(
             (aside / "assets" / "token").chmod(0o600)
         (aside / "assets.extra").mkdir()
         with tf.io.TFRecordWriter(str(aside / "assets.extra" / "tf_serving_warmup_requests")) as records:
-            for record in warm_up(model.declaration, name, frozen=frozen):
+            for record in warm_up(served.inputs(), name):
                 records.write(record)
     return final
 

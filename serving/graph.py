@@ -9,6 +9,9 @@ size at the export: to grow, it is copied under its one lock, and all readers wa
 A write does, in this order: checks, removes, inserts, seq. Each step has a control dependency on the one before, else
 TensorFlow could move seq although an insert fails. A refusal is an Assert with a constant message:
 `tf.debugging.assert_equal` would print the token that it compares.
+
+The no-op form of a write is a branch of its own. If it wrote the current values, it could meet a delta, and undo it.
+TensorFlow puts both branches into one graph, so the warm-up prepares the other branch, too.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving import journal_ops
-from serving.signatures import input_name
+from serving.signatures import NO_OP, UNUSED, WRITES, input_name
 from streaming.declaration import INT64_MIN
 from training.models.model import Context, Model, Signature
 from training.models.pooling import pooled
@@ -37,9 +40,12 @@ DenseHashTable's `remove` cannot be used. It frees a bucket, and a later insert 
 that bucket; then the table holds this key twice (TF 2.21; tests/serving/test_dense_hash_table.py shows it).
 """
 MAX_LOAD = 0.8  # DenseHashTable's default: a table with more rows grows, under its lock
-WRITES = ("apply_dense", "apply_delta", "apply_file")
 
 Tensors = dict[str, tf.Tensor]
+Specs = dict[str, tf.TensorSpec]
+Changes = dict[str, journal_ops.TableTensors]
+
+NO_INPUTS: Specs = {UNUSED: tf.TensorSpec([], tf.int64, UNUSED)}
 
 
 class Content(NamedTuple):
@@ -122,6 +128,14 @@ def lists_of(padded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     is_listed = padded != EMPTY_KEY
     lengths = tf.reduce_sum(tf.cast(is_listed, tf.int64), 1)
     return tf.boolean_mask(padded, is_listed), tf.concat([tf.zeros([1], tf.int64), tf.cumsum(lengths)], 0)
+
+
+def _function(call: Callable[..., Tensors], specs: Specs) -> Any:
+    """A call as tf.saved_model.save takes it. The default of an input is that of the Python function's parameter."""
+    if specs is not NO_INPUTS:
+        return tf.function(call, autograph=False).get_concrete_function(**specs)
+    zero = tf.constant(0, tf.int64)
+    return tf.function(lambda unused=zero: call(), autograph=False, input_signature=[NO_INPUTS[UNUSED]])
 
 
 class Served(tf.Module):  # type: ignore[misc]
@@ -222,19 +236,31 @@ class Served(tf.Module):  # type: ignore[misc]
 
     def apply_dense(self, **x: tf.Tensor) -> Tensors:
         """Writes all dense weights of delta `seq`. It must be called before the delta's last chunk."""
+        return {"dense_seq": tf.cond(x["seq"] == NO_OP, self.dense_seq.read_value, lambda: self._write_dense(x))}
+
+    def _write_dense(self, x: Tensors) -> tf.Tensor:
         values = {name: x[input_name(name)] for name in self.weights}
         checks = self._checks(x, self.seq.read_value())
         checks += [(tf.reduce_all(tf.math.is_finite(v)), "a dense weight is not finite") for v in values.values()]
         with tf.control_dependencies(refuse_unless(checks)):
             assigns = [self.weights[name].assign(value, read_value=False) for name, value in values.items()]
         with tf.control_dependencies([op for op in assigns if op is not None]):
-            return {"dense_seq": self.dense_seq.assign(x["seq"])}
+            return self.dense_seq.assign(x["seq"])
 
     def apply_delta(self, **x: tf.Tensor) -> Tensors:
         """Writes chunk `chunk` of the `chunks` of delta `seq`."""
+        changes = {name: (x[f"{name}_removed"], x[f"{name}_keys"], x[f"{name}_rows"]) for name in self.tables}
+        size = sum(tf.size(part) for parts in changes.values() for part in parts)
+        seq, chunk = tf.cond(
+            tf.logical_and(x["seq"] == NO_OP, tf.equal(size, 0)),
+            lambda: (self.seq.read_value(), self.chunk.read_value()),
+            lambda: self._write_chunk(x, changes),
+        )
+        return {"seq": seq, "chunk": chunk}
+
+    def _write_chunk(self, x: Tensors, changes: Changes) -> tuple[tf.Tensor, tf.Tensor]:
         current, chunk = self.seq.read_value(), x["chunk"]
         last = tf.equal(chunk + 1, x["chunks"])
-        changes = {name: (x[f"{name}_removed"], x[f"{name}_keys"], x[f"{name}_rows"]) for name in self.tables}
         checks = self._checks(x, current)
         checks += [
             (tf.logical_and(chunk >= 0, chunk < x["chunks"]), "chunk is not one of chunks"),
@@ -247,11 +273,9 @@ class Served(tf.Module):  # type: ignore[misc]
                 self.learned_until_ms.assign(tf.where(last, x["learned_until_ms"], self.learned_until_ms.read_value())),
             ]
         with tf.control_dependencies(assigns):
-            return {"seq": self.seq.assign(tf.where(last, x["seq"], current)), "chunk": tf.identity(assigns[0])}
+            return self.seq.assign(tf.where(last, x["seq"], current)), tf.identity(assigns[0])
 
-    def _write(
-        self, checks: list[tuple[tf.Tensor, str]], changes: dict[str, tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
-    ) -> list[tf.Operation]:
+    def _write(self, checks: list[tuple[tf.Tensor, str]], changes: Changes) -> list[tf.Operation]:
         """Checks all tables, then removes, then inserts: a call that is refused changes no table."""
         for name, (removed, keys, rows) in changes.items():
             checks += [
@@ -323,7 +347,14 @@ class Served(tf.Module):  # type: ignore[misc]
     # -- the calls -------------------------------------------------------------------------------------------------
 
     def signatures(self) -> dict[str, Any]:
-        """Signature name -> concrete function, for tf.saved_model.save."""
+        """Signature name -> function, for tf.saved_model.save."""
+        return {name: _function(call, specs) for name, (call, specs) in self._calls().items()}
+
+    def inputs(self) -> dict[str, Specs]:
+        """Signature name -> its inputs."""
+        return {name: specs for name, (_, specs) in self._calls().items()}
+
+    def _calls(self) -> dict[str, tuple[Callable[..., Tensors], Specs]]:
         model, d = self._model(), self._declaration
         kinds = {"id": ([None], tf.int64), "ids": ([None, None], tf.int64), "number": ([None], tf.float32)}
         features = {f.name: tf.TensorSpec(*kinds[f.kind], f.name) for f in d.features}
@@ -338,17 +369,14 @@ class Served(tf.Module):  # type: ignore[misc]
         clash = (set(dense) & set(write)) | ({"seq"} & set(d.tasks))
         if clash or len(dense) != len(self.weights):
             raise ValueError(f"declaration {d.name}: {sorted(clash) or sorted(dense)} are inputs or outputs of a call")
-        calls: dict[str, tuple[Callable[..., Tensors], dict[str, tf.TensorSpec]]] = {
-            "serving_default": (self.predict, features), "status": (self.status, {}), "digest": (self.digest, {}),
+        calls: dict[str, tuple[Callable[..., Tensors], Specs]] = {
+            "serving_default": (self.predict, features),
+            "status": (self.status, NO_INPUTS), "digest": (self.digest, NO_INPUTS),
             "apply_dense": (self.apply_dense, write | dense), "apply_delta": (self.apply_delta, write | rows),
-            "apply_file": (self.apply_file, {}),
+            "apply_file": (self.apply_file, NO_INPUTS),
         }  # fmt: skip
         for name, signature in model.signatures().items():
             if name in calls:
                 raise ValueError(f"model {model.info}: signature {name} is reserved")
             calls[name] = (partial(self._model_call, signature), signature.inputs)
-        return {
-            name: tf.function(call, autograph=False).get_concrete_function(**specs)
-            for name, (call, specs) in calls.items()
-            if self.paths is not None or name not in WRITES
-        }
+        return {name: call for name, call in calls.items() if self.paths is not None or name not in WRITES}

@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ from serving.replica import Down, RefusedCall, Replica
 from serving.sync.version_folder import version_folders
 
 LOOK_S = 0.2
+SEEN_S = 2.0
+"""A model server looks for folders each second. Until it has seen one, its error is that of an earlier one of the same
+number, which was rolled back."""
 
 log = process.logger("serving.publish")
 
@@ -46,14 +50,18 @@ class Place(NamedTuple):
     models: Path
     replica: Replica
 
-    def has(self, version: int) -> bool:
-        return any(p.name == str(version) for p in version_folders(self.models / "served"))
+    def has(self, version: int, for_s: float = 0.0) -> bool:
+        """True if the version's folder has been there for this time."""
+        folders = [p for p in version_folders(self.models / "served") if p.name == str(version)]
+        with suppress(FileNotFoundError):  # sync removes it now
+            return any(time.time() - p.stat().st_ctime >= for_s for p in folders)
+        return False
 
     def serves(self, version: int, seq: int) -> bool:
         """True if the version is AVAILABLE and has reached `seq`; Failed if it cannot be loaded."""
         try:
             available, errors = self.replica.versions()
-            if version in errors and self.has(version):
+            if version in errors and self.has(version, SEEN_S):
                 raise Failed(f"{self.replica.address}: version {version}: {errors[version]}")
             return version in available and self.replica.status(version).seq >= seq
         except (Down, RefusedCall):

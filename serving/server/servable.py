@@ -44,10 +44,11 @@ def request_error(error: Exception) -> RequestError:
 
 
 class Signature(NamedTuple):
-    """Alias -> TensorInfo."""
+    """Alias -> TensorInfo, and alias -> the value of an input that a request leaves out."""
 
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+    defaults: Mapping[str, npt.NDArray[Any]] = {}
 
 
 class Servable:
@@ -65,7 +66,7 @@ class Servable:
                 graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(path))
             self.signature_defs = dict(graph.signature_def)
             self.signatures = {
-                n: Signature(dict(s.inputs), dict(s.outputs))
+                n: Signature(dict(s.inputs), dict(s.outputs), {a: from_proto(a, t) for a, t in s.defaults.items()})
                 for n, s in self.signature_defs.items() if n != "__saved_model_init_op"
             }  # fmt: skip
             self._warm_up(path / "assets.extra" / "tf_serving_warmup_requests")
@@ -109,6 +110,7 @@ class Servable:
     ) -> dict[str, npt.NDArray[Any]]:
         """Runs `signature`, and returns the outputs of the aliases `outputs` (none: all outputs)."""
         sig = self.signature(signature)
+        inputs = {**sig.defaults, **inputs}
         if len(inputs) != len(sig.inputs):
             sent, needed = sorted(inputs), sorted(sig.inputs)
             raise invalid(

@@ -19,3 +19,9 @@ def test_what_a_service_needs_starts_with_it() -> None:
     assert {"sync-0", "base"} < services.select(declared, ("model-server-0",))
     assert "trainer" not in services.select(declared, ("model-server-0",))
     assert services.select(declared, ()) == {service.name for service in declared}
+
+
+def test_a_stock_server_tries_a_version_once_so_that_a_broken_one_blocks_no_other() -> None:
+    settings = Settings(model_server="/usr/bin/env")
+    command = prepare.declared(settings, defaultdict(str))["model-server-0"].command
+    assert command[0] == "/usr/bin/env" and "--max_num_load_retries=0" in command

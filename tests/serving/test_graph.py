@@ -18,7 +18,7 @@ from delta_log.changes import Changes, TableChanges, fold, read_changes
 from serving import journal
 from serving.journal import Journal
 from serving.server.servable import Servable
-from serving.signatures import input_name
+from serving.signatures import UNUSED, WRITES, input_name
 from serving.sync import push
 from tests.support.lineage import ROW_DIM, TOKEN, D, Lineage, request
 
@@ -72,7 +72,8 @@ class ByObject(Loaded):
         self.path, self.lineage, self.module = path, lineage, tf.saved_model.load(str(path))
 
     def run(self, signature: str, **inputs: Any) -> dict[str, Any]:
-        answer = self.module.signatures[signature](**{n: tf.constant(v) for n, v in inputs.items()})
+        values = inputs if signature in WRITES[:2] + ("serving_default",) else {UNUSED: np.int64(0)}
+        answer = self.module.signatures[signature](**{n: tf.constant(v) for n, v in values.items()})
         return {name: value.numpy() for name, value in answer.items()}
 
     def apply_file(self) -> int:
@@ -226,6 +227,9 @@ CASES = {
     "a repeat": Case("seq is not", first=whole),
     "dense: a repeat": Case("seq is not", "apply_dense", first=whole),
     "a negative seq": Case("seq is not", other={"seq": np.int64(-(2**63))}),
+    "the no-op form with a row": Case("seq is not", other=one(seq=np.int64(-1))),
+    "the no-op form with a removed key": Case("seq is not", other=EMPTY | {"seq": np.int64(-1), "user_removed": [5]}),
+    "the no-op form with a row, no token": Case("write token", other=one(seq=np.int64(-1), token="")),
     "a chunk left out": Case("neither the next", other={"chunk": np.int64(2), "chunks": np.int64(4)}, first=begin),
     "begun in the middle": Case("neither the next", other={"chunk": np.int64(1), "chunks": np.int64(4)}),
     "chunk == chunks": Case("not one of chunks", other={"chunk": np.int64(1), "chunks": np.int64(1)}),
@@ -267,6 +271,20 @@ def test_refused_changes_nothing(shared: Loaded, name: str) -> None:
     if case.first is not whole:
         apply(loaded, new)
     assert loaded.digest() == loaded.lineage.digest() and loaded.state()["seq"] == new.manifest.seq
+
+
+def test_the_no_op_form_changes_nothing_and_needs_no_token(loaded: Loaded) -> None:
+    new, anybody = loaded.next(), {"seq": np.int64(-1), "token": "", "lineage": ""}
+    for call in ("apply_dense", "apply_delta"):  # before a delta, and in the middle of it
+        before = loaded.state()
+        assert loaded.run("apply_dense", **dense_call(new) | anybody)["dense_seq"] == (call == "apply_delta")
+        answer = loaded.run("apply_delta", **delta_calls(new)[0] | EMPTY | anybody)
+        assert (answer["seq"], answer["chunk"]) == (0, call == "apply_delta")
+        assert loaded.state() == before
+        begin(loaded, new)
+    for rest in delta_calls(new, rows=50)[1:]:
+        loaded.run("apply_delta", **rest)
+    assert loaded.state()["seq"] == 1 and loaded.digest() == loaded.lineage.digest()
 
 
 # -- apply_file ----------------------------------------------------------------------------------------------------
@@ -418,7 +436,7 @@ def test_both_loaders_find_the_assets_where_the_folder_is_now(loaded: Loaded, tm
     by_session = Servable("ranker", 7, moved, (1, 2))  # its warm-up calls apply_file
     try:
         assert by_session.run("status", {})["seq"] == 1
-        assert by_object["apply_file"]()["seq"] == 1
+        assert by_object["apply_file"](unused=tf.constant(0, tf.int64))["seq"] == 1
         replace(moved / "assets" / "token", b"another one")
         after = loaded.next()
         call = dense_call(after, token="another one")

@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry
 from delta_log.log import Log
 from delta_log.manifest import LogError
 from delta_log.publication import Publication
-from serving.publish import Place, publish
+from serving.publish import Failed, Place, publish
 from serving.replica import Replica
 from serving.sync.metrics import Metrics
 from serving.sync.model_sync import ModelSync
 from tests.support import PROJECT
 from tests.support.lineage import SOURCE, TOKEN, D, request
+from tests.support.replica import FakeReplica
 from tests.support.rig import BASE, Rig
 from tests.support.wait import until
 
@@ -93,6 +94,18 @@ def test_a_version_that_does_not_load_is_taken_back_and_the_old_one_serves_on(
         stop.set()
         thread.join(30)
         sync.close()
+
+
+def test_the_error_of_an_earlier_try_is_none_of_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server still reports it, until it has seen the new folder of the same number."""
+    replica = FakeReplica(tmp_path / "served")
+    replica.up, replica.errors, place = True, {BASE: "truncated variables"}, Place(tmp_path, replica)
+    assert not place.serves(BASE, 0), "it was rolled back: its folder is gone"
+    (tmp_path / "served" / str(BASE)).mkdir(parents=True)
+    assert not place.serves(BASE, 0)
+    monkeypatch.setattr("serving.publish.SEEN_S", 0.0)
+    with pytest.raises(Failed, match="truncated variables"):
+        place.serves(BASE, 0)
 
 
 def test_what_is_not_there_is_named(own_rig: Rig, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from tests.support.process import Process, running
 from tests.support.wait import until
 
 BASE = 1_000_000_000
+OPTIMISED = "after_MetaOptimizer"
+"""In a line of TensorFlow's log for each graph that it has optimised, with LOGGED in the environment."""
+LOGGED = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "meta_optimizer=1"}
 
 
 def export(log: Path, to: Path, *more: str) -> None:
@@ -95,9 +98,13 @@ class SharedServer:
         """Starts the server, again after a test has killed it. It runs until the file's fixture ends it."""
         self.process = Process(
             self._folder / "server.log", "serving.server.model_server", f"--port={self._port}",
-            f"--model_config_file={self._folder / 'models.config'}", "--file_system_poll_wait_seconds=0.2",
+            f"--model_config_file={self._folder / 'models.config'}", "--file_system_poll_wait_seconds=0.2", env=LOGGED,
         )  # fmt: skip
         running.discard(self.process)  # else it would be killed at the end of the test that starts it
+
+    def optimised(self) -> int:
+        """How many graphs it has optimised."""
+        return self.process.text().count(OPTIMISED)
 
     def rig(self, prepared: Path, lineage: Lineage, *, installed: bool = True) -> Rig:
         """A copy of what was prepared, as a new model of this server. `installed`: its base is there already."""

@@ -65,7 +65,8 @@ class Signature(NamedTuple):
     """A signature of the served model beside `serving_default`: its inputs, and the function of its outputs.
 
     `call(inputs, rows)` is traced into the served graph; `rows(table, ids int64[n])` gives float32[n, dim], zeros for
-    an unknown id.
+    an unknown id. The warm-up calls it with zeros, 2 for each unknown dimension: a version that refuses them does not
+    load.
     """
 
     inputs: dict[str, tf.TensorSpec]

@@ -14,7 +14,7 @@ from delta_log.compaction import compact
 from delta_log.manifest import MANIFEST
 from serving.client import Scorer
 from serving.journal import decode
-from tests.support.lineage import TOKEN, D, Lineage
+from tests.support.lineage import TOKEN, D, Lineage, request
 from tests.support.metrics import get, metric
 from tests.support.rig import BASE, Rig, SharedServer
 from tests.support.wait import until
@@ -41,9 +41,12 @@ def lines(rig: Rig) -> list[dict[str, Any]]:
 def test_every_delta_arrives_and_is_confirmed(rig: Rig, shared_server: SharedServer) -> None:
     sync = rig.start_sync()
     ready(rig)
+    optimised = shared_server.optimised()
     manifests = [rig.lineage.delta(), rig.lineage.delta(changed=250, new=5000, removed=100), rig.lineage.delta(0, 0, 0)]
     rig.stands_at(3)
     assert rig.digest() == rig.lineage.digest()
+    assert rig.replica.call(BASE, "serving_default", request(rig.lineage, 50))["seq"].tolist() == [3] * 50
+    assert shared_server.optimised() == optimised > 0, "the warm-up has made the first call of each signature"
     until(lambda: len(lines(rig)) == 3, "three confirmations")
     for line, manifest in zip(lines(rig), manifests, strict=True):
         assert (line["lineage"], line["seq"], line["bytes"]) == (rig.lineage.name, manifest.seq, manifest.bytes)

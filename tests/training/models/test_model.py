@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from delta_log.log import Log
 from delta_log.manifest import LogError, ModelInfo
 from delta_log.writer import Writer
+from serving.export import warm_up
 from serving.graph import Content, Served
 from tests.training.models.test_deepfm import SMALL, a_batch
 from training.cuckoo import SGD, Adagrad, Constant, Zeros
@@ -99,6 +101,11 @@ def test_a_model_has_signatures_of_its_own_beside_the_common_ones(tmp_path: Path
     tf.saved_model.save(served, str(tmp_path / "1"), signatures=served.signatures())
     loaded = tf.saved_model.load(str(tmp_path / "1")).signatures
     assert set(loaded) == {"serving_default", "status", "digest", "marks"}
+    calls = [PredictionLog.FromString(record).predict_log.request for record in warm_up(served.inputs(), "ranker")]
+    assert {call.model_spec.signature_name for call in calls} == set(loaded)
+    assert all(dim.size == 2 for call in calls for value in call.inputs.values() for dim in value.tensor_shape.dim)
+    for call in calls:
+        loaded[call.model_spec.signature_name](**{n: tf.make_ndarray(value) for n, value in call.inputs.items()})
     answer = loaded["marks"](clip=tf.constant([20, 99], tf.int64))["mark"]
     np.testing.assert_array_equal(answer.numpy(), [[5, 6], [0, 0]])
 
