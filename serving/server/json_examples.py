@@ -15,7 +15,6 @@ from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
 from serving.server.examples import classify, regress
 from serving.server.json_cells import FLOAT_MAX, bytes_of, is_base64, json_type
-from serving.server.json_tensor import floats_of
 from serving.server.json_text import shown, written
 from serving.server.servable import invalid
 from serving.server.versions import Models
@@ -25,14 +24,13 @@ def classify_json(models: Models, spec: ModelSpec, signature: str, body: Mapping
     """The answer to a body of classify: for each example its pairs of label and score."""
     request = ClassificationRequest(model_spec=_named(spec, signature), input=input_of(body, most_rows))
     rows = [row.classes for row in classify(models, request).result.classifications]
-    scores = iter(_floats([one.score for row in rows for one in row]))
-    return _results([[[one.label, next(scores)] for one in row] for row in rows])
+    return _results([[[one.label, np.float32(one.score)] for one in row] for row in rows])
 
 
 def regress_json(models: Models, spec: ModelSpec, signature: str, body: Mapping[str, Any], most_rows: int) -> bytes:
     """The answer to a body of regress: a number for each example."""
     request = RegressionRequest(model_spec=_named(spec, signature), input=input_of(body, most_rows))
-    return _results(_floats([one.value for one in regress(models, request).result.regressions]))
+    return _results([np.float32(one.value) for one in regress(models, request).result.regressions])
 
 
 def _named(spec: ModelSpec, signature: str) -> ModelSpec:
@@ -43,12 +41,8 @@ def _named(spec: ModelSpec, signature: str) -> ModelSpec:
     return spec
 
 
-def _floats(values: list[float]) -> list[float]:
-    return [float(value) for value in floats_of(np.array(values, np.float32))]
-
-
 def _results(values: list[Any]) -> bytes:
-    return written({"results": values}, finite=False)
+    return written({"results": values})
 
 
 def input_of(body: Mapping[str, Any], most_rows: int) -> Input:

@@ -9,6 +9,7 @@ import base64
 import math
 from collections.abc import Mapping
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import grpc
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tensorflow.core.framework import types_pb2
 
-from serving.server.json_cells import FLOAT_MAX, KINDS, Kind, bytes_of, is_base64, lossless, refusal
+from serving.server.json_cells import KINDS, Kind, bytes_of, is_base64, lossless, refusal
 from serving.server.json_text import shown, written
 from serving.server.servable import RequestError, invalid
 
@@ -70,10 +71,12 @@ def _of_rows(body: Mapping[str, Any], signature: Mapping[str, Any]) -> dict[str,
         if len(signature) != 1:
             raise invalid(f"{_LIST} as multiple input tensors required as per tensorinfo_map")
         return {name: rows for name in signature}
-    names = signature.keys()
-    if not all(type(row) is dict and row.keys() == names for row in rows):
-        raise refusal(body, signature)
-    return {name: [row[name] for row in rows] for name in names}
+    try:
+        if set(map(type, rows)) == {dict} and set(map(len, rows)) == {len(signature)}:
+            return {name: list(map(itemgetter(name), rows)) for name in signature}
+    except KeyError:
+        pass
+    raise refusal(body, signature)
 
 
 def to_array(value: Any, info: Any) -> npt.NDArray[Any] | None:
@@ -83,8 +86,7 @@ def to_array(value: Any, info: Any) -> npt.NDArray[Any] | None:
         name = types_pb2.DataType.Name(info.dtype)[3:].lower()
         text = f"Conversion of JSON Value: {shown(value)} to type: {name}"
         raise RequestError(grpc.StatusCode.UNIMPLEMENTED, text)
-    shape: list[int] = []
-    cells = [value]
+    shape, cells = ([len(value)], value) if type(value) is list else ([], [value])
     while cells and type(cells[0]) is list:
         if len(shape) == MAX_RANK:
             raise invalid(f"JSON Value is nested deeper than {MAX_RANK}, allowed are {MAX_RANK}")
@@ -105,18 +107,13 @@ def _of_cells(cells: list[Any], kind: Kind) -> npt.NDArray[Any] | None:
     try:
         if kind.dtype is np.object_:
             return np.array([*map(bytes_of, cells), None], np.object_)[:-1]
-        if (
-            int in types
-            and kind.most_integer < math.inf
-            and not all(lossless(c, kind) for c in cells if type(c) is int)
-        ):
-            return None
-        if kind.dtype is not np.float32:
+        if kind.most_integer == math.inf:
             return np.array(cells, kind.dtype)
-        wide = np.array(cells, np.float64)
-        size = np.abs(wide)
-        return None if ((size > FLOAT_MAX) & (size < math.inf)).any() else wide.astype(np.float32)
-    except (OverflowError, RequestError):
+        if int in types and not all(lossless(cell, kind) for cell in cells):
+            return None
+        with np.errstate(over="raise"):  # a number beyond float32
+            return np.array(cells, kind.dtype)
+    except (ArithmeticError, RequestError):
         return None
 
 
@@ -125,7 +122,6 @@ def reply_of(outputs: Mapping[str, Any], rows: bool) -> bytes:
     arrays = {name: _array(name, value) for name, value in outputs.items()}
     if rows:
         _check_batch(arrays)
-    finite = all(array.dtype.kind != "f" or bool(np.isfinite(array).all()) for array in arrays.values())
     values = {name: _plain(name, array) for name, array in arrays.items()}
     if len(values) == 1:
         (reply,) = values.values()
@@ -133,7 +129,7 @@ def reply_of(outputs: Mapping[str, Any], rows: bool) -> bytes:
         reply = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
     else:
         reply = values
-    return written({"predictions" if rows else "outputs": reply}, finite)
+    return written({"predictions" if rows else "outputs": reply})
 
 
 def _array(name: str, value: Any) -> npt.NDArray[Any]:
@@ -155,20 +151,13 @@ def _check_batch(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 def _plain(name: str, array: npt.NDArray[Any]) -> Any:
-    """An array as JSON values: each float with the fewest digits that give the same float, `*_bytes` as base64."""
-    if array.dtype == np.float32:
-        array = floats_of(array)
-    elif array.dtype == np.object_:
-        text = _base64 if name.endswith("_bytes") else _text
-        cells = np.empty(array.size, np.object_)
-        cells[:] = [text(cell) for cell in array.ravel()]
-        array = cells.reshape(array.shape)
-    return array.tolist()
-
-
-def floats_of(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """float32 as the float64 that has the same shortest text."""
-    return np.array([float(str(cell)) for cell in array.ravel()], np.float64).reshape(array.shape)
+    """What json_text can write: numbers as an array, `*_bytes` as lists of base64, other strings as lists of text."""
+    if array.dtype != np.object_:
+        return array[()] if array.ndim == 0 else np.ascontiguousarray(array)
+    text = _base64 if name.endswith("_bytes") else _text
+    cells = np.empty(array.size, np.object_)
+    cells[:] = [text(cell) for cell in array.ravel()]
+    return cells.reshape(array.shape).tolist()
 
 
 def _base64(cell: bytes) -> dict[str, str]:

@@ -6,7 +6,8 @@ import json
 import math
 from typing import Any
 
-import msgspec
+import numpy as np
+import orjson
 
 from serving.server.servable import invalid
 
@@ -26,8 +27,8 @@ _ERRORS = {  # Python's text -> TensorFlow Serving's
 def parsed(body: bytes) -> dict[str, Any]:
     """The object that a body holds; RequestError if it holds none."""
     try:
-        value = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, ValueError):
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
         value = _parsed_by_python(body)
     if not isinstance(value, dict):
         raise invalid(f"JSON Value: {shown(value)} Is not object")
@@ -53,9 +54,19 @@ def _float(text: str) -> float:
     return number
 
 
-def written(value: Any, finite: bool = True) -> bytes:
-    """`value` as JSON text. Numbers in it that are not `finite` become NaN and Infinity."""
-    return msgspec.json.encode(value) if finite else json.dumps(value).encode()
+def written(value: Any) -> bytes:
+    """`value` as JSON text. Arrays are lists in it, and floats have the fewest digits that give the same float."""
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # so orjson writes NaN and Infinity
+        return json.dumps(value, default=_listed).encode()
+    return text
+
+
+def _listed(value: Any) -> Any:
+    """An array, or a number of one, as Python's own lists and numbers."""
+    if value.dtype != np.float32:
+        return value.tolist()
+    return np.array([float(str(cell)) for cell in value.ravel()], np.float64).reshape(value.shape).tolist()
 
 
 def shown(value: Any) -> str:
