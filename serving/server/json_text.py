@@ -70,5 +70,10 @@ def _listed(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value, for an error."""
-    return json.dumps(value)[:SHOWN]
+    """The beginning of a value, for an error. The rest of it is not even written."""
+    text = ""
+    for part in json.JSONEncoder().iterencode(value):
+        text += part
+        if len(text) >= SHOWN:
+            break
+    return text[:SHOWN]

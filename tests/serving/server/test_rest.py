@@ -114,8 +114,8 @@ OBJECTS = b'{"a":' * 900 + b"1" + b"}" * 900
 WRONG_VALUES: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"instances = [1]", "JSON Parse error: Invalid value. at offset: 0"),
     "lists 19,000 deep": (b"[" * 19_000, "JSON Parse error: the value is nested too deep"),
-    "objects 900 deep": (b'{"instances": [{"user": ' + OBJECTS + b', "city": "x", "price": 1}]}', ""),
-    "a name 900 deep": (b'{"signature_name": ' + OBJECTS + b"}", ""),
+    "objects 900 deep": (b'{"instances": [{"user": ' + OBJECTS + b', "city": "x", "price": 1}]}', "Type: Object"),
+    "a name 900 deep": (b'{"signature_name": ' + OBJECTS + b"}", "must be a string value."),
     "a name that is a number": (b'{"signature_name": 100}', "'signature_name' key must be a string value."),
     "another name": (b'{"signature_name": "no", "instances": [1]}', '"no" not found in signature def'),
     "half a surrogate as a name": (b'{"instances": [{"\\ud800": 1}]}', "named input"),
