@@ -82,6 +82,8 @@ class RestServer:
             signature = servable.signatures.get(name)
             if signature is None:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
+            if not signature.inputs:
+                raise invalid(f"Failed to get input map for signature: {name}")
             inputs, rows = inputs_of(request, signature.inputs, self._limits.rows)
             return reply_of(servable.run(name, inputs), rows)
 

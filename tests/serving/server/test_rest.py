@@ -36,7 +36,8 @@ class Models:
     def __init__(self) -> None:
         dtypes = {"user": tf.int64, "price": tf.float32, "city": tf.string}
         inputs = {name: TensorInfo(dtype=dtype.as_datatype_enum) for name, dtype in dtypes.items()}
-        self.signatures, self.pause = {"serving_default": Signature(inputs, {})}, threading.Event()
+        self.signatures = {"serving_default": Signature(inputs, {}), "none": Signature({}, {})}
+        self.pause = threading.Event()
         self.pause.set()
         self._lock = threading.Lock()
 
@@ -117,6 +118,7 @@ WRONG_VALUES: dict[str, tuple[bytes, str]] = {
     "objects 900 deep": (b'{"instances": [{"user": ' + OBJECTS + b', "city": "x", "price": 1}]}', "Type: Object"),
     "a name 900 deep": (b'{"signature_name": ' + OBJECTS + b"}", "must be a string value."),
     "a name that is a number": (b'{"signature_name": 100}', "'signature_name' key must be a string value."),
+    "no inputs": (b'{"signature_name": "none", "inputs": {}}', "Failed to get input map for signature: none"),
     "another name": (b'{"signature_name": "no", "instances": [1]}', '"no" not found in signature def'),
     "half a surrogate as a name": (b'{"instances": [{"\\ud800": 1}]}', "named input"),
     "half a surrogate as a signature": (b'{"signature_name": "\\ud800", "instances": [1]}', "not found"),
