@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo
@@ -136,6 +136,7 @@ CELLS = st.one_of(
 VALUES = st.recursive(CELLS, lambda inner: st.lists(inner, max_size=3), max_leaves=6)
 
 
+@settings(deadline=None)
 @given(value=VALUES, dtype=st.sampled_from(sorted(KINDS)))
 def test_a_value_is_an_array_or_something_is_wrong_with_a_cell(value: Any, dtype: int) -> None:
     info = TensorInfo(dtype=dtype)
@@ -173,6 +174,7 @@ def test_a_reply_with_numbers_that_are_not_finite() -> None:
     assert reply_of({"f": np.float32([[np.nan, INF], [3, -INF]])}, True) == expected
 
 
+@settings(deadline=None)
 @given(bits=st.lists(st.integers(0, 2**32 - 1), max_size=5))
 def test_a_float_comes_back(bits: list[int]) -> None:
     array = np.array(bits, np.uint32).view(np.float32)
