@@ -1,87 +1,122 @@
-"""An HTTP server with bounds: on its threads, and on the size and the time of a request."""
+"""An HTTP server with bounds: a thread a connection, and few requests that compute at the same time."""
 
 from __future__ import annotations
 
-import io
-import re
+import json
 import socket
 import socketserver
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import grpc
 
 from common import process
-from serving.server.servable import RequestError, invalid
+from serving.server.http_requests import RECEIVED_BYTES, Limits, Request, Requests
+from serving.server.servable import RequestError
 
 log = process.logger("serving.server.connections")
 
-LINE_BYTES, TRAILERS = 1024, 100
-"""Of a chunked body: the longest line that is no content, and the lines behind it, which are read and not used."""
 LINGER_S = 1.0
 """The time in which the rest of a refused body is read."""
+DRAIN_S = 10.0
+"""The time that requests have when the server closes."""
+
+HTTP_CODES = {  # as TensorFlow Serving maps them, in http_server.cc
+    "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, "PERMISSION_DENIED": 403,
+    "UNAUTHENTICATED": 401, "NOT_FOUND": 404, "ALREADY_EXISTS": 409, "ABORTED": 409, "RESOURCE_EXHAUSTED": 429,
+    "CANCELLED": 499, "UNIMPLEMENTED": 501, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
+}  # fmt: skip
+_PHRASES = {status.value: status.phrase for status in HTTPStatus} | {499: "Client Closed Request"}
 
 
-class Limits(NamedTuple):
-    """`connections` are open and `threads` of them compute at the same time. A request has at most `rows` rows and a
-    body of `body_bytes`, also when that is unpacked. It arrives, and its answer leaves, within `time_s` each."""
+class Answer(NamedTuple):
+    code: int
+    data: bytes
+    kind: str = "application/json"
 
-    connections: int = 128
-    threads: int = 8
-    rows: int = 10_000
-    body_bytes: int = 16 << 20
-    time_s: float = 30.0
-
-
-class TimedStream(io.RawIOBase):
-    """What a socket receives until a deadline; TimeoutError after it."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection, self._deadline = connection, 0.0
-
-    def within(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
+    def message(self, *, keep: bool, body: bool = True) -> bytes:
+        """The answer as HTTP. `keep`: the connection stays open."""
+        head = (
+            f"HTTP/1.1 {self.code} {_PHRASES[self.code]}\r\nDate: {_date(int(time.time()))}\r\n"
+            f"Content-Type: {self.kind}\r\nContent-Length: {len(self.data)}\r\n"
+            f"Connection: {'keep-alive' if keep else 'close'}\r\n\r\n"
+        )
+        return head.encode() + self.data if body else head.encode()
 
 
-class BoundedServer(ThreadingHTTPServer):
-    """A thread a connection. A connection beyond `limits.connections` is answered 503 and closed."""
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
-    daemon_threads = True
+
+def refused(error: RequestError) -> Answer:
+    return Answer(HTTP_CODES.get(error.code.name, 500), json.dumps({"error": error.text}).encode())
+
+
+class BoundedServer(socketserver.ThreadingTCPServer):
+    """Answers requests by `answer`. A connection beyond `limits.connections` is answered 503 and closed."""
+
+    daemon_threads = allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, handler: type[BoundedHandler], limits: Limits) -> None:
+    def __init__(self, host: str, port: int, answer: Callable[[Request], Answer], limits: Limits) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.limits = limits
-        self.turns = threading.Semaphore(limits.threads)
+        self.limits, self.answer = limits, answer
+        self._turns: SimpleQueue[None] = SimpleQueue()  # Python's Semaphore takes ten times as long
+        for _ in range(limits.threads):
+            self._turns.put(None)
         self._free = threading.Semaphore(limits.connections)
-        super().__init__((host, port), handler)
+        self._begun: set[object] = set()
+        self._idle, self.closing = threading.Condition(), False
+        super().__init__((host, port), Connection)
+        self.port = self.server_address[1]
 
-    def server_bind(self) -> None:  # without HTTPServer's look-up of the host's name
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits until fewer than `threads` requests compute."""
+        try:
+            self._turns.get(timeout=self.limits.time_s)
+        except Empty:
+            text = "too many requests (--rest_api_num_threads)"
+            raise RequestError(grpc.StatusCode.UNAVAILABLE, text) from None
+        try:
+            yield
+        finally:
+            self._turns.put(None)
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """A request that is answered before the server closes."""
+        one = object()
+        self._begun.add(one)
+        try:
+            yield
+        finally:
+            self._begun.discard(one)
+            if self.closing:
+                with self._idle:
+                    self._idle.notify_all()
+
+    def close(self) -> None:
+        """Takes no new connection, and waits a while for the requests that have begun."""
+        self.closing = True
+        self.shutdown()
+        self.server_close()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._begun, DRAIN_S)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
-            text = b'{"error": "too many connections (--rest_api_max_connections)"}'
-            head = f"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: {len(text)}\r\n\r\n"
-            request.sendall(head.encode() + text)
+            text = "too many connections (--rest_api_max_connections)"
+            request.sendall(refused(RequestError(grpc.StatusCode.UNAVAILABLE, text)).message(keep=False))
             return self.shutdown_request(request)
         try:
             super().process_request(request, client_address)
@@ -101,132 +136,38 @@ class BoundedServer(ThreadingHTTPServer):
             log.error("a request of %s: %r", client_address, error)
 
 
-class BoundedHandler(BaseHTTPRequestHandler):
-    """The requests of one connection."""
+class Connection(socketserver.BaseRequestHandler):
+    """One connection: its requests, and their answers."""
 
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
     server: BoundedServer
-    rfile: io.BufferedReader
+    request: socket.socket
 
-    def setup(self) -> None:
-        super().setup()
-        self.rfile.close()
-        self._limits, self._stream = self.server.limits, TimedStream(self.connection)
-        self.rfile = io.BufferedReader(self._stream)
+    def handle(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        requests, keep = Requests(self.request, self.server.limits), True
+        while keep:
+            try:
+                request = requests.next()
+            except RequestError as e:
+                self._send(refused(e).message(keep=False))
+                return self._drain()
+            if request is None:
+                return
+            with self.server.begun():
+                answer = self.server.answer(request)
+                keep = request.keep and not self.server.closing
+                self._send(answer.message(keep=keep, body=request.method != "HEAD"))
 
-    def handle_one_request(self) -> None:
-        self._stream.within(self._limits.time_s)
-        try:
-            idle = not self.rfile.peek(1)
-        except TimeoutError:
-            idle = True
-        if idle:
-            self.close_connection = True
-            return
-        self._stream.within(self._limits.time_s)
-        super().handle_one_request()  # closes the connection after a TimeoutError
+    def _send(self, message: bytes) -> None:
+        self.request.settimeout(self.server.limits.time_s)
+        self.request.sendall(message)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Waits until fewer than `threads` requests compute."""
-        if not self.server.turns.acquire(timeout=self._limits.time_s):
-            raise RequestError(grpc.StatusCode.UNAVAILABLE, "too many requests (--rest_api_num_threads)")
-        try:
-            yield
-        finally:
-            self.server.turns.release()
-
-    def send(self, code: int, data: bytes, kind: str) -> None:
-        self.connection.settimeout(self._limits.time_s)
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def drain(self) -> None:
+    def _drain(self) -> None:
         """Reads the rest of a body that is refused, for a moment: if it is not read, the client may miss the answer."""
-        self._stream.within(LINGER_S)
+        deadline = time.monotonic() + LINGER_S
         with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
-            self.rfile.read(self._limits.body_bytes)
-
-    def log_message(self, format: str, *args: Any) -> None:  # not one line for each request
-        log.debug(format, *args)
-
-
-def read_body(headers: Message, stream: io.BufferedReader, most: int) -> bytes:
-    """Reads the body of a request, which may be chunked, and unpacks gzip. RequestError if it is wrong or too large."""
-    lengths = set(headers.get_all("Content-Length", []))
-    transfer, packing = (headers.get(name, "").strip().lower() for name in ("Transfer-Encoding", "Content-Encoding"))
-    try:
-        if transfer:
-            if transfer != "chunked" or lengths:
-                raise invalid(f"Transfer-Encoding is {transfer!r}, allowed is chunked, without a Content-Length")
-            data = _chunked(stream, most)
-        else:
-            data = _exactly(stream, _length(lengths, most))
-    except TimeoutError:
-        raise RequestError(grpc.StatusCode.DEADLINE_EXCEEDED, "the body did not arrive in time") from None
-    if packing in ("", "identity"):
-        return data
-    if packing != "gzip":
-        raise invalid(f"Content-Encoding is {packing!r}, allowed is gzip")
-    return _unpacked(data, most)
-
-
-def _length(lengths: set[str], most: int) -> int:
-    length = lengths.pop() if len(lengths) == 1 else ""
-    if not re.fullmatch("[0-9]{1,18}", length):
-        raise invalid(f"Content-Length is {length[:30] or 'missing'!r}, allowed is one number of bytes")
-    if int(length) > most:
-        raise _too_large(most)
-    return int(length)
-
-
-def _too_large(most: int) -> RequestError:
-    return invalid(f"the body is too large, allowed are {most} bytes (--rest_api_max_body_bytes)")
-
-
-def _exactly(stream: io.BufferedReader, size: int) -> bytes:
-    data = stream.read(size)
-    if len(data) < size:
-        raise invalid(f"the body ends after {len(data)} of {size} bytes")
-    return data
-
-
-def _chunked(stream: io.BufferedReader, most: int) -> bytes:
-    parts, left = [], most
-    while True:
-        line = stream.readline(LINE_BYTES)
-        match = re.fullmatch(rb"([0-9a-fA-F]{1,8})[ \t]*(;.*)?\r?\n", line)
-        if match is None:
-            raise invalid(f"a chunk begins with {line[:30]!r}, allowed is its size")
-        if (size := int(match[1], 16)) == 0:
-            break
-        if size > left:
-            raise _too_large(most)
-        parts.append(_exactly(stream, size))
-        left -= size
-        if stream.readline(2) not in (b"\r\n", b"\n"):
-            raise invalid("a chunk is longer than its size")
-    for _ in range(TRAILERS):
-        if stream.readline(LINE_BYTES) in (b"\r\n", b"\n", b""):
-            return b"".join(parts)
-    raise invalid(f"more than {TRAILERS} lines follow the chunks")
-
-
-def _unpacked(data: bytes, most: int) -> bytes:
-    unpacking = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    try:
-        plain = unpacking.decompress(data, most + 1)
-    except zlib.error as e:
-        raise invalid(f"the body is not gzip: {e}") from None
-    if len(plain) > most:
-        raise _too_large(most)
-    if not unpacking.eof or unpacking.unused_data:
-        raise invalid("the body is not one whole gzip stream")
-    return plain
+            self.request.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                self.request.settimeout(left)
+                if not self.request.recv(RECEIVED_BYTES):
+                    return

@@ -1,145 +1,168 @@
-"""JSON values as arrays, and arrays as JSON values, by the rules of TensorFlow Serving's REST API."""
+"""JSON values as arrays, and arrays as JSON values, by the rules of TensorFlow Serving's REST API.
+
+Values are converted by columns. Single cells are looked at only to tell what is wrong with them, in json_cells.py.
+"""
 
 from __future__ import annotations
 
 import base64
-import json
-import sys
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
+from tensorflow.core.framework import types_pb2
 
-from serving.server.servable import invalid
+from serving.server.json_cells import KINDS, Kind, bytes_of, is_base64, lossless, refusal
+from serving.server.json_text import shown, written
+from serving.server.servable import RequestError, invalid
 
 MAX_RANK = 32
 """The dimensions of a tensor. NumPy and TensorFlow have their own limits, beyond it."""
 
-
-def to_array(name: str, value: Any, info: Any) -> npt.NDArray[Any]:
-    """Converts a JSON value to the array that `info` (TensorInfo) describes; RequestError names the input `name`."""
-    dtype = tf.as_dtype(info.dtype)
-    shape: list[int] = []
-    first = value
-    while isinstance(first, list):
-        shape.append(len(first))
-        first = first[0] if first else None
-    if len(shape) > MAX_RANK:
-        raise invalid(f"{name}: JSON Value is nested {len(shape)} deep, allowed are {MAX_RANK}")
-    cells = [_cell(name, cell, dtype) for cell in _cells(name, value, shape)]
-    if 0 in shape:  # JSON does not show the dimensions after an empty one
-        shape += [max(dim.size, 0) for dim in info.tensor_shape.dim[len(shape) :]]
-    with np.errstate(over="ignore"):  # a number beyond float32 is infinite, as TensorFlow Serving has it
-        return np.array(cells, object if dtype == tf.string else dtype.as_numpy_dtype).reshape(shape)
-
-
-def _cells(name: str, value: Any, shape: list[int], level: int = 0) -> Iterator[Any]:
-    """The values in nested lists; RequestError if the lists do not all have this shape."""
-    if level == len(shape):
-        if isinstance(value, list):
-            raise invalid(f"{name}: Encountered list at unexpected level: {level} expected < {len(shape)}")
-        yield value
-    elif not isinstance(value, list):
-        raise invalid(
-            f"{name}: JSON Value: {json.dumps(value)[:100]} found at incorrect level: {level + 1} in the JSON DOM. "
-            f"Expected at level: {len(shape)}"
-        )
-    elif len(value) != shape[level]:
-        raise invalid(
-            f"{name}: Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
-        )
-    else:
-        for inner in value:
-            yield from _cells(name, inner, shape, level + 1)
-
-
-def _cell(name: str, value: Any, dtype: tf.DType) -> Any:
-    """One JSON value as one of an array of `dtype`; RequestError if it is of another type."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if dtype == tf.string and isinstance(value, str):
-        try:
-            return value.encode()
-        except UnicodeEncodeError:
-            raise invalid(f"{name}: JSON Value: {json.dumps(value)[:100]} is not Unicode text") from None
-    if dtype == tf.string and isinstance(value, dict) and list(value) == ["b64"] and isinstance(value["b64"], str):
-        try:
-            return base64.b64decode(value["b64"], validate=True)
-        except ValueError:
-            raise invalid(f"{name}: Unable to base64 decode") from None
-    if dtype.is_integer and number and isinstance(value, int) and dtype.min <= value <= dtype.max:
-        return value
-    if dtype.is_floating and number and (isinstance(value, float) or abs(value) <= sys.float_info.max):
-        return value
-    if dtype.is_bool and isinstance(value, bool):
-        return value
-    raise invalid(f"{name}: JSON Value: {json.dumps(value)[:100]} is not of expected type: {dtype.name}")
+_OUTPUTS = frozenset(np.dtype(kind.dtype) for kind in KINDS.values())
+_PLAIN = "inputs is a plain value/list, but expecting an object"
+_LIST = "instances is a plain list, but expecting list of objects"
 
 
 def inputs_of(
     body: Mapping[str, Any], signature: Mapping[str, Any], most_rows: int
 ) -> tuple[dict[str, npt.NDArray[Any]], bool]:
     """The arrays of a predict body for the inputs of `signature`. True: it has rows, `instances`; else `inputs`."""
-    rows, columns = "instances" in body, "inputs" in body
-    if rows and columns:
-        raise invalid("Not formatted correctly expected only one of 'instances' or 'inputs' key")
-    if not rows and not columns:
+    rows = "instances" in body
+    if rows and "inputs" in body:
+        text = "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist"
+        raise invalid(f"JSON Value: {shown(body)} {text}")
+    if not rows and "inputs" not in body:
         raise invalid("Missing 'inputs' or 'instances' key")
-    if columns:
-        values = body["inputs"]
-        if not isinstance(values, dict) or (len(signature) == 1 and "b64" in values):
-            if len(signature) != 1:
-                raise invalid("'inputs' must be an object that names the inputs: the signature does not have only one")
-            values = {next(iter(signature)): values}
-    else:
-        values = _columns(body["instances"], signature)
-    for name, value in values.items():
-        if name not in signature:
-            raise invalid(f"JSON object: does not have named input: {name}. Known: {', '.join(sorted(signature))}")
-        if isinstance(value, list) and len(value) > most_rows:
-            raise invalid(f"{name}: {len(value)} rows, allowed are {most_rows} (--rest_api_max_rows)")
-    return {name: to_array(name, value, signature[name]) for name, value in values.items()}, rows
+    columns = _of_rows(body, signature) if rows else _of_columns(body["inputs"], signature)
+    for name, values in columns.items():
+        if isinstance(values, list) and len(values) > most_rows:
+            raise invalid(f"{name}: {len(values)} rows, allowed are {most_rows} (--rest_api_max_rows)")
+    arrays = {name: to_array(values, signature[name]) for name, values in columns.items()}
+    found = {name: array for name, array in arrays.items() if array is not None}
+    if len(found) < len(signature):
+        raise refusal(body, signature)
+    return found, rows
 
 
-def _columns(instances: Any, signature: Mapping[str, Any]) -> dict[str, list[Any]]:
-    if not isinstance(instances, list) or not instances:
-        raise invalid("'instances' must be a list with at least one row")
-    named = all(isinstance(row, dict) and set(row) != {"b64"} for row in instances)
-    if not named:
+def _of_columns(inputs: Any, signature: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(inputs, dict) or is_base64(inputs):
         if len(signature) != 1:
-            raise invalid(f"'instances' must be objects that name the inputs: {', '.join(sorted(signature))}")
-        return {next(iter(signature)): instances}
-    for i, row in enumerate(instances):
-        if set(row) != set(instances[0]):
-            raise invalid(
-                f"Failed to process element: {i} of 'instances' list: its inputs differ from those of the first"
-            )
-    return {name: [row[name] for row in instances] for name in instances[0]}
+            raise invalid(f"{_PLAIN} as multiple input tensors required as per tensorinfo_map")
+        return {name: inputs for name in signature}
+    for name in signature:
+        if name not in inputs:
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
+    return {name: inputs[name] for name in signature}
 
 
-def plain(name: str, value: npt.NDArray[Any]) -> Any:
-    """An output as JSON: each float with the fewest digits that give the same float, bytes of `*_bytes` as base64."""
-    if value.ndim:
-        return [plain(name, inner) for inner in value]
-    item = value.item() if isinstance(value, np.ndarray | np.generic) else value
-    if isinstance(item, bytes):
-        if name.endswith("_bytes"):
-            return {"b64": base64.b64encode(item).decode()}
-        return item.decode(errors="replace")
-    return float(str(value)) if isinstance(item, float) else item
-
-
-def reply_of(outputs: Mapping[str, npt.NDArray[Any]], rows: bool) -> dict[str, Any]:
-    """The JSON answer: `predictions` by rows, or `outputs` by columns."""
-    arrays = {name: np.asarray(value) for name, value in outputs.items()}
-    if rows:
-        sizes = {array.shape[0] if array.ndim else None for array in arrays.values()}
-        if len(sizes) != 1 or None in sizes:
-            raise invalid("the outputs are no rows of one batch: ask for them by 'inputs'")
-    values = {name: plain(name, array) for name, array in arrays.items()}
+def _of_rows(body: Mapping[str, Any], signature: Mapping[str, Any]) -> dict[str, list[Any]]:
+    rows = body["instances"]
+    if not isinstance(rows, list):
+        raise invalid(f"JSON Value: {shown(body)} Excepting 'instances' to be an list/array")
     if not rows:
-        return {"outputs": next(iter(values.values())) if len(values) == 1 else values}
+        raise invalid(f"JSON Value: {shown(body)} No values in 'instances' array")
+    if not isinstance(rows[0], dict) or is_base64(rows[0]):
+        if len(signature) != 1:
+            raise invalid(f"{_LIST} as multiple input tensors required as per tensorinfo_map")
+        return {name: rows for name in signature}
+    try:
+        if set(map(type, rows)) == {dict} and set(map(len, rows)) == {len(signature)}:
+            return {name: list(map(itemgetter(name), rows)) for name in signature}
+    except KeyError:
+        pass
+    raise refusal(body, signature)
+
+
+def to_array(value: Any, info: Any) -> npt.NDArray[Any] | None:
+    """The tensor in nested lists, of the dtype in `info` (TensorInfo); None if a list or a cell does not fit."""
+    kind = KINDS.get(info.dtype)
+    if kind is None:
+        name = types_pb2.DataType.Name(info.dtype)[3:].lower()
+        text = f"Conversion of JSON Value: {shown(value)} to type: {name}"
+        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, text)
+    shape, cells = ([len(value)], value) if type(value) is list else ([], [value])
+    while cells and type(cells[0]) is list:
+        if len(shape) == MAX_RANK:
+            raise invalid(f"JSON Value is nested deeper than {MAX_RANK}, allowed are {MAX_RANK}")
+        if set(map(type, cells)) != {list} or len(set(map(len, cells))) != 1:
+            return None
+        shape.append(len(cells[0]))
+        cells = list(chain.from_iterable(cells))
+    array = _of_cells(cells, kind)
+    if not cells:  # JSON does not show the dimensions after an empty one
+        shape += [max(dim.size, 0) for dim in info.tensor_shape.dim[len(shape) :]]
+    return None if array is None else array.reshape(shape)
+
+
+def _of_cells(cells: list[Any], kind: Kind) -> npt.NDArray[Any] | None:
+    types = set(map(type, cells))
+    if not types <= kind.cells:
+        return None
+    try:
+        if kind.dtype is np.object_:
+            return np.array([*map(bytes_of, cells), None], np.object_)[:-1]
+        if kind.most_integer == math.inf:
+            return np.array(cells, kind.dtype)
+        if int in types and not all(lossless(cell, kind) for cell in cells):
+            return None
+        with np.errstate(over="raise"):  # a number beyond float32
+            return np.array(cells, kind.dtype)
+    except (ArithmeticError, RequestError):
+        return None
+
+
+def reply_of(outputs: Mapping[str, Any], rows: bool) -> bytes:
+    """The JSON answer: `predictions` by rows, or `outputs` by columns."""
+    arrays = {name: _array(name, value) for name, value in outputs.items()}
+    if rows:
+        _check_batch(arrays)
+    values = {name: _plain(name, array) for name, array in arrays.items()}
     if len(values) == 1:
-        return {"predictions": next(iter(values.values()))}
-    return {"predictions": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]}
+        (reply,) = values.values()
+    elif rows:
+        reply = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    else:
+        reply = values
+    return written({"predictions" if rows else "outputs": reply})
+
+
+def _array(name: str, value: Any) -> npt.NDArray[Any]:
+    array = np.asarray(value, np.object_ if isinstance(value, bytes | str) else None)
+    if array.dtype not in _OUTPUTS:
+        known = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
+        raise invalid(f"Failed to write JSON value for tensor type: {known}")
+    return array
+
+
+def _check_batch(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    size: int | None = None
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            raise invalid(f"Tensor name: {name} has no shape information ")
+        if size is not None and len(array) != size:
+            raise invalid(f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {size}")
+        size = len(array)
+
+
+def _plain(name: str, array: npt.NDArray[Any]) -> Any:
+    """What json_text can write: numbers as an array, `*_bytes` as lists of base64, other strings as lists of text."""
+    if array.dtype != np.object_:
+        return array[()] if array.ndim == 0 else np.ascontiguousarray(array)
+    text = _base64 if name.endswith("_bytes") else _text
+    cells = np.empty(array.size, np.object_)
+    cells[:] = [text(cell) for cell in array.ravel()]
+    return cells.reshape(array.shape).tolist()
+
+
+def _base64(cell: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(cell).decode()}
+
+
+def _text(cell: bytes) -> str:
+    return cell.decode(errors="replace")

@@ -3,8 +3,8 @@
     python -m serving.server.model_server --port 8500 --rest_api_port 8501 --model_config_file models.config
 
 The flags are those of tensorflow_model_server, and a few more: --host, and bounds of REST (connections.py). It answers
-PredictionService.Predict and GetModelMetadata, ModelService.GetModelStatus, the health service, and over REST predict,
-status and metadata; the rest is UNIMPLEMENTED. It listens on loopback unless --host names another address. After
+PredictionService, ModelService.GetModelStatus, the health service, and over REST predict, classify, regress, status and
+metadata; the rest is UNIMPLEMENTED. It listens on loopback unless --host names another address. After
 SIGTERM it takes no new requests, answers those that have begun, and exits with 0.
 """
 
@@ -30,11 +30,15 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+from tensorflow_serving.apis.classification_pb2 import ClassificationResponse
+from tensorflow_serving.apis.inference_pb2 import MultiInferenceResponse
+from tensorflow_serving.apis.regression_pb2 import RegressionResponse
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from common import process
 from common.errors import InputError
-from serving.server.connections import Limits
+from serving.server import examples
+from serving.server.http_requests import Limits
 from serving.server.metrics import ServerMetrics
 from serving.server.rest import RestServer
 from serving.server.servable import MAX_BYTES, RequestError, from_proto, invalid, request_error, to_proto
@@ -70,8 +74,6 @@ def unserved(name: str) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
 
 
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
-    Classify, Regress, MultiInference = map(unserved, ("Classify", "Regress", "MultiInference"))
-
     def __init__(self, models: Models, metrics: ServerMetrics) -> None:
         self._models, self._metrics = models, metrics
 
@@ -87,6 +89,22 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type
             for alias, value in outputs.items():
                 reply.outputs[alias].CopyFrom(to_proto(value))
         return reply
+
+    @answer
+    def Classify(self, request: Any) -> ClassificationResponse:
+        with self._metrics.predict(self._models.label(request.model_spec.name), "GRPC", "Classify"):
+            return examples.classify(self._models, request)
+
+    @answer
+    def Regress(self, request: Any) -> RegressionResponse:
+        with self._metrics.predict(self._models.label(request.model_spec.name), "GRPC", "Regress"):
+            return examples.regress(self._models, request)
+
+    @answer
+    def MultiInference(self, request: Any) -> MultiInferenceResponse:
+        name = request.tasks[0].model_spec.name if request.tasks else ""
+        with self._metrics.predict(self._models.label(name), "GRPC", "MultiInference"):
+            return examples.multi_inference(self._models, request)
 
     @answer
     def GetModelMetadata(self, request: Any) -> get_model_metadata_pb2.GetModelMetadataResponse:

@@ -17,7 +17,6 @@ import grpc
 import numpy as np
 import pytest
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_service_pb2_grpc,
@@ -206,18 +205,11 @@ def test_tensors_that_are_none(server: Server) -> None:
 
 
 def test_what_is_not_served(server: Server) -> None:
-    from tensorflow_serving.apis import inference_pb2, model_management_pb2, regression_pb2
+    from tensorflow_serving.apis import model_management_pb2
 
-    for call, r in (
-        (server.predict.Classify, classification_pb2.ClassificationRequest()),
-        (server.predict.Regress, regression_pb2.RegressionRequest()),
-        (server.predict.MultiInference, inference_pb2.MultiInferenceRequest()),
-        (server.models.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
-    ):
-        with pytest.raises(grpc.RpcError) as refused:
-            call(r)
-        assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
-    assert server.rest("/v1/models/ranker:classify", {})[0] == 501
+    with pytest.raises(grpc.RpcError) as refused:
+        server.models.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest())
+    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_writes_need_the_token(server: Server) -> None:
@@ -280,42 +272,21 @@ def test_rest_predicts_by_rows_and_by_columns(server: Server) -> None:
     code, reply = server.rest("/v1/models/ranker:predict", {"signature_name": "serving_default", "inputs": plain(x)})
     assert code == 200
     np.testing.assert_array_equal(np.float32(reply["outputs"]["like"]), expected["like"])
-    for unused in ({"unused": 0}, {}):  # the real server needs the first form
-        code, reply = server.rest("/v1/models/ranker:predict", {"signature_name": "status", "inputs": unused})
-        assert code == 200 and (reply["outputs"]["lineage"], reply["outputs"]["seq"]) == (server.lineage.name, 0)
+    code, reply = server.rest("/v1/models/ranker:predict", {"signature_name": "status", "inputs": {"unused": 0}})
+    assert code == 200 and (reply["outputs"]["lineage"], reply["outputs"]["seq"]) == (server.lineage.name, 0)
 
 
 ROW = {"user": 1, "item": 2, "tags": [3], "seen": [4, 5], "price": 0.5, "hour": 1}
-REST_CASES: dict[str, tuple[Any, str]] = {
-    "not JSON": (b"{", "JSON Parse error"),
-    "not an object": ([], "not an object"),
-    "neither rows nor columns": ({}, "Missing 'inputs' or 'instances' key"),
-    "both": ({"instances": [ROW], "inputs": ROW}, "only one of"),
-    "no rows": ({"instances": []}, "at least one row"),
-    "rows without names": ({"instances": [1, 2]}, "name the inputs"),
-    "rows that differ": ({"instances": [ROW, {"user": 1}]}, "element: 1"),
-    "an unknown input": ({"instances": [ROW | {"shoe": 1}]}, "shoe"),
-    "a missing input": ({"instances": [{n: v for n, v in ROW.items() if n != "price"}]}, "required: {price}"),
-    "a string for an id": ({"instances": [ROW | {"user": "x"}]}, "user: JSON Value"),
-    "a fraction for an id": ({"instances": [ROW | {"user": 1.5}]}, "user: JSON Value"),
-    "an id of 2^63": ({"instances": [ROW | {"user": 2**63}]}, "user: JSON Value"),
-    "null": ({"instances": [ROW | {"price": None}]}, "price: JSON Value"),
-    "true": ({"instances": [ROW | {"price": True}]}, "price: JSON Value"),
-    "ragged lists": ({"instances": [ROW, ROW | {"tags": [1, 2]}]}, "unexpected size"),
-    "a list for a number": ({"instances": [ROW, ROW | {"price": [1]}]}, "unexpected level"),
-    "a number for a list": ({"instances": [ROW, ROW | {"tags": 1}]}, "incorrect level"),
-    "no such signature": ({"signature_name": "no", "instances": [ROW]}, '"no" not found'),
-    "a signature's name that is none": ({"signature_name": 100, "instances": [ROW]}, "must be a string"),
-    "scalars by rows": ({"signature_name": "status", "instances": [{}]}, "no rows of one batch"),
-    "deep nesting": (b"[" * 100_000, "JSON"),
-}
 
 
-@pytest.mark.parametrize("name", REST_CASES)
-def test_rest_refuses(server: Server, name: str) -> None:
-    body, says = REST_CASES[name]
-    code, reply = server.rest("/v1/models/ranker:predict", body)
-    assert code == 400 and says in reply["error"], reply
+def test_rest_refuses(server: Server) -> None:
+    lists = {"instances": [ROW, ROW | {"tags": 1}]}
+    for body, text in (
+        (lists, "key: tags"),
+        ({"signature_name": "status", "inputs": {}}, "Missing named input: unused"),
+    ):
+        code, reply = server.rest("/v1/models/ranker:predict", body)
+        assert code == 400 and text in reply["error"], reply
 
 
 def test_rest_paths(server: Server) -> None:
