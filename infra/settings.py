@@ -193,7 +193,9 @@ class Settings(BaseSettings):
     log_bytes: Size = Field(
         8 << 20, ge=64 << 10, description="a log is cut at this size; the last cut is kept as <name>.log.1"
     )
-    start_within: Duration = Field(180.0, ge=1, description="a service not ready by then is started again")
+    start_within: Duration = Field(
+        180.0, ge=1, description="a service that starts and reports nothing new for so long is started again"
+    )
     stop_within: Duration = Field(15.0, ge=0.1, description="what ignores TERM for this long is killed")
 
     @classmethod
