@@ -2,15 +2,16 @@
 
     python -m benchmarks.serving                                        # goals: see GOALS
     python -m benchmarks.serving --before ../before --server /usr/bin/tensorflow_model_server
-    python -m benchmarks.serving --rows 20000 --delta-rows 5000 --rounds 1 --idle-s 1 --deltas 2 --closed-s 0.5
+    python -m benchmarks.serving --rows 20000 --delta-rows 5000 --rounds 1 --idle-s 0.5 --deltas 2 --closed-s 0.5
 
 The servers: our own; with --before that of another checkout of this project; each tensorflow_model_server of --server.
 They take turns, and each round is a new start with the same base: a million rows of 17 floats in one table.
 
-A client process sends 200 predictions of 16 rows a second over gRPC, whether or not the last one is answered: first
-while nothing else happens (idle), then while this process pushes deltas of 100,000 rows as sync does, a pause between
-two of them. The first delta after the load has figures of its own. A request belongs to a delta if it was open while
-the delta was pushed. Then 1 and 4 clients send the same requests as fast as they are answered, over gRPC and over REST.
+A client process sends 200 predictions of 16 rows a second over gRPC, whether or not the last one is answered.
+Meanwhile this process pushes deltas of 100,000 rows as sync does. Between two of them the server is idle, so that both
+kinds of time see the same machine. A request belongs to a delta if it was open while the delta was pushed. The first
+delta after the load has figures of its own. Then 1 and 4 clients send the same requests as fast as they are answered,
+over gRPC and over REST.
 
 It prints a table and writes benchmarks/results/serving.json, and its rows of docs/results.md. In the summary a ratio of
 times is the median of the rounds' ratios, a rate is in requests a second, `available_s` is the seconds from the start
@@ -52,6 +53,8 @@ RESULT = ROOT / "benchmarks" / "results" / "serving.json"
 GOALS = {"p99_ratio": "<= 1.2", "first_delta_p99_ratio": "<= 1.2", "available_s": "<= 5"}
 SETTLE_S = 1.0
 """Between the first answer of a server and the first figure."""
+AFTER_S = 0.2
+"""After a delta, until the requests that waited for it are answered."""
 PHASES = ("idle", "applying", "first_delta")
 RATES = [(kind, clients) for kind in ("grpc", "rest") for clients in (1, 4)]
 
@@ -72,25 +75,30 @@ def percentiles(ms: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": round(p50, 2), "p99_ms": round(p99, 2), "p99.9_ms": round(p999, 2), "requests": len(ms)}
 
 
+def wait(seconds: float) -> Interval:
+    begin = time.monotonic()
+    time.sleep(seconds)
+    return begin, time.monotonic()
+
+
 def latencies(server: Server, version: int, deltas: Sequence[Changes], args: argparse.Namespace) -> dict[str, Any]:
     """Each phase's milliseconds, the failed requests, and the seconds of each delta."""
     replica = Replica(server.grpc, RANKER)
     with Clients(1, "paced", server.grpc, args.rows) as clients:
         clients.go()
         time.sleep(SETTLE_S)
-        idle = time.monotonic(), time.monotonic() + args.idle_s
-        time.sleep(args.idle_s)
-        pushes: list[Interval] = []
+        idle, pushes = [wait(args.idle_s)], []
         for delta in deltas:
             begin = time.monotonic()
             push.push(delta, replica, version, TOKEN)
             pushes.append((begin, time.monotonic()))
-            time.sleep(args.pause_s)
+            time.sleep(AFTER_S)
+            idle.append(wait(args.idle_s))
         calls = clients.calls()
     served = replica.status(version).seq
     replica.close()
     assert served == deltas[-1].manifest.seq, f"the server is at {served}"
-    phases = {"idle": [idle], "applying": pushes[1:], "first_delta": pushes[:1]}
+    phases = {"idle": idle, "applying": pushes[1:], "first_delta": pushes[:1]}
     return {
         "ms": {phase: within(calls, intervals) for phase, intervals in phases.items()},
         "failed": sum(not call.ok for call in calls),
@@ -167,9 +175,8 @@ def arguments() -> process.Arguments:
     flag("--rows", type=count, default=1_000_000, help=f"rows of the large table {shown}")
     flag("--delta-rows", type=count, default=100_000, help=f"rows of a delta {shown}")
     flag("--rounds", type=count, default=3, help=f"starts of each server {shown}")
-    flag("--deltas", type=process.at_least(2), default=8, help=f"deltas a round {shown}")
-    flag("--idle-s", type=seconds, default=6.0, help=f"seconds before the first delta {shown}")
-    flag("--pause-s", type=seconds, default=1.2, help=f"seconds between two deltas {shown}")
+    flag("--deltas", type=process.at_least(2), default=6, help=f"deltas a round {shown}")
+    flag("--idle-s", type=seconds, default=1.5, help=f"seconds before each delta and after the last one {shown}")
     flag("--closed-s", type=seconds, default=1.5, help=f"seconds of each rate {shown}")
     flag("--out", type=Path, default=RESULT)
     return parser
