@@ -208,6 +208,7 @@ def measure(args: argparse.Namespace) -> None:
     result = {
         "date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
         "commit": commit(),
+        "before": commit(args.before) if args.before else "",
         "command": " ".join(["python -m benchmarks.serving", *sys.argv[1:]]),
         "machine": machine(),
         "load_average": round(load, 1),

@@ -151,10 +151,11 @@ def serving(result: dict[str, Any]) -> str:
     lines = [f"| | {' | '.join(servers)} |", "|---" * (len(servers) + 1) + "|"]
     lines += [f"| {label} | {' | '.join(map(cell, servers.values()))} |" for label, cell in rows.items()]
     machine = result["machine"]
+    before = f"; before: commit {result['before']}" if result["before"] else ""
     text = (
         f"{result['rows']:,} rows; {result['requests_per_s']} requests/s of {result['rows_per_request']} rows; deltas"
         f" of {result['delta_rows']:,} rows in chunks of {result['chunk_rows']:,}; {result['rounds']} rounds.",
-        f"{machine['cpu']}, {machine['cores']} virtual cores, {result['date']}, commit {result['commit']};",
+        f"{machine['cpu']}, {machine['cores']} virtual cores, {result['date']}, commit {result['commit']}{before};",
         f"`{result['command']}`.",
     )
     return "\n".join([*lines, "", *text, ""])

@@ -118,10 +118,11 @@ def test_a_server_of_another_checkout_is_started_with_its_own_code(tmp_path: Pat
 def test_the_page_has_a_column_for_each_server() -> None:
     figures = {name: serving.summed_up([a_round(2, 3, 4, 100)], 100) for name in ("ours", "before")}
     result = {
-        "date": "2026-11-30 12:00", "commit": "abc", "command": "run", "machine": {"cpu": "one", "cores": 2},
-        "rows": 10, "delta_rows": 5, "chunk_rows": 2, "requests_per_s": 200, "rows_per_request": 16, "rounds": 1,
-        "goals": serving.GOALS, "servers": figures,
+        "date": "2026-11-30 12:00", "commit": "abc", "before": "def", "command": "run", "rounds": 1, "rows": 10,
+        "machine": {"cpu": "one", "cores": 2}, "delta_rows": 5, "chunk_rows": 2, "requests_per_s": 200,
+        "rows_per_request": 16, "goals": serving.GOALS, "servers": figures,
     }  # fmt: skip
     text = pages.serving(result)
     assert "| | ours | before |" in text and "| p50 / p99 / p99.9 idle, ms | 2 / 2 / 2 | 2 / 2 / 2 |" in text
     assert "| p99 while a delta is applied / idle; goal <= 1.2 | 1.5 | 1.5 |" in text
+    assert "commit abc; before: commit def;" in text
