@@ -280,14 +280,20 @@ class Platform:
     def wait(self, look: Callable[[], Any], timeout_s: float = 120.0, goal: str = "all services ready") -> Any:
         """Calls `look` until its result is true, and returns that. `goal` describes it.
 
-        Raises PlatformError after `timeout_s`, with the state of each service that is not ready.
+        Raises PlatformError with the state of each service that is not ready. It does so when no service that starts
+        has reported anything new for `timeout_s`.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline, news = time.monotonic() + timeout_s, set[tuple[str, str]]()
         while not (result := look()):
+            services = self.state().get("services", {})
+            reasons = {(name, s["reason"]) for name, s in services.items() if s["state"] == "starting"}
+            if reasons - news:
+                deadline = time.monotonic() + timeout_s
+                news |= reasons
             if time.monotonic() > deadline:
                 rest = [
                     f"{name} is {s['state']}{': ' if s['reason'] else ''}{s['reason']}"
-                    for name, s in self.state().get("services", {}).items()
+                    for name, s in services.items()
                     if s["state"] not in ("ready", "done", "off")
                 ]
                 states = "; ".join(rest) or "all services are ready"

@@ -288,7 +288,7 @@ def _sync(site: Site, i: int) -> Service:
         "port": site.ports[nth("sync_port", i)],
     }
     command = python("serving.sync.sync", *logs, **flags)
-    env = {"MINUTEHAND_WRITE_TOKEN": site.secrets["MINUTEHAND_WRITE_TOKEN"]}
+    env = {"MINUTEHAND_WRITE_TOKEN": site.secrets["MINUTEHAND_WRITE_TOKEN"], **site.settings.tls_environment()}
     return _ours(site, sync(i), command, after=tuple(base(name) for name in names), env=env)
 
 
@@ -301,7 +301,9 @@ def _model_server(site: Site, i: int) -> Service:
     settings, layout, address = site.settings, site.layout, site.addresses[rest(i)]
     file = layout.replica(i) / "models.config"
     ports = site.ports[nth("grpc_port", i)], site.ports[nth("rest_port", i)]
-    flags = {"port": ports[0], "rest_api_port": ports[1], "model_config_file": file}
+    flags: dict[str, object] = {"port": ports[0], "rest_api_port": ports[1], "model_config_file": file}
+    if settings.ssl_config_file:
+        flags["ssl_config_file"] = settings.ssl_config_file
     binary = model_server_binary(settings)
     stock = [str(binary), *(f"--{flag}={value}" for flag, value in (flags | {"max_num_load_retries": 0}).items())]
     names = [model.name for model in settings.models]

@@ -71,6 +71,13 @@ def _model_server(value: str) -> str:
     raise ValueError("not executable")
 
 
+def _file(value: str) -> str:
+    path = Path(value).absolute()
+    if value and not (path.is_file() and os.access(path, os.R_OK)):
+        raise ValueError("not readable")
+    return str(path) if value else ""
+
+
 def without_password(address: Any) -> str:
     """A database's address without its password, even if the address is malformed."""
     text = str(address)
@@ -107,6 +114,7 @@ Size = Annotated[
 ModelServer = Annotated[
     str, AfterValidator(_model_server), Kind("auto, own, or the path of an executable tensorflow_model_server")
 ]
+File = Annotated[str, AfterValidator(_file), Kind("the path of a file that can be read, or empty for none")]
 ModelSpecs = Annotated[
     str,
     AfterValidator(lambda value: models_of(value) and value),
@@ -151,6 +159,10 @@ class Settings(BaseSettings):
     model_server: ModelServer = Field(
         "auto", description="auto (tensorflow_model_server if on PATH, else own), own, a path"
     )
+    ssl_config_file: File = Field("", description="the model servers' key and certificate: gRPC is encrypted; see tls")
+    tls: File = Field("", description="who signed the model servers' certificate (PEM); empty: gRPC is not encrypted")
+    tls_certificate: File = Field("", description="the clients' own certificate (PEM), if the servers ask for one")
+    tls_key: File = Field("", description="the private key of tls_certificate (PEM)")
     mlflow: Switch = Field(True, description="start the MLflow server and keep the record there")
     archive: Switch = Field(True, description="keep what the topics held as Parquet, for the DAGs")
     feast: Switch = Field(True, description="push features into Feast's stores, for recommend and the DAGs")
@@ -193,7 +205,9 @@ class Settings(BaseSettings):
     log_bytes: Size = Field(
         8 << 20, ge=64 << 10, description="a log is cut at this size; the last cut is kept as <name>.log.1"
     )
-    start_within: Duration = Field(180.0, ge=1, description="a service not ready by then is started again")
+    start_within: Duration = Field(
+        180.0, ge=1, description="a service that starts and reports nothing new for so long is started again"
+    )
     stop_within: Duration = Field(15.0, ge=0.1, description="what ignores TERM for this long is killed")
 
     @classmethod
@@ -226,6 +240,11 @@ class Settings(BaseSettings):
     def checkpoint_ms(self) -> int:
         """The interval at which the join commits: a fifth of sync_every, within 0.2 to 1 s."""
         return max(200, min(1000, self.sync_every_ms // 5))
+
+    def tls_environment(self) -> dict[str, str]:
+        """The variables by which a client of the model servers finds its files (serving/tls.py)."""
+        names = ("tls", "tls_certificate", "tls_key")
+        return {f"{PREFIX}{name.upper()}": value for name in names if (value := getattr(self, name))}
 
     def with_(self, **values: Any) -> Self:
         """A copy with `values`, each parsed as if somebody had set it."""
@@ -269,7 +288,12 @@ def _read(sources: Mapping[str, Mapping[str, Any]]) -> Settings:
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(FIELDS)}"
         raise SettingError(f"{values[name][0]}there is no setting {name!r}: {hint}")
     try:
-        return Settings(**{name: value for name, (_, value) in values.items()})
+        settings = Settings(**{name: value for name, (_, value) in values.items()})
+        if settings.ssl_config_file and not settings.tls:
+            raise SettingError(
+                f"tls is '' and ssl_config_file is {settings.ssl_config_file!r}; allowed are both or none"
+            )
+        return settings
     except ValidationError as e:
         name = str(e.errors()[0]["loc"][0])
     where, value = values[name]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
+from serving import tls
 from streaming.declaration import INT64_MIN, Declaration
 
 PADDING = INT64_MIN
@@ -109,10 +110,16 @@ def array(proto: Any) -> NDArray[Any]:
 
 
 def channel(address: str) -> grpc.Channel:
-    """A channel to a model server. It reaches a restarted one soon, not after gRPC's 2 minutes."""
+    """A channel to a model server, encrypted if the environment asks for it (tls.py).
+
+    It reaches a restarted server soon, not after gRPC's 2 minutes.
+    """
     sizes = {"grpc.max_receive_message_length": _MAX_MESSAGE, "grpc.max_send_message_length": _MAX_MESSAGE}
     backoff = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 500}
-    return grpc.insecure_channel(address, list((sizes | backoff).items()))
+    options = list((sizes | backoff).items())
+    if (credentials := tls.credentials()) is not None:
+        return grpc.secure_channel(address, credentials, options)
+    return grpc.insecure_channel(address, options)
 
 
 def predict_request(model: str, signature: str, arrays: Mapping[str, Any]) -> Any:

@@ -1,12 +1,14 @@
-"""Writes the tables of README.md and docs/table.md from the results, so that no figure is typed by hand.
+"""Writes the tables of README.md and of docs/ from the results, so that no figure is typed by hand.
 
-A page has the comments `<!-- benchmarks: ratios -->` (or `cells`) and `<!-- end -->`. The lines between are replaced.
+A page has the comments `<!-- benchmarks: ratios -->` (or `cells`, `serving`) and `<!-- end -->`. The lines between are
+replaced.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from benchmarks.cuckoo.figures import ROOT
 from benchmarks.cuckoo.summary import BATCH, GOALS, reached
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = {"README.md": "ratios", "docs/table.md": "cells"}
+PAGES = {"README.md": "ratios", "docs/table.md": "cells", "docs/results.md": "serving"}
 LABELS = {
     "find_vs_ceiling": "find: its rate / the rate of copying random rows through a random index line",
     "find_vs_row_copy": "find: its rate / the rate of copying random rows",
@@ -28,6 +30,17 @@ LABELS = {
     "memory_vs_payload_16": "memory of 10 M rows / their payload, dim 16",
     "memory_vs_payload_32": "memory of 10 M rows / their payload, dim 32",
 }
+SERVING_RATIOS = {
+    "p99_ratio": "p99 while a delta is applied / idle",
+    "first_delta_p99_ratio": "p99 in the first delta after a load / idle",
+    "grpc_1": "requests/s, gRPC, 1 client",
+    "grpc_4": "requests/s, gRPC, 4 clients",
+    "rest_1": "requests/s, REST, 1 client",
+    "rest_4": "requests/s, REST, 4 clients",
+    "available_s": "available after, s",
+    "rss_vs_rows": "resident memory / bytes of the rows",
+}
+PHASES = {"idle": "idle", "applying": "while a delta is applied", "first_delta": "in the first delta"}
 CONTESTANTS = {
     "find": ("ours", "index_line", "row_copy", "gather", "DenseHashTable", "MutableHashTable"),
     "lookup": ("ours",),
@@ -37,13 +50,16 @@ CONTESTANTS = {
 
 
 def write(root: Path = ROOT, results: Path = RESULTS) -> None:
-    """Writes both pages' tables from the results that exist."""
-    figures = {file.stem: json.loads(file.read_text()) for file in results.glob("t*.json")}
+    """Writes the pages' tables from the results that exist."""
+    figures = read(results)
     for page, kind in PAGES.items():
         path = root / page
-        path.write_text(
-            filled(path.read_text(), kind, block(kind, figures.get("table", {}), figures.get("trainer", {})))
-        )
+        path.write_text(filled(path.read_text(), kind, block(kind, figures)))
+
+
+def read(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """The benchmark's name -> its result."""
+    return {file.stem: json.loads(file.read_text()) for file in results.glob("*.json")}
 
 
 def filled(text: str, kind: str, lines: str) -> str:
@@ -53,7 +69,10 @@ def filled(text: str, kind: str, lines: str) -> str:
     return pattern.sub(lambda m: m[1] + lines + m[2], text)
 
 
-def block(kind: str, table: dict[str, Any], trainer: dict[str, Any]) -> str:
+def block(kind: str, figures: dict[str, dict[str, Any]]) -> str:
+    table, trainer = figures.get("table", {}), figures.get("trainer", {})
+    if kind == "serving":
+        return serving(figures.get("serving", {}))
     return ratios(table, trainer) if kind == "ratios" else cells(table)
 
 
@@ -112,3 +131,31 @@ def cells(table: dict[str, Any]) -> str:
                 lines.append(f"| {verb}, {side} | {shown} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def serving(result: dict[str, Any]) -> str:
+    """A column for each server, a row for each figure."""
+    if not result:
+        return ""
+    servers = result["servers"]
+    goals = {name: f"; goal {goal}" for name, goal in result["goals"].items()}
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {}
+    for name, label in SERVING_RATIOS.items():
+        rows[label + goals.get(name, "")] = lambda s, name=name: f"{s['summary'][name]:g}"
+    for phase, label in PHASES.items():
+        rows[f"p50 / p99 / p99.9 {label}, ms"] = lambda s, phase=phase: " / ".join(
+            f"{s['latency'][phase][name]:g}" for name in ("p50_ms", "p99_ms", "p99.9_ms")
+        )
+    rows["a delta, s"] = lambda s: f"{s['delta_s']['median']:g}"
+    rows["failed requests"] = lambda s: str(s["failed"])
+    lines = [f"| | {' | '.join(servers)} |", "|---" * (len(servers) + 1) + "|"]
+    lines += [f"| {label} | {' | '.join(map(cell, servers.values()))} |" for label, cell in rows.items()]
+    machine = result["machine"]
+    before = f"; before: commit {result['before']}" if result["before"] else ""
+    text = (
+        f"{result['rows']:,} rows; {result['requests_per_s']} requests/s of {result['rows_per_request']} rows; deltas"
+        f" of {result['delta_rows']:,} rows in chunks of {result['chunk_rows']:,}; {result['rounds']} rounds.",
+        f"{machine['cpu']}, {machine['cores']} virtual cores, {result['date']}, commit {result['commit']}{before};",
+        f"`{result['command']}`.",
+    )
+    return "\n".join([*lines, "", *text, ""])

@@ -106,6 +106,7 @@ def environment(
         "MINUTEHAND_FEATURES": str(Layout(settings).features),
         "MINUTEHAND_SOURCE": settings.source,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH")))),
+        **settings.tls_environment(),
         **({"MLFLOW_TRACKING_URI": addresses["mlflow"]} if "mlflow" in addresses else {}),
     }
 

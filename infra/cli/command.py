@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -24,8 +25,11 @@ def settings_flags() -> argparse.ArgumentParser:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
+    """The platform's settings. From now on this process calls its model servers as they ask for it (serving/tls.py)."""
     name = [f"name={args.name}"] if args.name else []
-    return load(args.settings, [*args.set, *name])
+    settings = load(args.settings, [*args.set, *name])
+    os.environ.update(settings.tls_environment())
+    return settings
 
 
 def add(

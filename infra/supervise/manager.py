@@ -111,8 +111,11 @@ class Manager:
             if not run.reason:
                 run.state, run.ready_s = "ready", now - run.began
                 self._report(run, f"ready after {run.ready_s:.1f} s", run.service.address)
-            elif now - run.began > self.start_within and not run.kill_at:
-                self._report(run, f"not ready after {self.start_within:g} s: {run.reason}")
+            elif run.reason not in run.reasons and not isinstance(run.reason, checks.Silence):
+                run.reasons.add(run.reason)
+                run.news_at = now
+            elif now - run.news_at > self.start_within and not run.kill_at:
+                self._report(run, f"not ready, and nothing new for {self.start_within:g} s: {run.reason}")
                 run.kill_at = now
         elif run.state in ("ready", "unhealthy"):
             if run.deaths and now - run.began - run.ready_s > STEADY_S:
@@ -161,6 +164,7 @@ class Manager:
     def _start(self, run: Run) -> None:
         service = run.service
         run.began, run.kill_at, run.silent_since, run.reason = time.monotonic(), 0.0, 0.0, ""
+        run.news_at, run.reasons = run.began, set()
         if service.once and service.unless():
             run.state = "done"
             return

@@ -21,6 +21,7 @@ class Service:
     - `needs`: services that start when this one does, in any order.
     - `when`: returns what it still waits for, or "".
     - `ready`: a check of infra.supervise.checks. The manager ends a service that was ready and is silent for a minute.
+      It also ends one that starts and reports no new reason for a time. So a long start must report its progress.
     - `ports`: those that it listens on. It is not ready before it does: whoever answers there may be another process.
     - `prepare`: is called before each start.
     - `folder`: its working directory.
@@ -86,6 +87,8 @@ class Run:
     next_start: float = 0.0
     next_check: float = 0.0
     silent_since: float = 0.0
+    news_at: float = 0.0  # when this start reported a reason for the first time
+    reasons: set[str] = field(default_factory=set)  # those that this start has reported
     kill_at: float = 0.0  # when a service that was asked to end gets KILL
     restart_requested: bool = False  # the next end is no death
     given_up: bool = False

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from common import process
 from delta_log.manifest import LogError, Manifest
@@ -101,6 +104,16 @@ class Installer:
         self.nearly_full = False
         self._versions.adopt(self._base.lineage)
         self._faults.clear("export")
+
+    def progress(self) -> str:
+        """The export that runs and its processor time, which grows unless it hangs; "" without one."""
+        if self._child is None:
+            return ""
+        used = 0.0
+        with suppress(psutil.Error):  # it has just ended
+            times = psutil.Process(self._child.pid).cpu_times()
+            used = times.user + times.system
+        return f"exporting {self._base.name} of {self._base.lineage}: {used:.1f} s of processor time"
 
     def end(self) -> None:
         """Ends an export that still runs."""

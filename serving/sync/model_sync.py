@@ -55,13 +55,15 @@ class ModelSync:
         self._follow()
 
     def reason(self) -> str:
-        """The reason why the replica does not count as ready; "" when it does."""
-        if text := self.faults.text():
-            return text
+        """The reason why the replica does not count as ready; "" when it does. It changes while there is progress."""
+        return "; ".join(filter(None, (self._waits_for(), self.faults.text())))
+
+    def _waits_for(self) -> str:
         if self.lineage is None:
             return f"waiting: {self.log.path / 'SERVING'} names no lineage yet"
         if not any(self._lineage(version) == self.lineage for version in self.loaded):
-            return f"waiting: no version of {self.lineage} is AVAILABLE at {self.replica.address} yet"
+            waiting = f"waiting: no version of {self.lineage} is AVAILABLE at {self.replica.address} yet"
+            return self.installer.progress() or waiting
         return "" if self.caught_up else f"catching up: {self.lineage} is at {max(self.loaded.values())}"
 
     def close(self) -> None:

@@ -37,11 +37,10 @@ def test_a_small_run_measures_its_parts(tmp_path: Path) -> None:
 
 
 def test_the_pages_show_the_results() -> None:
-    results = {file.stem: json.loads(file.read_text()) for file in pages.RESULTS.glob("t*.json")}
-    table, trainer = results.get("table", {}), results.get("trainer", {})
+    figures = pages.read()
     for page, kind in pages.PAGES.items():
         text = (PROJECT / page).read_text()
-        assert pages.filled(text, kind, pages.block(kind, table, trainer)) == text, page
+        assert pages.filled(text, kind, pages.block(kind, figures)) == text, page
 
 
 def test_a_page_without_a_place_is_refused() -> None:

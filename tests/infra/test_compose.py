@@ -124,6 +124,8 @@ def test_versions_are_the_locks_and_the_poms() -> None:
     assert f"apache/kafka:{kafka[1]}" == SERVICES["kafka"]["image"]
     assert f"flink:{flink[1]}-scala_2.12-java17" == SERVICES["jobmanager"]["image"] == SERVICES["taskmanager"]["image"]
     assert f"ghcr.io/mlflow/mlflow:v{lock['mlflow']}" == SERVICES["mlflow"]["image"]
+    tested = re.search('PREVIOUS = "(.*)"', (PROJECT / "tests/serving/test_export_previous_tf.py").read_text())
+    assert tested and f"tensorflow/serving:{tested[1]}" == SERVICES["model-server-0"]["image"], "the export runs there"
     docker = (PROJECT / "infra/images/Dockerfile").read_text()
     assert f"FROM apache/airflow:{lock['apache-airflow']}-python3.11 " in docker
     uv = re.search("UV_VERSION=(.*)", (PROJECT / "infra/setup.sh").read_text())

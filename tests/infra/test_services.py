@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
+
+import pytest
 
 from infra import prepare, services
 from infra.settings import Settings
@@ -12,6 +15,23 @@ def test_our_model_server_listens_on_the_platforms_host() -> None:
     settings = Settings(host="0.0.0.0", model_server="own")
     command = prepare.declared(settings, defaultdict(str))["model-server-0"].command
     assert command[command.index("--host") + 1] == "0.0.0.0"
+
+
+@pytest.mark.parametrize("server", ["own", "/bin/true"])
+def test_with_tls_the_servers_get_their_file_and_their_clients_theirs(tmp_path: Path, server: str) -> None:
+    plain = prepare.declared(Settings(model_server=server), defaultdict(str))
+    assert not any("MINUTEHAND_TLS" in name for service in plain.values() for name in service.env)
+    assert "ssl_config_file" not in " ".join(plain["model-server-0"].command)
+    files = {name: tmp_path / name for name in ("ssl_config_file", "tls", "tls_certificate", "tls_key")}
+    for path in files.values():
+        path.touch()
+    settings = Settings(model_server=server).with_(**{name: str(path) for name, path in files.items()})
+    declared = prepare.declared(settings, defaultdict(str))
+    words = " ".join(declared["model-server-0"].command).replace("=", " ")
+    assert f"--ssl_config_file {files['ssl_config_file']}" in words
+    variables = {f"MINUTEHAND_{name.upper()}": str(files[name]) for name in ("tls", "tls_certificate", "tls_key")}
+    for client in ("sync-0", "airflow-scheduler"):
+        assert variables.items() <= declared[client].env.items(), client
 
 
 def test_what_a_service_needs_starts_with_it() -> None:

@@ -76,6 +76,8 @@ def test_the_join_commits_each_fifth_of_sync_every(sync_every: str, checkpoint: 
         ("name=../x", ["name is '../x'", "letters, digits"]),
         ("name=..", ["name is '..'"]),
         ("model_server=/nowhere", ["model_server is '/nowhere'", "auto, own"]),
+        ("tls=/nowhere.pem", ["tls is '/nowhere.pem'", "the path of a file that can be read, or empty"]),
+        (f"ssl_config_file={__file__}", ["tls is ''", f"ssl_config_file is '{__file__}'", "both"]),
         ("kafka_memory=1t", ["kafka_memory is '1t'", "256m or 2g"]),
         ("kafka_memory=1k", ["kafka_memory is '1k'", "at least 128m"]),
         ("sync_evry=1s", ["no setting 'sync_evry'", "did you mean sync_every?"]),

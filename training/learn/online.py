@@ -64,7 +64,7 @@ def follow(setup: Setup, service: process.Service, gauges: Gauges) -> None:
         lineage = delta_log.serving()
         if lineage is None:
             raise LogError(f"{delta_log.path}: serves no lineage yet (python -m training.learn.batch_pass begins one)")
-        service.health.reason = f"loading lineage {lineage}"
+        service.health.loading(f"loading lineage {lineage}")
         declaration, keep = load(setup.source).declaration, setup.pace.keep_lineages
         lineage = continued(delta_log, lineage, setup.source, declaration, setup.model, keep)
         _learn(setup, lineage, service, gauges, Moved(delta_log, lineage))
@@ -96,7 +96,7 @@ def _learn(
     writer = writer_of(delta_log, lineage, service, gauges)
     if writer is None:
         return False
-    service.health.reason = f"loading lineage {lineage}"
+    service.health.loading(f"loading lineage {lineage}")
     with writer:
         base = delta_log.newest_base(lineage)
         learner = Learner(load_model(setup.model or str(base.model), declaration), Settings(batch=setup.batch))

@@ -50,6 +50,7 @@ while True:
 """
 MAIN = """
 import sys
+from itertools import count, cycle
 from pathlib import Path
 from common.disk import Busy
 from infra.ports import is_free
@@ -67,11 +68,13 @@ def has(path):
     return lambda: "" if Path(path).exists() else f"no {path}"
 def answers(path):
     return lambda: "" if Path(path).exists() else Silence(f"no {path}")
+def reports(reasons):
+    return lambda each=iter(reasons): next(each)
 def prepare():
     services = [SERVICES]
     said = lambda: print("up", flush=True)
     manager = Manager(services, folder, off=LEFT_OUT, stop_within=0.5, log_bytes=100_000, when_ready=said,
-                      is_free=lambda port: is_free("127.0.0.1", port))
+                      start_within=START_WITHIN, is_free=lambda port: is_free("127.0.0.1", port))
     def run():
         code = manager.run()
         if manager.taken:
@@ -98,6 +101,7 @@ class Rig:
         self.journal = tmp / "journal"
         self.out = tmp / "out"
         self.off: tuple[str, ...] = ()
+        self.start_within = 180.0
         self.manager = ""  # a line of the supervisor's process
 
     def stubborn(self, name: str, more: str = "") -> str:
@@ -116,6 +120,7 @@ class Rig:
             MAIN.replace("SERVICES", ", ".join(services))
             .replace("PATIENCE", self.manager)
             .replace("LEFT_OUT", repr(self.off))
+            .replace("START_WITHIN", str(self.start_within))
         )
         return Child(self.out, sys.executable, str(main), str(self.folder), self.mark, start_new_session=True)
 
@@ -315,6 +320,21 @@ def test_a_service_that_answers_what_it_lacks_is_shown_and_left_alone(rig: Rig) 
     rig.wait(lambda: rig.service("a")["state"] == "ready", "a is well")
     assert rig.service("a")["restarts"] == 0
     up.end()
+
+
+def test_a_start_that_reports_progress_is_left_alone_and_one_that_does_not_begins_again(rig: Rig) -> None:
+    rig.start_within = 0.9
+    steps = "[*(f'exporting: {step}' for step in range(12)), ''] + [''] * 1000"
+    rig.up(
+        rig.polite("a", f"ready=reports({steps})"),
+        rig.polite("same", "ready=reports(cycle(['exporting']))"),
+        rig.polite("turns", "ready=reports(cycle(['export failed', 'exporting']))"),
+        rig.polite("silent", "ready=reports(Silence(f'no answer {i}') for i in count())"),
+    )
+    rig.wait(lambda: rig.service("a").get("state") == "ready", "a is ready")
+    rig.wait(lambda: all(rig.service(name)["restarts"] for name in ("same", "turns", "silent")), "these begin again")
+    assert rig.service("a")["restarts"] == 0
+    assert "nothing new for 0.9 s: exporting" in rig.said() and "a  " not in rig.said().split("nothing new")[1]
 
 
 def test_a_port_of_another_program_ends_a_start_and_is_named(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.support.disk import full_disk
 from tests.support.lineage import HIDDEN_SHAPES, SOURCE, TOKEN, D, Lineage
 from tests.support.replica import DIMS, FakeReplica, install
 from tests.support.rig import BASE
+from tests.support.wait import until
 
 
 class Rig:
@@ -39,6 +41,8 @@ class Rig:
 
     def _export(self, base: Any) -> None:
         class Ended:
+            pid = os.getpid()
+
             def poll(self) -> int:
                 return 0
 
@@ -106,6 +110,38 @@ def test_a_server_that_dies_at_any_call_starts_again_with_all_that_it_served(
         rows = dict(zip(whole.tables[name].keys.tolist(), whole.tables[name].rows, strict=True))
         assert all((table[key] == row).all() for key, row in rows.items()) and rows
         assert not table.keys() & set(whole.tables[name].removed.tolist())
+
+
+def test_an_export_that_works_reports_progress_until_a_version_is_served(rig: Rig) -> None:
+    class Running:
+        pid = os.getpid()
+        ends = False
+
+        def poll(self) -> int | None:
+            return 0 if self.ends else None
+
+    path = rig.replica.served / str(BASE)
+    path.rename(rig.models / "aside")
+    rig.replica.up, rig.replica.seqs = False, {}
+    rig.steps(lambda: rig.exports == [0])
+    child = Running()
+    rig.sync.installer._child = child  # type: ignore[assignment]  # noqa: SLF001
+    rig.sync.step()
+    reasons = set()
+
+    def another() -> bool:
+        sum(range(1_000_000))  # this process works as an export does
+        reasons.add(rig.sync.reason())
+        return len(reasons) > 1
+
+    until(another, "another reason", 20)
+    assert all("exporting base-0" in reason and "UNAVAILABLE" in reason for reason in reasons)
+    child.ends = True
+    rig.sync.step()
+    rig.replica.start()
+    rig.steps(rig.well)
+    rig.sync.installer._child = Running()  # type: ignore[assignment]  # noqa: SLF001
+    assert rig.sync.reason() == "", "a replica that serves is ready while it gets a newer base"
 
 
 def prune(rig: Rig) -> int:

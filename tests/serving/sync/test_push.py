@@ -1,5 +1,8 @@
 """The calls of one delta: no row is lost, no call is too large, and every call has all inputs."""
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -27,6 +30,22 @@ def test_the_calls_hold_each_row_once(sizes: tuple[int, int], rows: int) -> None
             np.testing.assert_array_equal(np.concatenate([call[f"{name}_{kind}"] for call in calls]), expected)
 
 
+def test_a_pause_follows_each_chunk_but_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses, took = [0.0], [], iter([0.004, 5.0, 0.01])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", pauses.append)
+
+    class Slow:
+        def call(self, version: int, signature: str, arrays: dict) -> None:
+            now[0] += next(took) if signature == "apply_delta" else 7.0
+
+    lineage = Lineage(tmp_path)
+    manifest = lineage.delta()
+    lineage.writer.close()
+    push(Changes(manifest, {"user": table(0, 10_001, 0)}, {}), Slow(), 7, "secret")
+    assert pauses == pytest.approx([0.0, 0.036, 0.05])
+
+
 def test_dense_weights_go_first_and_every_call_names_the_delta(tmp_path) -> None:
     class Recorder:
         calls: list[tuple[int, str, dict]] = []
@@ -37,7 +56,7 @@ def test_dense_weights_go_first_and_every_call_names_the_delta(tmp_path) -> None
     lineage = Lineage(tmp_path)
     manifest = lineage.delta()
     lineage.writer.close()
-    delta, replica = Changes(manifest, {"user": table(0, 4001, 0)}, {"heads/bias": np.zeros(2, "f4")}), Recorder()
+    delta, replica = Changes(manifest, {"user": table(0, 10_001, 0)}, {"heads/bias": np.zeros(2, "f4")}), Recorder()
     assert push(delta, replica, 7, "secret") == 3
     assert [(version, signature) for version, signature, _ in replica.calls] == [
         (7, "apply_dense"), *[(7, "apply_delta")] * 3
@@ -46,5 +65,5 @@ def test_dense_weights_go_first_and_every_call_names_the_delta(tmp_path) -> None
         assert (arrays["lineage"], arrays["seq"], arrays["token"]) == (lineage.name, 1, "secret")
     assert "heads_bias" in replica.calls[0][2]
     assert [(c["chunk"], c["chunks"], len(c["user_keys"])) for _, _, c in replica.calls[1:]] == [
-        (0, 3, 2000), (1, 3, 2000), (2, 3, 1)
+        (0, 3, 5000), (1, 3, 5000), (2, 3, 1)
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from delta_log.compaction import compact
 from delta_log.manifest import MANIFEST
 from serving.client import Scorer
 from serving.journal import decode
+from serving.sync.push import CHUNK_ROWS
 from tests.support.lineage import TOKEN, D, Lineage, request
 from tests.support.metrics import get, metric
 from tests.support.rig import BASE, Rig, SharedServer
@@ -53,7 +54,7 @@ def test_every_delta_arrives_and_is_confirmed(rig: Rig, shared_server: SharedSer
         assert line["rows"] == sum(t.rows for t in manifest.tables.values())
         assert line["written_ms"] == manifest.written_ms and line["digests_equal"] is True
         assert line["confirmed_ms"] >= manifest.created_ms and line["apply_ms"] > 0
-    assert lines(rig)[1]["chunks"] == -(-(lines(rig)[1]["rows"] + 3 * 100) // 2000)
+    assert lines(rig)[1]["chunks"] == -(-(lines(rig)[1]["rows"] + 3 * 100) // CHUNK_ROWS)
     assert metric(rig.sync_port, "minutehand_freshness_seconds_count") == 3 * 7
     assert metric(rig.sync_port, "minutehand_sync_digest_mismatches_total") == 0
     assert sync.end() == 0
