@@ -130,6 +130,17 @@ def lists_of(padded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.boolean_mask(padded, is_listed), tf.concat([tf.zeros([1], tf.int64), tf.cumsum(lengths)], 0)
 
 
+def _shaped(call: Callable[..., Tensors], specs: Specs) -> tuple[Callable[..., Tensors], Specs]:
+    """The call, after a check that each input has its signature's shape. TensorFlow Serving does not compare them."""
+
+    def run(**x: tf.Tensor) -> Tensors:
+        inputs = {name: tf.ensure_shape(value, specs[name].shape) for name, value in x.items()}
+        with tf.control_dependencies(list(inputs.values())):
+            return call(**inputs)
+
+    return run, specs
+
+
 def _function(call: Callable[..., Tensors], specs: Specs) -> Any:
     """A call as tf.saved_model.save takes it. The default of an input is that of the Python function's parameter."""
     if specs is not NO_INPUTS:
@@ -372,7 +383,8 @@ class Served(tf.Module):  # type: ignore[misc]
         calls: dict[str, tuple[Callable[..., Tensors], Specs]] = {
             "serving_default": (self.predict, features),
             "status": (self.status, NO_INPUTS), "digest": (self.digest, NO_INPUTS),
-            "apply_dense": (self.apply_dense, write | dense), "apply_delta": (self.apply_delta, write | rows),
+            "apply_dense": _shaped(self.apply_dense, write | dense),
+            "apply_delta": _shaped(self.apply_delta, write | rows),
             "apply_file": (self.apply_file, NO_INPUTS),
         }  # fmt: skip
         for name, signature in model.signatures().items():

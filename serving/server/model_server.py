@@ -2,10 +2,11 @@
 
     python -m serving.server.model_server --port 8500 --rest_api_port 8501 --model_config_file models.config
 
-The flags are those of tensorflow_model_server, and a few more: --host, and bounds of REST (connections.py). It answers
-PredictionService, ModelService.GetModelStatus, the health service, and over REST predict, classify, regress, status and
-metadata; the rest is UNIMPLEMENTED. It listens on loopback unless --host names another address. After
-SIGTERM it takes no new requests, answers those that have begun, and exits with 0.
+All flags of tensorflow_model_server are accepted; those without effect here are named in the log (flags.py). It adds
+--host and bounds of REST (connections.py). It answers PredictionService, ModelService, the health service, and over REST
+predict, classify, regress, status and metadata. It batches no requests, and its metrics are few. It listens on loopback
+unless --host names another address. After SIGTERM it takes no new requests, answers those that have begun, and exits
+with 0.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow's library is loaded
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it warns about int64 on each CPU without AVX-512
+
+if __name__ == "__main__":
+    from serving.client import light
+
+    light()  # TensorFlow's library is enough, without its Python
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -37,12 +44,15 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from common import process
 from common.errors import InputError
-from serving.server import examples
+from serving.server import examples, flags
+from serving.server.config import ConfigFile, check_config, read_config
 from serving.server.http_requests import Limits
 from serving.server.metrics import ServerMetrics
 from serving.server.rest import RestServer
-from serving.server.servable import MAX_BYTES, RequestError, from_proto, invalid, request_error, to_proto
-from serving.server.versions import Models, read_config
+from serving.server.servable import RequestError, invalid, request_error
+from serving.server.session import MAX_BYTES, library
+from serving.server.tensors import to_proto
+from serving.server.versions import Models
 
 log = process.logger("serving.server.model_server")
 
@@ -63,19 +73,9 @@ def answer(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any, grpc.Servic
     return call
 
 
-def unserved(name: str) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
-    """A call that is refused. The generated base class would do it too, and log a traceback each time."""
-
-    @answer
-    def refuse(self: Any, request: Any) -> None:
-        raise RequestError(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served here, Predict is")
-
-    return refuse
-
-
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
-    def __init__(self, models: Models, metrics: ServerMetrics) -> None:
-        self._models, self._metrics = models, metrics
+    def __init__(self, models: Models, metrics: ServerMetrics, content: bool) -> None:
+        self._models, self._metrics, self._content = models, metrics, content
 
     @answer
     def Predict(self, request: Any) -> predict_pb2.PredictResponse:
@@ -83,11 +83,10 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type
         reply = predict_pb2.PredictResponse()
         with self._metrics.predict(self._models.label(request.model_spec.name), "GRPC"):
             with self._models.use(request.model_spec) as servable:
-                inputs = {alias: from_proto(alias, tensor) for alias, tensor in request.inputs.items()}
-                outputs = servable.run(signature, inputs, request.output_filter)
+                outputs = servable.run(signature, request.inputs, request.output_filter)
                 servable.name_in(reply.model_spec, signature)
             for alias, value in outputs.items():
-                reply.outputs[alias].CopyFrom(to_proto(value))
+                to_proto(value, reply.outputs[alias], self._content)
         return reply
 
     @answer
@@ -112,10 +111,13 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):  # type
 
 
 class Status(model_service_pb2_grpc.ModelServiceServicer):  # type: ignore[misc]
-    HandleReloadConfigRequest = unserved("HandleReloadConfigRequest")
-
     def __init__(self, models: Models) -> None:
         self._models = models
+
+    @answer
+    def HandleReloadConfigRequest(self, request: Any) -> model_management_pb2.ReloadConfigResponse:
+        self._models.reload(request.config)
+        return model_management_pb2.ReloadConfigResponse(status={})
 
     @answer
     def GetModelStatus(self, request: Any) -> get_model_status_pb2.GetModelStatusResponse:
@@ -140,72 +142,99 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return state(status=state.SERVING if self._models.serving() else state.NOT_SERVING)
 
 
-def grpc_server(models: Models, metrics: ServerMetrics, host: str, port: int, workers: int) -> grpc.Server:
-    options = [
+@dataclass(frozen=True)
+class GrpcOptions:
+    """What flags set: numbers as bytes, a UNIX socket, arguments of gRPC's server, and keys for TLS."""
+
+    content: bool = False
+    socket: str = ""
+    arguments: tuple[tuple[str, Any], ...] = ()
+    credentials: grpc.ServerCredentials | None = None
+
+
+def grpc_server(
+    models: Models, metrics: ServerMetrics, host: str, port: int, workers: int, options: GrpcOptions | None = None
+) -> grpc.Server:
+    options = options or GrpcOptions()
+    arguments = [
         ("grpc.max_receive_message_length", MAX_BYTES), ("grpc.max_send_message_length", MAX_BYTES),
         ("grpc.so_reuseport", 0),  # else a second server could take half of the requests
+        *options.arguments,
     ]  # fmt: skip
-    server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=options)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(models, metrics), server)
+    server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="grpc"), options=arguments)
+    prediction = Prediction(models, metrics, options.content)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(Status(models), server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(models), server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        server.add_insecure_port(address)
+        if port and options.credentials:
+            server.add_secure_port(address, options.credentials)
+        elif port:
+            server.add_insecure_port(address)
     except RuntimeError as e:
         raise InputError(f"--port {port}: cannot listen on {address}, it is in use or not an address of ours") from e
+    try:
+        if options.socket:
+            server.add_insecure_port(f"unix:{options.socket}")
+    except RuntimeError as e:
+        raise InputError(f"--grpc_socket_path {options.socket}: cannot listen on it") from e
     return server
+
+
+def config_of(args: argparse.Namespace) -> ModelServerConfig:
+    if args.model_config_file:
+        return read_config(args.model_config_file)
+    config = ModelServerConfig()
+    config.model_config_list.config.add(name=args.model_name, base_path=str(args.model_base_path.absolute()))
+    check_config(config)
+    return config
 
 
 def serve(args: argparse.Namespace) -> None:
     """Serves the models until the process is told to end."""
-    config = read_config(args.model_config_file) if args.model_config_file else ModelServerConfig()
-    if args.model_base_path:
-        config.model_config_list.config.add(name=args.model_name, base_path=str(args.model_base_path))
-    threads = (args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism)
-    models, metrics = Models(config, args.file_system_poll_wait_seconds, threads), ServerMetrics()
-    server = grpc_server(models, metrics, args.host, args.port, args.grpc_max_threads)
+    if args.version:
+        print(f"TensorFlow Library: {library().Version().decode()}")
+        return
+    idle = [f"--{name}" for name in flags.WITHOUT_EFFECT if getattr(args, name) is not None]
+    if idle:
+        log.warning("without effect here: %s", ", ".join(idle))
+    try:
+        models = Models(config_of(args), flags.following(args), flags.load_options(args))
+    except RequestError as e:
+        raise InputError(e.text) from e
+    metrics = ServerMetrics()
+    options = GrpcOptions(
+        args.enable_serialization_as_tensor_content, args.grpc_socket_path, tuple(args.grpc_channel_arguments),
+        flags.credentials(args.ssl_config_file) if args.ssl_config_file else None,
+    )  # fmt: skip
+    server = grpc_server(models, metrics, args.host, args.port, args.grpc_max_threads, options)
     limits = Limits(
         args.rest_api_max_connections, args.rest_api_num_threads, args.rest_api_max_rows,
         args.rest_api_max_body_bytes, args.rest_api_timeout_in_ms / 1000,
     )  # fmt: skip
     rest = RestServer(models, metrics, args.host, args.rest_api_port, limits) if args.rest_api_port else None
+    file = None
+    if args.model_config_file and args.model_config_file_poll_wait_seconds > 0:
+        file = ConfigFile(args.model_config_file, args.model_config_file_poll_wait_seconds, models.reload)
     stopping = process.stopping()
     models.start()
     server.start()
-    if rest:
-        rest.start()
+    for part in (rest, file):
+        if part:
+            part.start()
     log.info("%s: gRPC on port %d, REST on %s", args.host, args.port, f"port {rest.port}" if rest else "no port")
     stopping.wait()
     log.info("ending: answers the requests that have begun")
     server.stop(DRAIN_S).wait()
-    if rest:
-        rest.close()
+    for part in (rest, file):
+        if part:
+            part.close()
     models.close()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = process.Arguments("serving.server.model_server", __doc__)
-    flag, shown = parser.add_argument, "(default: %(default)s)"
-    flag("--host", default="127.0.0.1", help=f"the address to listen on {shown}")
-    flag("--port", type=int, default=8500, help=f"gRPC {shown}")
-    flag("--rest_api_port", type=int, default=0, help="REST; 0 (the default): none")
-    models = parser.add_mutually_exclusive_group(required=True)
-    models.add_argument("--model_config_file", type=Path, help="several models: a ModelServerConfig in text form")
-    models.add_argument("--model_base_path", type=Path, help="one model: the folder of its versions")
-    flag("--model_name", default="default", help=f"one model: its name {shown}")
-    flag("--file_system_poll_wait_seconds", type=process.above(0.0), default=1.0, metavar="S",
-         help=f"the pause between two looks at the folders {shown}")  # fmt: skip
-    flag("--grpc_max_threads", type=int, default=4, help=f"requests at the same time {shown}")
-    flag("--tensorflow_intra_op_parallelism", type=int, default=1, help=f"threads of one op {shown}")
-    flag("--tensorflow_inter_op_parallelism", type=int, default=2, help=f"ops at the same time {shown}")
-    count = process.at_least(1)
-    flag("--rest_api_num_threads", type=count, default=8, help=f"REST requests computed at the same time {shown}")
-    flag("--rest_api_timeout_in_ms", type=count, default=30_000, help=f"the time in which one arrives {shown}")
-    flag("--rest_api_max_connections", type=count, default=128, help=f"open REST connections {shown}")
-    flag("--rest_api_max_rows", type=count, default=10_000, help=f"rows of a REST request {shown}")
-    flag("--rest_api_max_body_bytes", type=count, default=16 << 20, help=f"its body, unpacked {shown}")
-    args = parser.parse_args(argv)
+    args = flags.parse(argv, __doc__)
     return process.run(lambda: serve(args))
 
 

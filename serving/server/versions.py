@@ -1,96 +1,37 @@
-"""Loads and unloads the versions of each model: polls its folder, and follows TensorFlow Serving's version policy.
-
-A new version is loaded and warmed up before the old one is unloaded, so one is always AVAILABLE. If a version cannot be
-loaded, its status has the error, the load is tried a few times again, and the old version still serves. A new folder in
-its place is loaded at once.
-"""
+"""The models of a server and their versions: which there are, by config and labels, and which one answers a request."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import text_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
-from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, ModelServerConfig
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from common import process
-from common.errors import InputError
-from serving.server.servable import RequestError, Servable, invalid, request_error
+from serving.server.config import Labels, check_config, labels_of
+from serving.server.loading import Following, Model
+from serving.server.servable import LoadOptions, RequestError, Servable, invalid
 
 log = process.logger("serving.server.versions")
 
-RETRIES, RETRY_S = 5, 60.0
-"""TensorFlow Serving's --max_num_load_retries and --load_retry_interval_micros."""
-
-
-@dataclass
-class Version:
-    """One version. Its state is START, LOADING, AVAILABLE, UNLOADING or END."""
-
-    state: int = ModelVersionStatus.START
-    error: RequestError | None = None
-    servable: Servable | None = None
-    folder: tuple[int, int] | None = None
-    tries: int = 0
-    next_try: float = 0.0
-
-
-@dataclass
-class Model:
-    config: ModelConfig
-    versions: dict[int, Version] = field(default_factory=dict)
-
-
-def read_config(path: Path) -> ModelServerConfig:
-    """Reads the text proto of --model_config_file."""
-    config = ModelServerConfig()
-    try:
-        text_format.Parse(path.read_text(), config)
-    except (OSError, text_format.ParseError) as e:
-        raise InputError(f"--model_config_file {path}: {e}") from e
-    names = [model.name for model in config.model_config_list.config]
-    error = "" if names else "no model in its model_config_list"
-    for model in config.model_config_list.config:
-        if not model.name or not model.base_path:
-            error = "a model needs a name and a base_path"
-        elif model.model_platform not in ("", "tensorflow"):
-            error = f"{model.name}: model_platform must be tensorflow"
-        elif names.count(model.name) > 1:
-            error = f"{model.name} is named twice"
-    if error:
-        raise InputError(f"--model_config_file {path}: {error}")
-    return config
-
-
-def _folder(model: Model, number: int) -> Path:
-    return Path(model.config.base_path) / str(number)
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """Differs between a folder and another one that takes its place."""
-    try:
-        stat = folder.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
-
 
 class Models:
-    """All models of a config. `threads` are the intra op and inter op threads of each session."""
+    """All models of a config; RequestError if it is wrong."""
 
-    def __init__(self, config: ModelServerConfig, poll_s: float, threads: tuple[int, int] = (1, 2)) -> None:
-        self._models = {m.name: Model(m) for m in config.model_config_list.config}
-        self._poll_s, self._threads = poll_s, threads
-        self._lock, self._stop = threading.Lock(), threading.Event()
+    def __init__(self, config: ModelServerConfig, following: Following, options: LoadOptions) -> None:
+        self._following, self._options = following, options
+        self._models: dict[str, Model] = {}
+        self._labels: Labels = {}
+        self._removed: list[Model] = []
+        self._lock = threading.Condition()
+        self._changed, self._stop = threading.Event(), threading.Event()
         self._poller = threading.Thread(target=self._poll, name="versions", daemon=True)
+        self._take(config)
 
     def start(self) -> None:
         self._poller.start()
@@ -98,78 +39,68 @@ class Models:
     def close(self) -> None:
         """Waits for the load that is running, then unloads all versions."""
         self._stop.set()
+        self._changed.set()
         self._poller.join()
-        for name, model in self._models.items():
-            for number, version in list(model.versions.items()):
-                if version.servable is not None:
-                    self._unload(name, number, version)
+        for model in [*self._removed, *self._models.values()]:
+            model.unload_all()
+
+    def reload(self, config: ModelServerConfig) -> None:
+        """Serves the models of `config`, and no others. Returns when each new one is available, or has not loaded."""
+        new = self._take(config)
+        self._changed.set()
+        with self._lock:
+            self._lock.wait_for(lambda: self._stop.is_set() or all(model.decided() for model in self._still(new)))
+            failed = [model for model in self._still(new) if not model.servables()]
+        if failed:
+            errors = "".join(model.errors() for model in failed)
+            text = f"{len(failed)} model(s) did not become available: {{{errors}}}"
+            raise RequestError(grpc.StatusCode.UNKNOWN, text)
+
+    def _still(self, models: list[Model]) -> list[Model]:
+        """Those that no other reload has removed."""
+        return [model for model in models if self._models.get(model.name) is model]
+
+    def _take(self, config: ModelServerConfig) -> list[Model]:
+        """Takes over the list of models; returns those that are new."""
+        check_config(config)
+        wanted = {model.name: model for model in config.model_config_list.config}
+        with self._lock:
+            before = self._models
+            self._labels = labels_of(wanted.values(), self._available, self._labels, self._following.unavailable_labels)
+            self._removed += [model for name, model in before.items() if name not in wanted]
+            self._models = {
+                name: before.get(name) or Model(model, self._following, self._options, self._lock)
+                for name, model in wanted.items()
+            }
+            for name, model in self._models.items():
+                model.config = wanted[name]
+            return [model for name, model in self._models.items() if name not in before]
+
+    def _available(self, name: str, number: int) -> bool:
+        return name in self._models and self._models[name].available(number)
+
+    # -- the poller's thread ---------------------------------------------------------------------------------------
 
     def _poll(self) -> None:
         while not self._stop.is_set():
-            for name, model in self._models.items():
-                try:
-                    self._follow(name, model)
-                except Exception:  # an unreadable folder: the next poll reads it again
-                    log.exception("model %s: cannot follow %s", name, model.config.base_path)
-            self._stop.wait(self._poll_s)
-
-    def _follow(self, name: str, model: Model) -> None:
-        aspired = self._aspired(model)
-        if not aspired:
-            return  # an empty folder unloads nothing
-        now = time.monotonic()
-        for number in aspired:
-            version = model.versions.get(number, Version())
-            if version.error is not None and version.folder != _identity(_folder(model, number)):
-                version = Version()
-                with self._lock:
-                    model.versions[number] = version
-            unloaded = version.state == ModelVersionStatus.END and version.error is None  # and is the newest again
-            retry = version.error is not None and version.tries <= RETRIES and version.next_try <= now
-            if version.state == ModelVersionStatus.START or unloaded or retry:
-                self._load(name, model, number)
-        available = {n for n, v in model.versions.items() if v.state == ModelVersionStatus.AVAILABLE}
-        if available & set(aspired):
-            for number in available - set(aspired):
-                self._unload(name, number, model.versions[number])
-
-    @staticmethod
-    def _aspired(model: Model) -> list[int]:
-        base, policy = Path(model.config.base_path), model.config.model_version_policy
-        numbers = sorted(int(p.name) for p in base.iterdir() if p.name.isdecimal()) if base.is_dir() else []
-        if policy.HasField("all"):
-            return numbers
-        if policy.HasField("specific"):
-            return [n for n in numbers if n in policy.specific.versions]
-        return numbers[-(policy.latest.num_versions or 1) :]
-
-    def _load(self, name: str, model: Model, number: int) -> None:
-        with self._lock:
-            version = model.versions.setdefault(number, Version())
-            version.state = ModelVersionStatus.LOADING
-        began, folder = time.monotonic(), _folder(model, number)
-        version.folder = _identity(folder)
-        try:
-            servable = Servable(name, number, folder, self._threads)
-        except Exception as e:
-            error = request_error(e)
+            self._changed.clear()
             with self._lock:
-                version.state, version.error, version.tries = ModelVersionStatus.END, error, version.tries + 1
-                version.next_try = time.monotonic() + RETRY_S
-            log.error("model %s version %d: not loaded: %s", name, number, error.text)
-            return
-        with self._lock:
-            version.servable, version.error, version.state = servable, None, ModelVersionStatus.AVAILABLE
-        log.info("model %s version %d: AVAILABLE after %.1f s", name, number, time.monotonic() - began)
+                models, removed, self._removed = list(self._models.values()), self._removed, []
+            for model in removed:
+                model.unload_all()
+            for model in models if self._following.poll_s >= 0 else ():
+                try:
+                    model.follow()
+                except Exception:  # an unreadable folder: the next poll reads it again
+                    log.exception("model %s: cannot follow %s", model.name, model.config.base_path)
+            self._changed.wait(self._pause(models))
 
-    def _unload(self, name: str, number: int, version: Version) -> None:
-        with self._lock:
-            servable, version.servable, version.state = version.servable, None, ModelVersionStatus.UNLOADING
-        if servable is not None:
-            servable.close()
-        with self._lock:
-            version.state = ModelVersionStatus.END
-        log.info("model %s version %d: unloaded", name, number)
+    def _pause(self, models: list[Model]) -> float | None:
+        """The time until the next look at the folders; None: until the config changes."""
+        poll_s, retries = self._following.poll_s, any(model.retries() for model in models)
+        if poll_s > 0:
+            return poll_s
+        return max(self._following.retry_s, 0.01) if retries and poll_s == 0 else None
 
     # -- for requests ----------------------------------------------------------------------------------------------
 
@@ -192,24 +123,24 @@ class Models:
             raise invalid("ModelSpec has no name specified.")
         with self._lock:
             model = self._models.get(spec.name)
-            number = self._number(model, spec)
-            loaded = {n: v.servable for n, v in model.versions.items() if v.servable is not None} if model else {}
+            number = self._number(spec)
+            loaded = model.servables() if model else {}
         servable = loaded.get(number if number is not None else max(loaded, default=-1))
         if servable is None:
             request = f"Latest({spec.name})" if number is None else f"Specific({spec.name}, {number})"
             raise RequestError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request}")
         return servable
 
-    @staticmethod
-    def _number(model: Model | None, spec: Any) -> int | None:
+    def _number(self, spec: Any) -> int | None:
         """The version that a ModelSpec names, by its number or by a label; None: the latest one."""
         choice = spec.WhichOneof("version_choice")
         if choice == "version":
             return int(spec.version.value)
-        if choice == "version_label" and spec.version_label:
-            if model is None or spec.version_label not in model.config.version_labels:
+        if choice == "version_label":
+            labels = self._labels.get(spec.name, {})
+            if spec.version_label not in labels:
                 raise invalid(f"Unrecognized servable version label: {spec.version_label}")
-            return int(model.config.version_labels[spec.version_label])
+            return labels[spec.version_label]
         return None
 
     def metadata(self, request: Any) -> get_model_metadata_pb2.GetModelMetadataResponse:
@@ -230,7 +161,7 @@ class Models:
         """The status of the versions that a ModelSpec names, newest first; RequestError if there is none."""
         with self._lock:
             model = self._models.get(spec.name)
-            wanted = self._number(model, spec)
+            wanted = self._number(spec)
             statuses = []
             for number, version in sorted(model.versions.items(), reverse=True) if model else ():
                 status = ModelVersionStatus(version=number, state=version.state)
@@ -246,4 +177,4 @@ class Models:
     def serving(self) -> bool:
         """True if every model has a version that is AVAILABLE."""
         with self._lock:
-            return all(any(v.servable for v in m.versions.values()) for m in self._models.values())
+            return all(model.servables() for model in self._models.values())

@@ -78,8 +78,9 @@ def test_the_flags_of_its_python_commands_exist(page: str) -> None:
         if command := re.search(r"python -m ([\w.]+)(.*)", line.split("  #")[0]):
             spec = importlib.util.find_spec(command[1])
             assert spec and spec.origin
-            source = Path(spec.origin).read_text()
-            for name in re.findall(r"(?<=\s)--([a-z-]+)", command[2]):
+            files = Path(spec.origin), Path(spec.origin).with_name("flags.py")
+            source = "".join(file.read_text() for file in files if file.exists())
+            for name in re.findall(r"(?<=\s)--([a-z_-]+)", command[2]):
                 flag = re.search(rf'"--{name}"|shared\([^)]*"{name}"', source)
                 assert flag, f"docs/{page}: {command[1]} has no --{name}"
 
