@@ -11,7 +11,8 @@ import tensorflow as tf
 def mean_of_lists(rows: Any, row_splits: Any) -> Any:
     """Returns the means of the rows [row_splits[i], row_splits[i + 1]), float32[n, dim]; zeros for an empty list."""
     lengths = row_splits[1:] - row_splits[:-1]
-    owner = tf.repeat(tf.range(tf.size(lengths)), lengths)
+    places = tf.range(tf.shape(rows, row_splits.dtype)[0])
+    owner = tf.searchsorted(row_splits[1:], places, side="right")
     sums = tf.math.unsorted_segment_sum(rows, owner, tf.size(lengths))
     return sums / tf.cast(tf.maximum(lengths, 1), tf.float32)[:, None]
 
