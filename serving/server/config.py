@@ -15,7 +15,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelConfig, Model
 
 from common import process
 from common.errors import InputError
-from serving.server.servable import RequestError, invalid
+from serving.server.runtime.servable import RequestError, invalid
 
 log = process.logger("serving.server.config")
 

@@ -20,7 +20,7 @@ import grpc
 
 from common import process
 from serving.server.http_requests import RECEIVED_BYTES, Limits, Request, Requests
-from serving.server.servable import RequestError
+from serving.server.runtime.servable import RequestError
 
 log = process.logger("serving.server.connections")
 

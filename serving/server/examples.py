@@ -13,7 +13,7 @@ from tensorflow_serving.apis.inference_pb2 import MultiInferenceResponse
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.regression_pb2 import RegressionResponse, RegressionResult
 
-from serving.server.servable import RequestError, Servable, Signature, invalid
+from serving.server.runtime.servable import RequestError, Servable, Signature, invalid
 from serving.server.versions import Models
 
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"

@@ -14,7 +14,7 @@ from common import process
 from common.errors import InputError
 from serving.server.config import read_proto
 from serving.server.loading import Following
-from serving.server.servable import LoadOptions
+from serving.server.runtime.servable import LoadOptions
 
 WITHOUT_EFFECT = (
     "batching_parameters_file", "enable_batching", "enable_grpc_healthcheck_service",

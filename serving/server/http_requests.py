@@ -12,7 +12,7 @@ from typing import NamedTuple
 import grpc
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from serving.server.servable import RequestError, invalid
+from serving.server.runtime.servable import RequestError, invalid
 
 RECEIVED_BYTES = 1 << 16
 """The most that is received at once."""

@@ -19,7 +19,7 @@ from tensorflow.core.framework import types_pb2
 
 from serving.server.json_cells import KINDS, Kind, bytes_of, is_base64, lossless, refusal
 from serving.server.json_text import shown, written
-from serving.server.servable import RequestError, invalid
+from serving.server.runtime.servable import RequestError, invalid
 
 MAX_RANK = 32
 """The dimensions of a tensor. NumPy and TensorFlow have their own limits, beyond it."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.server.servable import invalid
+from serving.server.runtime.servable import invalid
 
 SHOWN = 100
 """The characters of a value that an error shows."""

@@ -17,7 +17,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 
 from common import process
 from serving.server.config import aspired
-from serving.server.servable import LoadOptions, RequestError, Servable, request_error
+from serving.server.runtime.servable import LoadOptions, RequestError, Servable, request_error
 
 log = process.logger("serving.server.loading")
 

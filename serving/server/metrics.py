@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
-from serving.server.servable import request_error
+from serving.server.runtime.servable import request_error
 
 REQUESTS, LATENCY = ":tensorflow:serving:request_count", ":tensorflow:serving:request_latency"
 BUCKETS = [10 * 1.8**i for i in range(33)]

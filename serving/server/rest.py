@@ -18,7 +18,7 @@ from serving.server.json_examples import classify_json, regress_json
 from serving.server.json_tensor import inputs_of, reply_of
 from serving.server.json_text import parsed, shown, written
 from serving.server.metrics import ServerMetrics
-from serving.server.servable import RequestError, invalid, request_error
+from serving.server.runtime.servable import RequestError, invalid, request_error
 from serving.server.versions import Models
 
 _SPEC = r"(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"

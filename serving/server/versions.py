@@ -15,7 +15,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from common import process
 from serving.server.config import Labels, check_config, labels_of
 from serving.server.loading import Following, Model
-from serving.server.servable import LoadOptions, RequestError, Servable, invalid
+from serving.server.runtime.servable import LoadOptions, RequestError, Servable, invalid
 
 log = process.logger("serving.server.versions")
 

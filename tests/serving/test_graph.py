@@ -17,7 +17,7 @@ from common.disk import replace
 from delta_log.changes import Changes, TableChanges, fold, read_changes
 from serving import journal
 from serving.journal import Journal
-from serving.server.servable import LoadOptions, Servable, request_error
+from serving.server.runtime.servable import LoadOptions, Servable, request_error
 from serving.signatures import UNUSED, WRITES, input_name
 from serving.sync import push
 from tests.support.lineage import ROW_DIM, TOKEN, D, Lineage, request

@@ -25,7 +25,7 @@ from serving.server.config import ConfigFile, aspired, read_config
 from serving.server.loading import Following
 from serving.server.metrics import ServerMetrics
 from serving.server.model_server import GrpcOptions, grpc_server
-from serving.server.servable import LoadOptions, RequestError
+from serving.server.runtime.servable import LoadOptions, RequestError
 from serving.server.versions import Models
 from tests.support import saved_model
 from tests.support.wait import until

@@ -16,7 +16,7 @@ from serving.server import flags
 from serving.server.loading import Following
 from serving.server.metrics import ServerMetrics
 from serving.server.model_server import GrpcOptions, grpc_server, main
-from serving.server.servable import LoadOptions
+from serving.server.runtime.servable import LoadOptions
 from serving.server.versions import Models
 from tests.support.ports import free_port
 

@@ -9,7 +9,7 @@ from google.protobuf import text_format
 from tensorflow_serving.apis.input_pb2 import Input
 
 from serving.server.json_examples import input_of
-from serving.server.servable import RequestError
+from serving.server.runtime.servable import RequestError
 
 ROWS = 100
 

@@ -15,7 +15,7 @@ from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo
 from serving.server.json_cells import KINDS, refusal
 from serving.server.json_tensor import inputs_of, reply_of, to_array
 from serving.server.json_text import parsed
-from serving.server.servable import RequestError
+from serving.server.runtime.servable import RequestError
 
 ROWS = 100
 

@@ -21,7 +21,7 @@ from serving.server.http_requests import Limits
 from serving.server.metrics import ServerMetrics
 from serving.server.model_server import grpc_server
 from serving.server.rest import RestServer
-from serving.server.servable import Signature
+from serving.server.runtime.servable import Signature
 from tests.support.ports import free_port
 from tests.support.wait import until
 

@@ -12,9 +12,9 @@ import pytest
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 
-from serving.server.servable import LoadOptions, Servable
-from serving.server.session import MAX_BYTES, SessionError
-from serving.server.tensors import DTYPES, STRING, to_proto
+from serving.server.runtime.servable import LoadOptions, Servable
+from serving.server.runtime.session import MAX_BYTES, SessionError
+from serving.server.runtime.tensors import DTYPES, STRING, to_proto
 from tests.support import saved_model
 
 NAMES = {types_pb2.DataType.Name(kind): kind for kind in (*DTYPES, STRING)}

@@ -13,8 +13,8 @@ import grpc
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.protobuf.config_pb2 import ConfigProto
 
-from serving.server import warm_up
-from serving.server.session import Array, Function, Session, SessionError, Value
+from serving.server.runtime import warm_up
+from serving.server.runtime.session import Array, Function, Session, SessionError, Value
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _INIT_OP = "__saved_model_init_op"

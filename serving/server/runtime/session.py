@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
-from serving.server.tensors import DTYPES, STRING, to_proto, type_of
+from serving.server.runtime.tensors import DTYPES, STRING, to_proto, type_of
 
 _INVALID_ARGUMENT = 3
 _SAME_THREAD = -1
