@@ -3,10 +3,10 @@
     python -m serving.server.model_server --port 8500 --rest_api_port 8501 --model_config_file models.config
 
 All flags of tensorflow_model_server are accepted; those without effect here are named in the log (flags.py). It adds
---host and bounds of REST (connections.py). It answers PredictionService, ModelService and the health service; over REST
-it answers predict, classify, regress, status and metadata. It batches no requests, and its metrics are few. It listens
-on loopback unless --host names another address. After SIGTERM it takes no new requests, answers those that have begun,
-and exits with 0.
+--host and bounds of REST (rest/connections.py). It answers PredictionService, ModelService and the health service; over
+REST it answers predict, classify, regress, status and metadata. It batches no requests, and its metrics are few. It
+listens on loopback unless --host names another address. After SIGTERM it takes no new requests, answers those that have
+begun, and exits with 0.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from common import process
 from common.errors import InputError
 from serving.server import examples, flags
 from serving.server.config import ConfigFile, check_config, read_config
-from serving.server.http_requests import Limits
 from serving.server.metrics import ServerMetrics
-from serving.server.rest import RestServer
+from serving.server.rest.api import RestServer
+from serving.server.rest.http_requests import Limits
 from serving.server.runtime.servable import RequestError, invalid, request_error
 from serving.server.runtime.session import MAX_BYTES, library
 from serving.server.runtime.tensors import to_proto

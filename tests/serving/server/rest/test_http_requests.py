@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from serving.server.http_requests import HEAD_BYTES, Limits, Request, Requests
+from serving.server.rest.http_requests import HEAD_BYTES, Limits, Request, Requests
 from serving.server.runtime.servable import RequestError
 
 LIMITS = Limits(body_bytes=20_000, time_s=0.2)

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.apis.input_pb2 import Input
 
-from serving.server.json_examples import input_of
+from serving.server.rest.json_examples import input_of
 from serving.server.runtime.servable import RequestError
 
 ROWS = 100

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tensorflow.core.framework import types_pb2
 
-from serving.server.json_text import shown
+from serving.server.rest.json_text import shown
 from serving.server.runtime.servable import RequestError, invalid
 
 FLOAT_MAX = float(np.finfo(np.float32).max)

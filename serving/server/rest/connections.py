@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import grpc
 
 from common import process
-from serving.server.http_requests import RECEIVED_BYTES, Limits, Request, Requests
+from serving.server.rest.http_requests import RECEIVED_BYTES, Limits, Request, Requests
 from serving.server.runtime.servable import RequestError
 
-log = process.logger("serving.server.connections")
+log = process.logger("serving.server.rest.connections")
 
 LINGER_S = 1.0
 """The time in which the rest of a refused body is read."""

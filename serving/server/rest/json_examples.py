@@ -14,8 +14,8 @@ from tensorflow_serving.apis.model_pb2 import ModelSpec
 from tensorflow_serving.apis.regression_pb2 import RegressionRequest
 
 from serving.server.examples import classify, regress
-from serving.server.json_cells import FLOAT_MAX, bytes_of, is_base64, json_type
-from serving.server.json_text import shown, written
+from serving.server.rest.json_cells import FLOAT_MAX, bytes_of, is_base64, json_type
+from serving.server.rest.json_text import shown, written
 from serving.server.runtime.servable import invalid
 from serving.server.versions import Models
 

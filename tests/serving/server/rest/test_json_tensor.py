@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo
 
-from serving.server.json_cells import KINDS, refusal
-from serving.server.json_tensor import inputs_of, reply_of, to_array
-from serving.server.json_text import parsed
+from serving.server.rest.json_cells import KINDS, refusal
+from serving.server.rest.json_tensor import inputs_of, reply_of, to_array
+from serving.server.rest.json_text import parsed
 from serving.server.runtime.servable import RequestError
 
 ROWS = 100

@@ -17,10 +17,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo
 
-from serving.server.http_requests import Limits
 from serving.server.metrics import ServerMetrics
 from serving.server.model_server import grpc_server
-from serving.server.rest import RestServer
+from serving.server.rest.api import RestServer
+from serving.server.rest.http_requests import Limits
 from serving.server.runtime.servable import Signature
 from tests.support.ports import free_port
 from tests.support.wait import until

@@ -12,12 +12,12 @@ from google.protobuf.json_format import MessageToDict
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2
 
 from common.errors import InputError
-from serving.server.connections import Answer, BoundedServer, refused
-from serving.server.http_requests import Limits, Request
-from serving.server.json_examples import classify_json, regress_json
-from serving.server.json_tensor import inputs_of, reply_of
-from serving.server.json_text import parsed, shown, written
 from serving.server.metrics import ServerMetrics
+from serving.server.rest.connections import Answer, BoundedServer, refused
+from serving.server.rest.http_requests import Limits, Request
+from serving.server.rest.json_examples import classify_json, regress_json
+from serving.server.rest.json_tensor import inputs_of, reply_of
+from serving.server.rest.json_text import parsed, shown, written
 from serving.server.runtime.servable import RequestError, invalid, request_error
 from serving.server.versions import Models
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from tensorflow.core.framework import types_pb2
 
-from serving.server.json_cells import KINDS, Kind, bytes_of, is_base64, lossless, refusal
-from serving.server.json_text import shown, written
+from serving.server.rest.json_cells import KINDS, Kind, bytes_of, is_base64, lossless, refusal
+from serving.server.rest.json_text import shown, written
 from serving.server.runtime.servable import RequestError, invalid
 
 MAX_RANK = 32
