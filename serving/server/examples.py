@@ -25,7 +25,7 @@ def classify(models: Models, request: Any) -> ClassificationResponse:
     reply = ClassificationResponse()
     with models.use(_spec_of(request)) as servable:
         signature = request.model_spec.signature_name or "serving_default"
-        _check_classification(_found(servable, signature))
+        _check_classification(_signature(servable, signature))
         reply.result.CopyFrom(_classified(servable, signature, _serialized(request.input)))
         servable.name_in(reply.model_spec, signature)
     return reply
@@ -36,7 +36,7 @@ def regress(models: Models, request: Any) -> RegressionResponse:
     reply = RegressionResponse()
     with models.use(_spec_of(request)) as servable:
         signature = request.model_spec.signature_name or "serving_default"
-        _check_regression(_found(servable, signature))
+        _check_regression(_signature(servable, signature))
         reply.result.CopyFrom(_regressed(servable, signature, _serialized(request.input)))
         servable.name_in(reply.model_spec, signature)
     return reply
@@ -64,7 +64,7 @@ def _spec_of(request: Any) -> ModelSpec:
     return request.model_spec
 
 
-def _found(servable: Servable, name: str) -> Signature:
+def _signature(servable: Servable, name: str) -> Signature:
     if name not in servable.signatures:
         raise invalid(f"No signature was found with the name: {name}")
     return servable.signatures[name]

@@ -73,9 +73,9 @@ def _example(value: Any) -> Example:
         feature = example.features.feature[_key(name)]
         for cell in content if isinstance(content, list) else [content]:
             kind, converted = _cell(name, cell)
-            known = feature.WhichOneof("kind") or kind
-            if kind != known:
-                text = f"Unexpected element type in feature: {name} expecting type: {known.removesuffix('_list')}"
+            first_kind = feature.WhichOneof("kind") or kind
+            if kind != first_kind:
+                text = f"Unexpected element type in feature: {name} expecting type: {first_kind.removesuffix('_list')}"
                 raise invalid(text)
             getattr(feature, kind).value.append(converted)
     return example

@@ -44,10 +44,10 @@ def inputs_of(
         if isinstance(values, list) and len(values) > most_rows:
             raise invalid(f"{name}: {len(values)} rows, allowed are {most_rows} (--rest_api_max_rows)")
     arrays = {name: to_array(values, signature[name]) for name, values in columns.items()}
-    found = {name: array for name, array in arrays.items() if array is not None}
-    if len(found) < len(signature):
+    present = {name: array for name, array in arrays.items() if array is not None}
+    if len(present) < len(signature):
         raise refusal(body, signature)
-    return found, rows
+    return present, rows
 
 
 def _of_columns(inputs: Any, signature: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,8 +135,8 @@ def reply_of(outputs: Mapping[str, Any], rows: bool) -> bytes:
 def _array(name: str, value: Any) -> npt.NDArray[Any]:
     array = np.asarray(value, np.object_ if isinstance(value, bytes | str) else None)
     if array.dtype not in _OUTPUTS:
-        known = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
-        raise invalid(f"Failed to write JSON value for tensor type: {known}")
+        type_name = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
+        raise invalid(f"Failed to write JSON value for tensor type: {type_name}")
     return array
 
 

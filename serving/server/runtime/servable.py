@@ -138,13 +138,13 @@ def _check_inputs(inputs: Mapping[str, Any], signature: Signature) -> None:
             f"Sent extra: {{{','.join(sorted(set(sent) - set(needed)))}}}. "
             f"Missing but required: {{{','.join(sorted(set(needed) - set(sent)))}}}."
         )
-    known = f"Inputs expected to be in the set {{{','.join(sorted(names))}}}."
+    allowed = f"Inputs expected to be in the set {{{','.join(sorted(names))}}}."
     for alias in inputs:
         if alias not in names:
-            raise invalid(f"input tensor alias not found in signature: {alias}. {known}")
+            raise invalid(f"input tensor alias not found in signature: {alias}. {allowed}")
     for alias in names:
         if alias not in inputs and alias not in signature.defaults:
-            raise invalid(f"input {alias} is missing and has no default. {known}")
+            raise invalid(f"input {alias} is missing and has no default. {allowed}")
 
 
 def _check_outputs(outputs: Sequence[str], signature: Signature) -> None:

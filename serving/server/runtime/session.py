@@ -191,11 +191,11 @@ class Session:
         self._tf.DeleteGraph(self._graph)
 
     def _output(self, name: str) -> _Output:
-        operation, _, index = name.partition(":")
-        found = self._tf.GraphOperationByName(self._graph, operation.encode())
-        if not found or not index.isdecimal() or int(index) >= self._tf.OperationNumOutputs(found):
+        operation_name, _, index = name.partition(":")
+        operation = self._tf.GraphOperationByName(self._graph, operation_name.encode())
+        if not operation or not index.isdecimal() or int(index) >= self._tf.OperationNumOutputs(operation):
             raise SessionError(_INVALID_ARGUMENT, f"Tensor {name}, specified in the signature, is not in the graph")
-        return _Output(found, int(index))
+        return _Output(operation, int(index))
 
 
 def _tensor(tf: _Library, array: Array) -> int:
