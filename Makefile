@@ -31,9 +31,9 @@ test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
 test: setup ## run all tests: those of C++, of the core alone and of the join beside each other, then all others, then the real processes
 	@infra/setup.sh test
 	@$(MAKE) -s -j$$(nproc) --output-sync=target test-core test-cuckoo test-join
-	@# Three at a time, a file to one worker, the longest first (tests/conftest.py); then whole platforms in the same way.
-	$(call step,$(PYTHON_IN) -m pytest tests -m 'not e2e' $(CORE_TESTS:%=--ignore=%) -n 3 --dist loadfile --no-loadscope-reorder --durations=25)
-	$(call step,$(PYTHON_IN) -m pytest tests -m e2e -n 3 --dist loadfile --no-loadscope-reorder --durations=25)
+	@# Two at a time, a file to one worker, the longest first (tests/conftest.py); then whole platforms in the same way.
+	$(call step,$(PYTHON_IN) -m pytest tests -m 'not e2e' $(CORE_TESTS:%=--ignore=%) -n 2 --dist loadfile --no-loadscope-reorder --durations=25)
+	$(call step,$(PYTHON_IN) -m pytest tests -m e2e -n 2 --dist loadfile --no-loadscope-reorder --durations=25)
 
 test-core: # an environment without Airflow, Feast, MLflow and Great Expectations
 	$(call step,UV_PROJECT_ENVIRONMENT=$(CORE_VENV) build/tools/bin/uv sync -q --frozen --python $(PYTHON_IN) && \
