@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks.cuckoo.figures import commit, machine  # noqa: E402
+from benchmarks.common.figures import commit, machine  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import InputError  # noqa: E402
 from features.counters import Counters  # noqa: E402

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import psutil  # noqa: E402
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition  # noqa: E402
 
-from benchmarks.cuckoo.figures import commit  # noqa: E402
+from benchmarks.common.figures import commit  # noqa: E402
 from common import process  # noqa: E402
 from streaming import topics  # noqa: E402
 from streaming.declaration import Declaration, Feature  # noqa: E402

@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from benchmarks.cuckoo import pages  # noqa: E402
-from benchmarks.cuckoo.figures import commit, machine, spread  # noqa: E402
+from benchmarks.common import pages  # noqa: E402
+from benchmarks.common.figures import commit, machine, spread  # noqa: E402
 from benchmarks.load import lineage  # noqa: E402
 from benchmarks.load.client import RATE, ROWS, Call  # noqa: E402
 from benchmarks.load.server import OURS, TOKEN, Clients, Contestant, Server  # noqa: E402

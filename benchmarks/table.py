@@ -27,8 +27,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.cuckoo import pages, summary  # noqa: E402  # not installed: imported by the line above
-from benchmarks.cuckoo.figures import commit, machine  # noqa: E402
+from benchmarks.common import pages  # noqa: E402
+from benchmarks.common.figures import commit, machine  # noqa: E402
+from benchmarks.cuckoo import summary  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import InputError  # noqa: E402
 

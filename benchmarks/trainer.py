@@ -39,8 +39,8 @@ import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from kafka import KafkaProducer  # noqa: E402
 
-from benchmarks.cuckoo import pages  # noqa: E402
-from benchmarks.cuckoo.figures import commit, machine, spread, timed, times_faster  # noqa: E402
+from benchmarks.common import pages  # noqa: E402
+from benchmarks.common.figures import commit, machine, spread, timed, times_faster  # noqa: E402
 from benchmarks.cuckoo.nets import KerasNet, MutableNet  # noqa: E402
 from common import process  # noqa: E402
 from streaming import topics  # noqa: E402

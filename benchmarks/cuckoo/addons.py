@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from benchmarks.common.figures import ROOT, rates, timed, times_faster
 from benchmarks.cuckoo import contestants
-from benchmarks.cuckoo.figures import ROOT, rates, timed, times_faster
 from benchmarks.cuckoo.streams import Stream, keys_of
 
 ENVIRONMENT = ROOT / "build" / "benchmarks" / "addons"

@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
+from benchmarks.common.figures import ROOT
 from benchmarks.cuckoo import contestants
-from benchmarks.cuckoo.figures import ROOT
 from benchmarks.cuckoo.streams import Stream
 
 DROP = Path("/proc/sys/vm/drop_caches")

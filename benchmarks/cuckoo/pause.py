@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.common.figures import preempted
 from benchmarks.cuckoo import contestants
-from benchmarks.cuckoo.figures import preempted
 from benchmarks.cuckoo.streams import Stream
 
 

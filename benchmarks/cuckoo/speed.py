@@ -9,9 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from benchmarks.common.figures import rates, timed, times_faster
 from benchmarks.cuckoo import contestants
 from benchmarks.cuckoo.contestants import Batch, Verbs
-from benchmarks.cuckoo.figures import rates, timed, times_faster
 from benchmarks.cuckoo.streams import Stream
 
 VERBS = ("find", "lookup", "apply", "import")

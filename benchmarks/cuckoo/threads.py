@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.common.figures import spread, times_faster
 from benchmarks.cuckoo import contestants
 from benchmarks.cuckoo.contestants import Batch
-from benchmarks.cuckoo.figures import spread, times_faster
 from benchmarks.cuckoo.streams import Stream
 
 Call = Callable[[Batch], Any]

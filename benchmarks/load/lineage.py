@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.cuckoo.figures import ROOT
+from benchmarks.common.figures import ROOT
 from delta_log.files import TableRows, read_dense
 from delta_log.log import Log
 from delta_log.manifest import Manifest

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.cuckoo.figures import ROOT
+from benchmarks.common.figures import ROOT
 from benchmarks.load.client import Call
 from benchmarks.load.lineage import LINEAGE, SOURCE
 from common.errors import InputError

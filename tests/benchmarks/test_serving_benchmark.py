@@ -18,7 +18,7 @@ from tests.support import PROJECT
 sys.path.insert(0, str(PROJECT))
 
 from benchmarks import serving  # noqa: E402  # not installed: imported by the line above
-from benchmarks.cuckoo import pages  # noqa: E402
+from benchmarks.common import pages  # noqa: E402
 from benchmarks.load.client import Call  # noqa: E402
 from benchmarks.load.server import Clients  # noqa: E402
 from common.errors import InputError  # noqa: E402

@@ -14,7 +14,8 @@ from tests.support import PROJECT
 
 sys.path.insert(0, str(PROJECT))
 
-from benchmarks.cuckoo import pages, summary  # noqa: E402  # not installed: imported by the line above
+from benchmarks.common import pages  # noqa: E402
+from benchmarks.cuckoo import summary  # noqa: E402
 
 
 def test_a_small_run_measures_its_parts(tmp_path: Path) -> None:

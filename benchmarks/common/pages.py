@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cuckoo.figures import ROOT
+from benchmarks.common.figures import ROOT
 from benchmarks.cuckoo.summary import BATCH, GOALS, reached
 
 RESULTS = ROOT / "benchmarks" / "results"
