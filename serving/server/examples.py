@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -19,26 +19,28 @@ from serving.server.versions import Models
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 """The method names of a task of MultiInference."""
 
+_Reply = TypeVar("_Reply", ClassificationResponse, RegressionResponse)
+
 
 def classify(models: Models, request: Any) -> ClassificationResponse:
     """Answers a ClassificationRequest."""
-    reply = ClassificationResponse()
-    with models.use(_spec_of(request)) as servable:
-        signature = request.model_spec.signature_name or "serving_default"
-        _check_classification(_signature(servable, signature))
-        reply.result.CopyFrom(_classified(servable, signature, _serialized(request.input)))
-        servable.name_in(reply.model_spec, signature)
-    return reply
+    return _answered(models, request, ClassificationResponse(), _check_classification, _classified)
 
 
 def regress(models: Models, request: Any) -> RegressionResponse:
     """Answers a RegressionRequest."""
-    reply = RegressionResponse()
+    return _answered(models, request, RegressionResponse(), _check_regression, _regressed)
+
+
+def _answered(
+    models: Models, request: Any, reply: _Reply, check: Callable[[Signature], None],
+    infer: Callable[[Servable, str, npt.NDArray[np.object_]], Any],
+) -> _Reply:  # fmt: skip
     with models.use(_spec_of(request)) as servable:
-        signature = request.model_spec.signature_name or "serving_default"
-        _check_regression(_signature(servable, signature))
-        reply.result.CopyFrom(_regressed(servable, signature, _serialized(request.input)))
-        servable.name_in(reply.model_spec, signature)
+        name = request.model_spec.signature_name or "serving_default"
+        check(_signature(servable, name))
+        reply.result.CopyFrom(infer(servable, name, _serialized(request.input)))
+        servable.name_in(reply.model_spec, name)
     return reply
 
 
