@@ -23,7 +23,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """A name is one in TensorFlow, in Feast, in SQL and in a path."""
 
 
-def _check_name(where: str, name: Any) -> None:
+def check_name(where: str, name: Any) -> None:
+    """Raises ValueError unless `name` is a name; `where` tells whose."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         allowed = "a letter of a to z or A to Z, then up to 63 letters, digits and underscores"
         raise ValueError(f"{where} is {shown(name)}, allowed is {allowed}")
@@ -55,7 +56,7 @@ class Feature:
             raise ValueError(f"feature {self.name}: kind is {self.kind!r}, allowed are id, ids, number")
         if self.view not in VIEWS:
             raise ValueError(f"feature {self.name}: view is {self.view!r}, allowed are {', '.join(VIEWS)}")
-        _check_name("a feature's name", self.name)
+        check_name("a feature's name", self.name)
         if keyword.iskeyword(self.name) or self.name == "self":
             raise ValueError(f"a feature's name is {self.name!r}, allowed is a name that is no keyword of Python")
         if self.kind == "number" and self.table:
@@ -63,7 +64,7 @@ class Feature:
         if self.kind != "number" and not self.table:
             object.__setattr__(self, "table", self.name)
         if self.table:
-            _check_name(f"feature {self.name}: table", self.table)
+            check_name(f"feature {self.name}: table", self.table)
         object.__setattr__(self, "default", self._checked_default())
 
     def _checked_default(self) -> Any:
@@ -141,7 +142,7 @@ class Declaration:
         self._take_tuple("tasks", str)
         self._take_tuple("policies", Policy)
         for task in self.tasks:
-            _check_name(f"declaration {self.name}: a task", task)
+            check_name(f"declaration {self.name}: a task", task)
             if task == "seq":
                 raise ValueError(f"declaration {self.name}: a task is 'seq', allowed is a name no answer has")
         if not self.tables:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from streaming.declaration import Declaration, Feature
 from streaming.hashing import fnv1a64, text_id
+from streaming.slots import SHOWN, WINDOWS, Slot, Slots
 from streaming.source import Exposure
 from streaming.sources.kuairand_files import find, folder, integers, places, read_tables
 from streaming.views import Column, Rows, Views
@@ -70,11 +71,24 @@ declaration = Declaration(
     window_ms=20 * 60_000,
 )
 
+slots = Slots(
+    (
+        Slot("user", "user", windows=tuple(WINDOWS)),
+        Slot("user_author", "user", by="author", windows=("7d",)),
+        Slot("user_tag", "user", by="tags", windows=("7d",)),
+        Slot("user_music", "user", by="music", windows=("7d",)),
+        Slot("user_tab", "user", by="tab", windows=("7d", "all")),
+        Slot("user_item", "user", by="item", windows=("7d",)),
+        Slot("item", "item", windows=tuple(WINDOWS)),
+    ),
+    (SHOWN, *declaration.tasks),
+)
+
 
 class KuaiRand:
     """The data set in a folder. Without a folder, it finds or downloads the files when the first event is read."""
 
-    declaration = declaration
+    declaration, slots = declaration, slots
 
     def __init__(self, days: int, folder: Path | None = None) -> None:
         self.days, self.folder = days, folder

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from streaming.declaration import Declaration, Feature, Policy
 from streaming.hashing import mix64
+from streaming.slots import SHOWN, WINDOWS, Slot, Slots
 from streaming.source import Exposure
 from streaming.views import Column, Rows, Views
 
@@ -51,9 +52,22 @@ declaration = Declaration(
     window_ms=WINDOW_MS,
 )
 
+slots = Slots(
+    (
+        Slot("user", "user", windows=tuple(WINDOWS)),
+        Slot("user_maker", "user", by="maker", windows=("1h", "1d")),
+        Slot("user_topic", "user", by="topics", windows=("1h", "1d")),
+        Slot("user_item", "user", by="item", windows=("1d",)),
+        Slot("item", "item", windows=tuple(WINDOWS)),
+    ),
+    (SHOWN, *declaration.tasks),
+)
+
 
 class Simulator:
     """A run of the app: `history` is the first `history_minutes`, `live` the `minutes` after them."""
+
+    slots = slots
 
     def __init__(
         self,
