@@ -18,6 +18,7 @@ RESERVED_IDS = (INT64_MIN, INT64_MIN + 1)
 MAX_TASKS = 64
 """The join has one bit of a long for each task."""
 MAX_WINDOW_MS = 366 * 86_400_000
+MAX_DENSE_RATE, MAX_DENSE_EVERY = 100, 1_000_000
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """A name is one in TensorFlow, in Feast, in SQL and in a path."""
@@ -119,6 +120,25 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Online:
+    """How the dense weights of a model learn online, if the settings do not say otherwise.
+
+    `dense_rate` is the factor of their learning rates: 1 is that of the batch pass, 0 holds them. They are synced with
+    each `dense_every`-th delta. Rows learn at their own rate and are in each delta.
+    """
+
+    dense_rate: float = 1.0
+    dense_every: int = 1
+
+    def __post_init__(self) -> None:
+        rate, every = self.dense_rate, self.dense_every
+        if type(rate) not in (int, float) or not 0 <= rate <= MAX_DENSE_RATE:
+            raise ValueError(f"online: dense_rate is {shown(rate)}, allowed is a number, 0 to {MAX_DENSE_RATE}")
+        if type(every) is not int or not 1 <= every <= MAX_DENSE_EVERY:
+            raise ValueError(f"online: dense_every is {shown(every)}, allowed is an int, 1 to {MAX_DENSE_EVERY}")
+
+
+@dataclass(frozen=True)
 class Declaration:
     """A source's features and tasks, and the times its labels need.
 
@@ -126,8 +146,8 @@ class Declaration:
     the headline figures. `window_ms` is how long after an impression an action counts. The shape of a model is no part
     of it (training/models).
 
-    `policies`, at most one a table, are for the trainer only. They change which rows exist and not what a row means. So
-    neither JSON nor sha256 has them, and a lineage continues under other policies.
+    `policies`, at most one a table, and `online` are for the trainer only. They change which rows exist and how weights
+    learn, and not what a row means. So neither JSON nor sha256 has them, and a lineage continues under others.
     """
 
     name: str
@@ -136,6 +156,7 @@ class Declaration:
     judged: str
     window_ms: int
     policies: tuple[Policy, ...] = ()
+    online: Online = Online()
 
     def __post_init__(self) -> None:
         self._take_tuple("features", Feature)
@@ -199,9 +220,9 @@ class Declaration:
         return next((p for p in self.policies if p.table == table), Policy(table))
 
     def to_json(self) -> str:
-        """The declaration for the join and the sha256: without policies and the features' views."""
+        """The declaration for the join and the sha256: without policies, `online` and the features' views."""
         fields = asdict(self)
-        del fields["policies"]
+        del fields["policies"], fields["online"]
         for feature in fields["features"]:
             del feature["view"]
         return json.dumps(fields, sort_keys=True)

@@ -1,6 +1,6 @@
 """Writes the tables of README.md and of docs/ from the results, so that no figure is typed by hand.
 
-A page has the comments `<!-- benchmarks: ratios -->` (or `cells`, `serving`) and `<!-- end -->`. The lines between are
+A page has the comments `<!-- benchmarks: ratios -->` (or another kind) and `<!-- end -->`. The lines between are
 replaced.
 """
 
@@ -16,7 +16,13 @@ from benchmarks.common.figures import ROOT
 from benchmarks.cuckoo.summary import BATCH, GOALS, reached
 
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = {"README.md": "ratios", "docs/table.md": "cells", "docs/results.md": "serving"}
+PAGES = {
+    "ratios": "README.md",
+    "cells": "docs/table.md",
+    "serving": "docs/results.md",
+    "quality": "docs/results.md",
+}
+"""Kind of a table -> its page."""
 LABELS = {
     "find_vs_ceiling": "find: its rate / the rate of copying random rows through a random index line",
     "find_vs_row_copy": "find: its rate / the rate of copying random rows",
@@ -52,7 +58,7 @@ CONTESTANTS = {
 def write(root: Path = ROOT, results: Path = RESULTS) -> None:
     """Writes the pages' tables from the results that exist."""
     figures = read(results)
-    for page, kind in PAGES.items():
+    for kind, page in PAGES.items():
         path = root / page
         path.write_text(filled(path.read_text(), kind, block(kind, figures)))
 
@@ -73,6 +79,8 @@ def block(kind: str, figures: dict[str, dict[str, Any]]) -> str:
     table, trainer = figures.get("table", {}), figures.get("trainer", {})
     if kind == "serving":
         return serving(figures.get("serving", {}))
+    if kind == "quality":
+        return quality(figures.get("quality", {}))
     return ratios(table, trainer) if kind == "ratios" else cells(table)
 
 
@@ -159,3 +167,19 @@ def serving(result: dict[str, Any]) -> str:
         f"`{result['command']}`.",
     )
     return "\n".join([*lines, "", *text, ""])
+
+
+def quality(result: dict[str, Any]) -> str:
+    """A row for each figure: its mean and standard deviation over the seeds, and its goal."""
+    if not result:
+        return ""
+    lines = ["| | mean | sd | seeds | goal |", "|---|---|---|---|---|"]
+    for part in result["parts"].values():
+        for r in part["rows"]:
+            deviation = "" if r["sd"] is None else f"{r['sd']:g}"
+            lines.append(f"| {r['label']} | {r['mean']:g} | {deviation} | {len(r['seeds'])} | {r['goal']} |")
+    of_parts = [f"{name}: {p['date']}, commit {p['commit']}, {p['seconds']} s" for name, p in result["parts"].items()]
+    host = f"{result['machine']['cpu']}, {result['machine']['cores']} virtual cores."
+    return "\n".join(
+        [*lines, "", "`python -m benchmarks.quality`;", f"{host}", "", *(f"- {text}" for text in of_parts), ""]
+    )

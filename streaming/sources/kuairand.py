@@ -1,7 +1,7 @@
 """The source KuaiRand-Pure: a month of exposures of a real short-video app, with eight kinds of feedback.
 
 Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos", CIKM 2022,
-https://kuairand.com, CC BY-SA 4.0. The live part is the last two days of the standard feed, the history the `days`
+https://kuairand.com, CC BY-SA 4.0. The live part is the last `live_days` of the standard feed, the history the `days`
 before them (China time). The files are taken from MINUTEHAND_DATA, else from the cache, else downloaded.
 
 Features are causal: a count includes only what was known when the video was shown. A label is known at
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from streaming.declaration import Declaration, Feature
+from streaming.declaration import Declaration, Feature, Online
 from streaming.hashing import fnv1a64, text_id
 from streaming.slots import SHOWN, WINDOWS, Slot, Slots
 from streaming.source import Exposure
@@ -28,7 +28,6 @@ from streaming.views import Column, Rows, Views
 
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 _CHINA_MS = 8 * _HOUR_MS
-LIVE_DAYS = 2
 Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Exposures and clicks."""
 
@@ -69,6 +68,7 @@ declaration = Declaration(
     tasks=tuple(_TASKS),
     judged="click",
     window_ms=20 * 60_000,
+    online=Online(dense_rate=0.1),  # benchmarks/quality.py compares it with 0 and 1
 )
 
 slots = Slots(
@@ -90,8 +90,8 @@ class KuaiRand:
 
     declaration, slots = declaration, slots
 
-    def __init__(self, days: int, folder: Path | None = None) -> None:
-        self.days, self.folder = days, folder
+    def __init__(self, days: int, live_days: int, folder: Path | None = None) -> None:
+        self.days, self.live_days, self.folder = days, live_days, folder
 
     def history(self) -> Iterator[Exposure]:
         shown = self._columns()
@@ -113,7 +113,7 @@ class KuaiRand:
         )
 
     def _columns(self) -> dict[str, Any]:
-        return columns(*self._tables(), self.days)
+        return columns(*self._tables(), self.days, self.live_days)
 
     def _tables(self) -> tuple[pa.Table, pa.Table, pa.Table]:
         """Reads the log, the users and the videos."""
@@ -123,11 +123,12 @@ class KuaiRand:
         return log, users, videos
 
 
-def configure(days: int = 12) -> KuaiRand:
-    """Takes the last two days as live, and the `days` before them as history. The official archive has 29."""
-    if days < 1:
-        raise ValueError(f"kuairand: days is {days}, allowed is >= 1")
-    return KuaiRand(days)
+def configure(days: int = 12, live_days: int = 2) -> KuaiRand:
+    """Takes the last `live_days` as live, and the `days` before them as history. The official archive has 31 in all."""
+    for name, value in (("days", days), ("live_days", live_days)):
+        if value < 1:
+            raise ValueError(f"kuairand: {name} is {value}, allowed is >= 1")
+    return KuaiRand(days, live_days)
 
 
 _LOG = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab", *_TASKS.values())
@@ -136,11 +137,11 @@ _VIDEOS = ("video_id", "author_id", "upload_dt", "upload_type", "music_id", "tag
 _NEEDED = (_LOG, _USERS, _VIDEOS)
 
 
-def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int) -> dict[str, Any]:
+def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int, live_days: int) -> dict[str, Any]:
     """Computes one array (or list) a column, in event order, from `days` before the live part on."""
     order = np.argsort(integers(log, "time_ms"), kind="stable")
     ts_ms = integers(log, "time_ms")[order]
-    live_ms = int((ts_ms[-1] + _CHINA_MS) // _DAY_MS - LIVE_DAYS + 1) * _DAY_MS - _CHINA_MS
+    live_ms = int((ts_ms[-1] + _CHINA_MS) // _DAY_MS - live_days + 1) * _DAY_MS - _CHINA_MS
     order = order[ts_ms >= live_ms - days * _DAY_MS]
     log = log.take(pa.array(order))
     ts_ms, left_ms = integers(log, "time_ms"), integers(log, "time_ms") + np.maximum(0, integers(log, "play_time_ms"))

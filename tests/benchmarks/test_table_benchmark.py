@@ -39,7 +39,7 @@ def test_a_small_run_measures_its_parts(tmp_path: Path) -> None:
 
 def test_the_pages_show_the_results() -> None:
     figures = pages.read()
-    for page, kind in pages.PAGES.items():
+    for kind, page in pages.PAGES.items():
         text = (PROJECT / page).read_text()
         assert pages.filled(text, kind, pages.block(kind, figures)) == text, page
 

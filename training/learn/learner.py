@@ -25,10 +25,14 @@ from training.models.pooling import pooled
 
 @dataclass(frozen=True)
 class Settings:
-    """`batch` is the constant B of the loss and the largest step; `seed` is of the rows' first values."""
+    """`batch` is the constant B of the loss and the largest step; `seed` is of the rows' first values.
+
+    `dense_rate` is the factor of the dense weights' learning rates; 0 holds them.
+    """
 
     batch: int = 512
     seed: int = 0
+    dense_rate: float = 1.0
 
 
 class Outcome(NamedTuple):
@@ -119,7 +123,7 @@ class Learner:
         present = {name: self.tables[name].find(ids[name]) for name in ids}
         tested = self.model.logits(self._outputs(present, places, features, numbers))
         rows = {name: self.tables[name].lookup(ids[name], sights[name]) for name in ids}
-        dense = list(self.weights.values())
+        dense = list(self.weights.values()) if self.settings.dense_rate else []
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*rows.values(), *dense])
             outputs = self._outputs(rows, places, features, numbers)
@@ -128,8 +132,9 @@ class Learner:
         of_rows, of_dense = tape.gradient(value, [list(rows.values()), dense], unconnected_gradients=zero)
         for name, gradient in zip(ids, of_rows, strict=True):
             self.tables[name].apply(ids[name], tf.convert_to_tensor(gradient))
-        for name, gradient in zip(self.weights, of_dense, strict=True):
-            self._descend(name, gradient)
+        if dense:
+            for name, gradient in zip(self.weights, of_dense, strict=True):
+                self._descend(name, gradient)
         return tested, value
 
     def _descend(self, name: str, gradient: Any) -> None:
@@ -139,7 +144,7 @@ class Learner:
             # Adagrad (Duchi et al., JMLR 12, 2011): a += g^2; w -= rate * g / sqrt(a + epsilon)
             total = self.slots[name].assign_add(gradient * gradient)
             gradient *= tf.math.rsqrt(total + optimizer.epsilon)
-        weight.assign_sub(optimizer.learning_rate * gradient)
+        weight.assign_sub(self.settings.dense_rate * optimizer.learning_rate * gradient)
 
 
 def _slots(model: Model, name: str) -> tf.Variable:

@@ -63,7 +63,7 @@ def write(folder, tables, parquet=False):
 
 
 def exposures(folder, days=12):
-    source = KuaiRand(days, folder)
+    source = KuaiRand(days, 2, folder)
     return list(source.history()), list(source.live())
 
 

@@ -1,0 +1,161 @@
+"""Measures what freshness is worth: a model that learns the live part against a frozen copy of its base, in process.
+
+The base learns the history once. Then the live part passes in event time. At each sync the model learns the examples
+whose windows have closed, and its scores of the next interval are those of that sync. So a sync of 10 minutes leaves
+the model 20 to 30 minutes old where the window has 20. The frozen copy is the base. A gain is the difference of both
+AUCs over the whole live part.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common.parts import Part, row
+from common.auc import auc
+from delta_log.log import Log
+from streaming.declaration import Declaration
+from streaming.example import Batch, batches, concat
+from streaming.source import load
+from training.learn import batch_pass
+from training.learn.learner import Learner, Settings
+from training.learn.state import State, scores_of
+from training.models.model import load as load_model
+
+MINUTE_MS = 60_000
+DAY_MS = 1440 * MINUTE_MS
+READ_AT_ONCE = 8192
+KUAIRAND = "kuairand?days=7&live_days=7"
+SIMULATOR = "simulator?seed=7&history_minutes=60&minutes=60"
+SYNCS = {"10min": 10, "1h": 60, "5h": 300, "1day": 1440}
+"""Name -> minutes of event time between two syncs, those of the Monolith paper's Table 2 and 10 minutes."""
+
+
+class Data(NamedTuple):
+    """A source's two parts, decoded."""
+
+    name: str
+    declaration: Declaration
+    history: Batch
+    live: Batch
+
+    @classmethod
+    def read(cls, name: str) -> Data:
+        source = load(name)
+        d = source.declaration
+        history, live = (concat(list(batches(part(), d, READ_AT_ONCE))) for part in (source.history, source.live))
+        return cls(name, d, history, live)
+
+    @property
+    def last_day(self) -> Batch:
+        """The last day of the history."""
+        return self.history.take(np.flatnonzero(self.history.ts_ms >= self.history.ts_ms[-1] - DAY_MS))
+
+
+class Base:
+    """A lineage with one base that has learned the history; each `state` of it is a copy that learns on."""
+
+    def __init__(self, data: Data, model: str, seed: int, folder: Path) -> None:
+        self.data, self.model, self.seed, self.log = data, model, seed, Log(folder)
+        state = State(self._learner(1.0), data.name)
+        state.learn(data.history)
+        self.lineage = batch_pass.begin(state, self.log, {}).lineage
+
+    def state(self, dense_rate: float = 1.0) -> State:
+        state = State(self._learner(dense_rate), self.data.name)
+        state.restore(self.log, self.lineage)
+        return state
+
+    def _learner(self, dense_rate: float) -> Learner:
+        model = load_model(self.model, self.data.declaration, self.seed)
+        return Learner(model, Settings(seed=self.seed, dense_rate=dense_rate))
+
+
+def intervals(live: Batch, window_ms: int, every_ms: int) -> Iterator[tuple[Batch, Batch]]:
+    """Yields for each sync the examples whose windows have closed since the last one, and those of the time until the
+    next one."""
+    start, learned, scored = int(live.ts_ms[0]), 0, 0
+    while scored < live.size:
+        closed = int(np.searchsorted(live.ts_ms, start - window_ms))
+        until = int(np.searchsorted(live.ts_ms, start + every_ms))
+        yield live.slice(learned, closed), live.slice(scored, until)
+        start, learned, scored = start + every_ms, max(closed, learned), until
+
+
+def served(state: State, live: Batch, every_ms: int) -> NDArray[np.float32]:
+    """The logits float32[n] of the judged task as served in `live` by a model that is synced each `every_ms`."""
+    parts = []
+    for learned, shown in intervals(live, state.declaration.window_ms, every_ms):
+        state.learn(learned)
+        parts.append(judged(state, shown))
+    return np.concatenate(parts)
+
+
+def judged(state: State, examples: Batch) -> NDArray[np.float32]:
+    return scores_of(state.learner, examples)[:, state.declaration.tasks.index(state.declaration.judged)]
+
+
+def auc_of(state: State, examples: Batch, scores: NDArray[np.float32] | None = None) -> float:
+    """The AUC of the judged task."""
+    scores = judged(state, examples) if scores is None else scores
+    return auc(examples.labels[:, state.declaration.tasks.index(state.declaration.judged)], scores)
+
+
+def run(seeds: Sequence[int]) -> Part:
+    """KuaiRand: four syncs, and how the dense weights learn. The simulator: its gain with each of these."""
+    figures: dict[str, list[float]] = {}
+    kuairand, simulator = Data.read(KUAIRAND), Data.read(SIMULATOR)
+    last_day = kuairand.last_day
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="minutehand-quality-") as name:
+            base = Base(kuairand, "deepfm", seed, Path(name) / "kuairand")
+            frozen = base.state()
+            before, day_before = auc_of(frozen, kuairand.live), auc_of(frozen, last_day)
+            _add(figures, "kuairand_frozen", before)
+            for sync, minutes in SYNCS.items():
+                state = base.state(kuairand.declaration.online.dense_rate)
+                scores = served(state, kuairand.live, minutes * MINUTE_MS)
+                _add(figures, f"online_gain_{sync}", auc_of(state, kuairand.live, scores) - before)
+                if sync == "10min":
+                    _add(figures, "forgetting", day_before - auc_of(state, last_day))
+            for rate in (0.0, 0.1, 1.0):
+                scores = served(state := base.state(rate), kuairand.live, 60 * MINUTE_MS)
+                _add(figures, f"kuairand_dense_{rate:g}", auc_of(state, kuairand.live, scores) - before)
+            base = Base(simulator, "deepfm", seed, Path(name) / "simulator")
+            before = auc_of(base.state(), simulator.live)
+            _add(figures, "simulator_frozen", before)
+            for rate in (0.0, 0.1, 1.0):
+                scores = served(state := base.state(rate), simulator.live, MINUTE_MS)
+                _add(figures, f"simulator_dense_{rate:g}", auc_of(state, simulator.live, scores) - before)
+    own = f"simulator_dense_{simulator.declaration.online.dense_rate:g}"
+    figures["simulator_gain"] = figures[own]
+    names = (*(f"online_gain_{sync}" for sync in SYNCS), "simulator_gain", "forgetting")
+    rows = [row(LABELS[name], values, GOALS.get(name, "")) | {"name": name} for name, values in figures.items()]
+    return Part(rows, {name: float(np.mean(figures[name])) for name in names})
+
+
+def _add(figures: dict[str, list[float]], name: str, value: float) -> None:
+    figures.setdefault(name, []).append(value)
+
+
+_GAIN = "AUC of click, KuaiRand, 7 days after a base of 7 days: online less frozen, synced each"
+_SIMULATOR = "AUC of watch, simulator, 60 minutes after 60, synced each minute: online less frozen"
+_RATES = {"0": "held", "0.1": "at a tenth of their rate", "1": "at their rate"}
+LABELS = {
+    "kuairand_frozen": "AUC of click, KuaiRand, 7 days after a base of 7 days: frozen",
+    "online_gain_10min": f"{_GAIN} 10 minutes",
+    "online_gain_1h": f"{_GAIN} hour",
+    "online_gain_5h": f"{_GAIN} 5 hours",
+    "online_gain_1day": f"{_GAIN} day",
+    "forgetting": "AUC of click, KuaiRand, the last day before: base less online, after those 7 days",
+    "simulator_frozen": "AUC of watch, simulator, 60 minutes after 60: frozen",
+    "simulator_gain": f"{_SIMULATOR}, its own rate",
+    **{f"kuairand_dense_{rate}": f"{_GAIN} hour, dense weights {text}" for rate, text in _RATES.items()},
+    **{f"simulator_dense_{rate}": f"{_SIMULATOR}, dense weights {text}" for rate, text in _RATES.items()},
+}
+GOALS = {"online_gain_10min": "> 0", "online_gain_1h": "> 0", "simulator_gain": "> 0", "forgetting": "<= 0.002"}
