@@ -10,6 +10,7 @@ its gradients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,6 +86,13 @@ class Learner:
         """Returns the logits float32[n, tasks]. Unknown ids read zeros, as they do in serving."""
         return np.asarray(self._score(*self._inputs(batch)))
 
+    def observe(self, batch: Batch, of: Callable[[dict[str, Any], Any], Any]) -> npt.NDArray[np.float32]:
+        """Returns what `of` computes of the pooled rows and the numbers, such as the gates of an MMoE."""
+        features, numbers = self._inputs(batch)
+        ids, places, _ = self._unique(features)
+        rows = {name: self.tables[name].find(ids[name]) for name in ids}
+        return np.asarray(of(self._pooled(rows, places, features), tf.convert_to_tensor(numbers)))
+
     def _inputs(self, batch: Batch) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
         columns: dict[str, Any] = {
             n: (c.values, c.row_splits) if isinstance(c, Ragged) else c
@@ -108,9 +116,13 @@ class Learner:
 
     def _outputs(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any], numbers: Any) -> Any:
         """Returns the model's outputs, from table -> rows float32[ids, dim] of the unique ids."""
+        return self.model.outputs(self._pooled(rows, places, features), numbers, Context(tf.shape(numbers)[0]))
+
+    def _pooled(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:
+        """Returns feature -> pooled rows float32[n, dim]."""
         of_ids = {f.name: tf.gather(rows[f.table], places[f.name]) for f in self.declaration.features if f.table}
         splits = {f.name: features[f.name][1] for f in self.declaration.features if f.kind == "ids"}
-        return self.model.outputs(pooled(of_ids, splits), numbers, Context(tf.shape(numbers)[0]))
+        return pooled(of_ids, splits)
 
     def _find(self, features: dict[str, Any], numbers: Any) -> Any:
         ids, places, _ = self._unique(features)

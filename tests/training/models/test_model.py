@@ -47,7 +47,7 @@ class Marked(Model):
 
 
 def test_a_model_is_named_with_its_settings() -> None:
-    assert names() == ["deepfm", "logistic"]
+    assert names() == ["deepfm", "logistic", "mmoe"]
     model = load("deepfm?dim=8&row_rate=0.1", SMALL)
     assert model.info.name == "deepfm" and model.dims == dict.fromkeys(SMALL.tables, 9)
     assert model.info.settings | {"dim": 8, "row_rate": 0.1, "hidden": "128x64"} == model.info.settings
@@ -58,8 +58,8 @@ def test_a_model_is_named_with_its_settings() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     {
-        "deepfn": "model is 'deepfn', allowed are deepfm, logistic",
-        "model": "model is 'model', allowed are deepfm, logistic",
+        "deepfn": "model is 'deepfn', allowed are deepfm, logistic, mmoe",
+        "model": "model is 'model', allowed are deepfm, logistic, mmoe",
         "deepfm?dims=8": "model 'deepfm': 'dims=8' is no parameter, allowed are seed=, dim=, hidden=",
         "deepfm?dim=8.5": "model 'deepfm': dim is '8.5', allowed is a value of type int",
         "deepfm?dim=0": "model 'deepfm': dim is 0, allowed is 1 or more",
