@@ -8,7 +8,7 @@ With z = relu(W [v_1 .. v_m, x] + b) the shared layer (z is its input if `bottom
 
 (Ma et al., Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts, KDD 2018, section
 4.2.) Experts and gates take the shared layer, not the raw inputs (Zhao et al., Recommending What Video to Watch Next,
-RecSys 2019). The experts are normalised, with a smooth activation: experts of ReLU die, and differences of scale let one
+RecSys 2019). The experts are normalised, with a smooth activation: experts of ReLU die, and other scales let one
 expert take over a task (Wang et al., HoME, 2024, arXiv 2408.05430). With one expert each gate is 1: that is the shared
 bottom. The other terms are those of ranker.py.
 """
