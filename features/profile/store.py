@@ -1,0 +1,186 @@
+"""The profile store: what each user did and what each item got, by time (docs/profiles.md).
+
+store = Profiles(folder, slots, writes=True)            # one process writes
+with store.writing() as commit:
+    commit.add(Adds(...))
+    commit.positions(reader_positions)
+store.compact(now_ms)
+
+store = Profiles(folder, slots)                         # any number read
+(authors,) = store.read("user", [7, 9], [Query("user_author", "7d", by="like", k=10)], now_ms)
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from common.disk import hold
+from common.errors import InputError
+from features.profile import compaction, database, pending
+from features.profile.compaction import READER_LAG_MS
+from features.profile.database import COMMIT_BITS, FILE, LEVEL
+from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
+from features.profile.rows import Int64s, Rows, empty, joined, matrix, slots, unsealed
+from features.profile.transaction import ENTITIES, FRESH_WIDTH, Fresh, Transaction
+from streaming.slots import MAX_SLOTS, WINDOWS, Slots
+
+_OLDEST_LEVEL = {name: level for level, name in enumerate(WINDOWS)}
+"""Window -> the oldest level of slices that can hold a part of it."""
+
+
+class Profiles:
+    """The store of one folder. Its methods may be called from any thread; commits and compaction take turns.
+
+    Raises InputError if the folder has no store and `writes` is false, for a store of other slots, and if another
+    process writes.
+    """
+
+    def __init__(self, folder: Path, declared: Slots, *, writes: bool = False) -> None:
+        self._path, self._declared = Path(folder) / FILE, declared
+        self._reading, self._writing = threading.Lock(), threading.RLock()
+        self._lock = hold(Path(folder) / "profiles.lock", "one process writes the profiles") if writes else None
+        self._writer = database.connect(self._path, writes=True) if writes else None
+        if self._writer:
+            database.adopt(self._writer, self._path, declared, writes=True)
+            self._fresh = Fresh(self._writer)
+        self._reader = database.connect(self._path, writes=False)
+        database.adopt(self._reader, self._path, declared, writes=False)
+
+    @contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """One commit: durable and visible at the end of the block, undone if the block raises."""
+        with self._writing, self._undoing(), database.transaction(self._open(), self._path, "BEGIN IMMEDIATE"):
+            commit = Transaction(self._open(), self._path, self._declared, self._fresh)
+            yield commit
+            commit.flush()
+
+    def compact(self, now_ms: int, budget_ms: float = 200) -> bool:
+        """Compacts for about `budget_ms`. Returns whether more is to do. `now_ms`: the clock of event time."""
+        with self._writing, self._undoing():
+            return compaction.compact(
+                self._open(), self._path, self._declared, self._fresh, check_now(now_ms), budget_ms
+            )
+
+    def _open(self) -> database.Connection:
+        if self._writer is None:
+            raise InputError(f"{self._path}: opened to read; allowed is to write with writes=True")
+        return self._writer
+
+    @contextmanager
+    def _undoing(self) -> Iterator[None]:
+        """What the block has done to the counts of fresh rows is undone with its transaction."""
+        try:
+            yield
+        except BaseException:
+            with database.named(self._path):
+                self._fresh = Fresh(self._open())
+            raise
+
+    def positions(self) -> dict[str, Any]:
+        """The Kafka positions of the last commit, by topic."""
+        positions: dict[str, Any] = json.loads(self._note(database.POSITIONS) or b"{}")
+        return positions
+
+    def noted(self, name: str) -> bytes | None:
+        """What a commit has noted under the name."""
+        return self._note(database.USER + name)
+
+    def _note(self, name: str) -> bytes | None:
+        with self._reading, database.named(self._path):
+            return database.noted(self._reader, name)
+
+    def pending(self) -> Iterator[pending.Pending]:
+        """The pending impressions: of each one its latest row."""
+        with self._reading, database.named(self._path):
+            blobs = self._reader.execute("SELECT number, rows FROM pending ORDER BY number").fetchall()
+            closed_ms = database.number(self._reader, database.CLOSED)
+        latest = {}
+        for number, blob in blobs:
+            for row in pending.unpack(blob, f"{self._path}: pending blob {number}"):
+                latest[row[0]] = row
+        yield from (row for row in latest.values() if row[1] > closed_ms)
+
+    def read(self, entity: str, profiles: Sequence[int], queries: Sequence[Query], now_ms: int) -> list[Answer]:
+        """An answer for each query, all from one snapshot, at the time `now_ms` of event time.
+
+        A profile that the store does not know has no features. Raises InputError for a query that the slots do not
+        allow, for a time more than an hour before the newest compaction's, and for a corrupt blob.
+        """
+        if entity not in ENTITIES:
+            raise InputError(f"entity is {entity!r}; allowed is user or item")
+        plans = [checked(query, self._declared, entity) for query in queries]
+        ids, owners = np.unique(np.asarray(profiles, np.int64), return_inverse=True)
+        rows = self._rows(ENTITIES.index(entity), ids, plans, check_now(now_ms))
+        evaluation = Evaluation(rows, len(ids), len(self._declared.actions), now_ms)
+        answers = [evaluation.answer(plan) for plan in plans]
+        as_asked = len(ids) == len(owners) and bool((owners[1:] > owners[:-1]).all())
+        return answers if as_asked else [spread(answer, owners) for answer in answers]
+
+    def _rows(self, entity: int, ids: Int64s, plans: list[Checked], now_ms: int) -> Rows:
+        """What is stored of the profiles, of the slots and ages that are asked for."""
+        wanted = np.zeros(MAX_SLOTS, bool)
+        wanted[[plan.slot for plan in plans]] = True
+        levels = range(max((_OLDEST_LEVEL[plan.window] for plan in plans), default=-1) + 1)
+        with self._reading, database.transaction(self._reader, self._path):
+            compacted_ms = database.number(self._reader, database.COMPACTED)
+            if now_ms < compacted_ms - READER_LAG_MS:
+                allowed = f"{compacted_ms - READER_LAG_MS} or later, since older slices are merged"
+                raise InputError(f"{self._path}: now_ms is {now_ms}; allowed is {allowed}")
+            buckets = database.buckets_of(entity, ids)
+            fresh = self._fresh_rows(entity, ids, buckets)
+            parts = [fresh, self._slices(entity, ids.tolist(), buckets.tolist(), levels)]
+        rows = joined(parts)
+        return rows.where(wanted[slots(rows.place)])
+
+    def _fresh_rows(self, entity: int, ids: Int64s, buckets: Int64s) -> Rows:
+        """What no compaction has folded yet."""
+        query, parts = "SELECT rows FROM fresh WHERE key BETWEEN ? AND ?", []
+        for bucket in np.unique(buckets).tolist():
+            keys = (bucket << COMMIT_BITS, (bucket + 1 << COMMIT_BITS) - 1)
+            whose = f"{self._path}: a fresh blob of bucket {bucket}"
+            parts += [unsealed(blob, whose) for (blob,) in self._reader.execute(query, keys)]
+        if not parts:
+            return empty()
+        profile, feature, place, count = matrix(parts, FRESH_WIDTH)
+        owner = np.searchsorted(ids, profile)
+        owner[owner == len(ids)] = 0
+        of_entity = np.zeros(MAX_SLOTS, bool)
+        of_entity[: len(self._declared.slots)] = [ENTITIES.index(s.entity) == entity for s in self._declared.slots]
+        return Rows(owner, feature, place, count).where((ids[owner] == profile) & of_entity[slots(place)])
+
+    def _slices(self, entity: int, ids: list[int], buckets: list[int], levels: range) -> Rows:
+        keys = ", ".join(f"number + {level * LEVEL}" for level in levels)
+        query = (
+            f"SELECT rows FROM profiles CROSS JOIN slices ON key IN ({keys})"
+            " WHERE bucket = ? AND entity = ? AND profile = ?"
+        )
+        parts, owners, sizes = [], [], []
+        for owner, (profile, bucket) in enumerate(zip(ids, buckets, strict=True)):
+            for (blob,) in self._reader.execute(query, (bucket, entity, profile)):
+                data = unsealed(blob, f"{self._path}: the slices of {ENTITIES[entity]} {profile}")
+                parts.append(data)
+                owners.append(owner)
+                sizes.append(len(data) // 24)
+        if not parts:
+            return empty()
+        return Rows(np.repeat(np.array(owners, np.int64), sizes), *matrix(parts, 3))
+
+    def close(self) -> None:
+        with self._reading, self._writing:
+            self._reader.close()
+            if self._writer is not None and self._lock is not None:
+                self._writer.close()
+                self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
