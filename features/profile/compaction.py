@@ -128,7 +128,7 @@ class Fold:
         for bucket in buckets:
             keys = (bucket << COMMIT_BITS, (bucket + 1 << COMMIT_BITS) - 1)
             found = self._connection.execute("SELECT rows FROM fresh WHERE key BETWEEN ? AND ?", keys).fetchall()
-            yield from (unsealed(blob, f"{self._path}: a fresh blob of bucket {bucket}") for (blob,) in found)
+            yield from (unsealed(blob, f"{self._path}: bucket {bucket}") for (blob,) in found)
             if found:
                 self._connection.execute("DELETE FROM fresh WHERE key BETWEEN ? AND ?", keys)
 
@@ -185,7 +185,7 @@ class Fold:
             row = self._connection.execute("SELECT rows FROM slices WHERE key = ?", (key,)).fetchone()
             if row is not None:
                 entity, profile = names[owner]
-                data = unsealed(row[0], f"{self._path}: the slices of {ENTITIES[entity]} {profile}")
+                data = unsealed(row[0], f"{self._path}: {ENTITIES[entity]} {profile}")
                 parts.append(data)
                 owners.append(owner)
                 sizes.append(len(data) // 24)

@@ -37,7 +37,10 @@ LEVEL = 1 << 56
 WAL_PAGES = 8000
 """A commit that finds so many pages in the WAL copies them into the file."""
 WAL_BYTES = 64 << 20
-
+_OF_WRITER = (
+    "auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=FULL", "secure_delete=FAST",
+    f"wal_autocheckpoint={WAL_PAGES}", f"journal_size_limit={WAL_BYTES}", "cache_size=-65536",
+)  # fmt: skip
 _TABLES = """
 CREATE TABLE fresh (key INTEGER PRIMARY KEY, rows BLOB NOT NULL);
 CREATE TABLE profiles (bucket INTEGER, entity INTEGER, profile INTEGER, number INTEGER NOT NULL,
@@ -75,16 +78,12 @@ def connect(path: Path, *, writes: bool) -> Connection:
         raise InputError(f"{path} is missing: the feature push makes it")
     with named(path):
         connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        if writes:
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA secure_delete=FAST")
-            connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
-            connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
-            connection.execute("PRAGMA cache_size=-65536")
-        else:
-            connection.execute("PRAGMA query_only=1")
+        try:
+            for pragma in _OF_WRITER if writes else ("query_only=1",):
+                connection.execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
 
@@ -124,11 +123,14 @@ def adopt(connection: Connection, path: Path, slots: Slots, *, writes: bool) -> 
             for statement in _TABLES.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version={VERSION}")
+        elif version == 0:
+            raise InputError(f"{path} is not made yet: the feature push makes it")
         elif version != VERSION:
             raise InputError(f"{path}: version is {version}; allowed is {VERSION}")
         stored = noted(connection, SLOTS)
         older = Slots.from_json(stored.decode()) if stored else slots
-        if refused := changes(older, slots) and (writes or changes(slots, older)):
+        refused = changes(older, slots)
+        if refused and (writes or changes(slots, older)):
             raise InputError(f"{path}: {refused}; allowed are new slots and new actions at the end")
         if writes and (stored is None or older.sha256 != slots.sha256):
             note(connection, SLOTS, slots.to_json().encode())

@@ -102,7 +102,7 @@ def unsealed(blob: Any, whose: str) -> memoryview:
     """The packed rows of a blob. Raises InputError with `whose` if the blob is not what was written."""
     data = memoryview(blob)[_CRC_BYTES:] if isinstance(blob, bytes) and len(blob) > _CRC_BYTES else None
     if data is None or int.from_bytes(blob[:_CRC_BYTES], "little") != crc32c(data):
-        raise InputError(f"{whose} is corrupt: its checksum differs")
+        raise InputError(f"{whose}: a blob is corrupt, its checksum differs")
     return data
 
 

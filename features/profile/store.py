@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,13 +45,16 @@ class Profiles:
     def __init__(self, folder: Path, declared: Slots, *, writes: bool = False) -> None:
         self._path, self._declared = Path(folder) / FILE, declared
         self._reading, self._writing = threading.Lock(), threading.RLock()
-        self._lock = hold(Path(folder) / "profiles.lock", "one process writes the profiles") if writes else None
-        self._writer = database.connect(self._path, writes=True) if writes else None
-        if self._writer:
-            database.adopt(self._writer, self._path, declared, writes=True)
-            self._fresh = Fresh(self._writer)
-        self._reader = database.connect(self._path, writes=False)
-        database.adopt(self._reader, self._path, declared, writes=False)
+        self._writer: database.Connection | None = None
+        with ExitStack() as opened:
+            if writes:
+                opened.enter_context(hold(Path(folder) / "profiles.lock", "one process writes the profiles"))
+                self._writer = opened.enter_context(closing(database.connect(self._path, writes=True)))
+                database.adopt(self._writer, self._path, declared, writes=True)
+                self._fresh = Fresh(self._writer)
+            self._reader = opened.enter_context(closing(database.connect(self._path, writes=False)))
+            database.adopt(self._reader, self._path, declared, writes=False)
+            self._opened = opened.pop_all()
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
@@ -99,11 +102,11 @@ class Profiles:
     def pending(self) -> Iterator[pending.Pending]:
         """The pending impressions: of each one its latest row."""
         with self._reading, database.named(self._path):
-            blobs = self._reader.execute("SELECT number, rows FROM pending ORDER BY number").fetchall()
+            blobs = self._reader.execute("SELECT rows FROM pending ORDER BY number").fetchall()
             closed_ms = database.number(self._reader, database.CLOSED)
         latest = {}
-        for number, blob in blobs:
-            for row in pending.unpack(blob, f"{self._path}: pending blob {number}"):
+        for (blob,) in blobs:
+            for row in pending.unpack(blob, f"{self._path}: pending impressions"):
                 latest[row[0]] = row
         yield from (row for row in latest.values() if row[1] > closed_ms)
 
@@ -144,7 +147,7 @@ class Profiles:
         query, parts = "SELECT rows FROM fresh WHERE key BETWEEN ? AND ?", []
         for bucket in np.unique(buckets).tolist():
             keys = (bucket << COMMIT_BITS, (bucket + 1 << COMMIT_BITS) - 1)
-            whose = f"{self._path}: a fresh blob of bucket {bucket}"
+            whose = f"{self._path}: bucket {bucket}"
             parts += [unsealed(blob, whose) for (blob,) in self._reader.execute(query, keys)]
         if not parts:
             return empty()
@@ -164,7 +167,7 @@ class Profiles:
         parts, owners, sizes = [], [], []
         for owner, (profile, bucket) in enumerate(zip(ids, buckets, strict=True)):
             for (blob,) in self._reader.execute(query, (bucket, entity, profile)):
-                data = unsealed(blob, f"{self._path}: the slices of {ENTITIES[entity]} {profile}")
+                data = unsealed(blob, f"{self._path}: {ENTITIES[entity]} {profile}")
                 parts.append(data)
                 owners.append(owner)
                 sizes.append(len(data) // 24)
@@ -174,10 +177,7 @@ class Profiles:
 
     def close(self) -> None:
         with self._reading, self._writing:
-            self._reader.close()
-            if self._writer is not None and self._lock is not None:
-                self._writer.close()
-                self._lock.close()
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self

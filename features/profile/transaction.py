@@ -121,7 +121,7 @@ class Transaction:
         first = bucket << COMMIT_BITS
         keys = (first, first + (1 << COMMIT_BITS) - 1)
         for key, blob in self._connection.execute("SELECT key, rows FROM fresh WHERE key BETWEEN ? AND ?", keys):
-            rows = matrix([unsealed(blob, f"{self._path}: fresh blob {key}")], FRESH_WIDTH)
+            rows = matrix([unsealed(blob, f"{self._path}: bucket {bucket}")], FRESH_WIDTH)
             left = self._unforgotten(rows, [tombstone])
             if left.shape != rows.shape:
                 self._put("fresh", key, left)
@@ -133,7 +133,7 @@ class Transaction:
             for level, slice_ms in enumerate(LEVELS):
                 key = level * LEVEL + number
                 for (blob,) in self._connection.execute("SELECT rows FROM slices WHERE key = ?", (key,)).fetchall():
-                    rows = matrix([unsealed(blob, f"{self._path}: the slices of {ENTITIES[entity]} {profile}")], 3)
+                    rows = matrix([unsealed(blob, f"{self._path}: {ENTITIES[entity]} {profile}")], 3)
                     left = rows[:, times(rows[1]) // slice_ms * slice_ms > at_ms]
                     if left.shape != rows.shape:
                         self._put("slices", key, left)
