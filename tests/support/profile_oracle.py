@@ -45,7 +45,7 @@ def drawn(rng: np.random.Generator, n: int, begin_ms: int, end_ms: int, profiles
     """Made-up events; one in twenty is an undo."""
     columns = (
         rng.integers(0, len(DECLARED.slots), n),
-        rng.zipf(1.5, n) % profiles,
+        rng.zipf(1.2, n) % profiles,
         rng.zipf(1.3, n) % features - 3,
         rng.integers(begin_ms, end_ms, n),
         rng.integers(0, len(DECLARED.actions), n),
