@@ -6,7 +6,12 @@ from importlib.util import find_spec
 
 from common.errors import InputError
 
-PRODUCTS = {"airflow": ("Airflow", "airflow"), "feast": ("Feast", "feast"), "tracking": ("MLflow", "mlflow")}
+PRODUCTS = {
+    "airflow": ("Airflow", "airflow"),
+    "app": ("FastAPI", "fastapi"),
+    "feast": ("Feast", "feast"),
+    "tracking": ("MLflow", "mlflow"),
+}
 """Extra -> the product it installs, and that product's package."""
 
 

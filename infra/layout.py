@@ -54,6 +54,7 @@ class Layout:
         self.models = self.folder / "models"
         self.archive = self.folder / "archive"
         self.features = self.folder / "features"
+        self.app = self.folder / "app"
         self.samples = self.folder / "samples"
         self.data_docs = self.folder / "data_docs"
         self.token = self.folder / "token"
@@ -134,6 +135,8 @@ def addresses(settings: Settings, ports: Mapping[str, int]) -> dict[str, str]:
         answers["archive"] = f"http://127.0.0.1:{ports['archive_port']}"
     if settings.feast:
         answers["features"] = f"http://127.0.0.1:{ports['features_port']}"
+    if settings.app and settings.feast:
+        answers["app"] = f"http://{host}:{ports['app_port']}"
     if settings.airflow:
         answers["airflow"] = f"http://{host}:{ports['airflow_port']}"
         answers["data-docs"] = f"http://{host}:{ports['docs_port']}"

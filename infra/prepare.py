@@ -41,7 +41,7 @@ def settings_of_containers() -> Settings:
         "airflow_db": "postgresql://minutehand@postgres:5432/airflow",
         "model_server": "/usr/bin/tensorflow_model_server",
     }
-    switches = dict.fromkeys(("mlflow", "airflow", "archive", "feast"), True)
+    switches = dict.fromkeys(("mlflow", "airflow", "archive", "feast", "app"), True)
     return load().model_copy(update=fixed | switches | {name: FIELDS[name].default for name in PORTS})
 
 

@@ -1,6 +1,6 @@
 """The services of a platform: the command of each, the services before it, and the check that it is ready.
 
-kafka-format -> kafka -> topics -> join, clock, trainer, archive, features
+kafka-format -> kafka -> topics -> join, clock, trainer, archive, features -> app
 base -> trainer, sync-<i>, model-server-<i>          mlflow          (another model: base-<name> -> trainer-<name>)
 airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflow-triggerer    data-docs
 """
@@ -8,6 +8,7 @@ airflow-migrate -> airflow-api, airflow-scheduler, airflow-dag-processor, airflo
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from infra.ports import nth
 from infra.settings import PROJECT, SettingError, Settings
 from infra.supervise import checks
 from infra.supervise.service import Service
+from serving.app.address import APP_KEY, check_address
 from serving.signatures import FROZEN
 
 JOIN_MAIN = "minutehand.join.JoinJob"
@@ -35,9 +37,10 @@ TRANSACTION_TIMEOUT_MS = 600_000
 def require_extras(settings: Settings) -> None:
     """Raises MissingExtra if a setting needs an extra that is not installed. The message names all of them."""
     missing = []
-    for name, extra in (("airflow", "airflow"), ("feast", "feast"), ("mlflow", "tracking")):
+    extras = (("airflow", "airflow"), ("app", "app"), ("feast", "feast"), ("mlflow", "tracking"))
+    for name, extra in extras:
         try:
-            if getattr(settings, name):
+            if getattr(settings, name) and (name != "app" or settings.feast):
                 require(extra, f"{name} is true", f"set {name} = false")
         except MissingExtra as e:
             missing.append(str(e))
@@ -79,6 +82,9 @@ def secrets_of(settings: Settings) -> dict[str, str]:
     """The secrets that services get by their environment. They are made once and kept in the platform's folder."""
     layout = Layout(settings)
     secrets = {"MINUTEHAND_WRITE_TOKEN": layout.write_token()}
+    if settings.app and settings.feast:
+        check_address(settings.host, key := os.environ.get(APP_KEY, ""))
+        secrets |= {APP_KEY: key} if key else {}
     return secrets | (airflow.secrets_of(layout.airflow) if settings.airflow else {})
 
 
@@ -111,6 +117,8 @@ def declare(site: Site, declaration: str) -> list[Service]:
         services += [_sync(site, i), _model_server(site, i)]
     consumers = {"archive": settings.archive, "features": settings.feast}
     services += [_consumer(site, name) for name, on in consumers.items() if on]
+    if "app" in site.addresses:
+        services.append(_app(site))
     if settings.airflow:
         services += [_data_docs(site), *airflow.services(settings, site.addresses, site.secrets)]
     return services
@@ -269,6 +277,25 @@ def _consumer(site: Site, name: str) -> Service:
     return _ours(site, name, command, after=("topics",), env=env, nice=airflow.NICE)
 
 
+def _app(site: Site) -> Service:
+    """The service that apps talk to. It reads the feature store, so it starts when the store is filled."""
+    settings = site.settings
+    flags = {
+        "source": settings.source,
+        "kafka": site.addresses["kafka"],
+        "serving": ",".join(site.addresses[model_server(i)] for i in range(settings.replicas)),
+        "features": site.layout.features,
+        "to": site.layout.app,
+        "host": settings.host,
+        "port": site.ports["app_port"],
+        "event-time": settings.event_time,
+        "max-disorder-ms": settings.max_disorder_ms,
+    }
+    key = {APP_KEY: value} if (value := site.secrets.get(APP_KEY)) else {}
+    env = {"MINUTEHAND_FEATURES": str(site.layout.features), **key, **settings.tls_environment()}
+    return _ours(site, "app", python("serving.app.server", **flags), after=("features",), env=env)
+
+
 def _data_docs(site: Site) -> Service:
     """Serves the pages that the DAGs' validations write: a browser opens no file:// link of Airflow's page."""
     address = site.addresses["data-docs"]
@@ -332,6 +359,7 @@ def _model_server(site: Site, i: int) -> Service:
 def minute_loop(settings: Settings) -> tuple[str, ...]:
     """The services that events pass through: all but Airflow."""
     on = {"mlflow": settings.mlflow, "archive": settings.archive, "features": settings.feast}
+    on["app"] = settings.app and settings.feast
     replicas = [name(i) for i in range(settings.replicas) for name in (sync, model_server)]
     trainers = [trainer(model.name) for model in settings.models]
     return ("join", *trainers, *replicas, *(name for name, wanted in on.items() if wanted))

@@ -167,6 +167,7 @@ class Settings(BaseSettings):
     archive: Switch = Field(True, description="keep what the topics held as Parquet, for the DAGs")
     feast: Switch = Field(True, description="push features into Feast's stores, for recommend and the DAGs")
     features_from: FeaturesFrom = Field("source", description="a replay's features: of the source, or read from Feast")
+    app: Switch = Field(True, description="start the service that apps talk to; it needs feast")
     airflow: Switch = Field(True, description="start Airflow with the DAGs of dags/")
     airflow_db: AirflowDb = Field(
         "sqlite", description="Airflow's database: sqlite, or postgresql://..., which backfills need"
@@ -186,6 +187,7 @@ class Settings(BaseSettings):
     archive_port: Port = Field(8590, description="health and metrics of the archive")
     features_port: Port = Field(8591, description="health and metrics of the feature push")
     clock_port: Port = Field(8593, description="health and metrics of the live clock")
+    app_port: Port = Field(8700, description="the service that apps talk to")
     docs_port: Port = Field(8592, description="Data Docs, for a browser")
     partitions: Whole = Field(topics.PARTITIONS, ge=1, le=256, description="partitions of each topic")
     kafka_memory: Size = Field(512 << 20, ge=128 << 20, description="heap of Kafka")

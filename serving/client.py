@@ -28,8 +28,14 @@ DEADLINE_S = 10.0
 _ATTEMPT_S = 3.0
 """After this time without an answer the call goes to the next replica: this one may be stopped."""
 _MAX_MESSAGE = 2**31 - 1
-_OTHER_REPLICA = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.NOT_FOUND)
-"""Errors after which the next replica is asked. NOT_FOUND: a replica that has just started still loads its version."""
+_OTHER_REPLICA = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.CANCELLED,
+)
+"""Errors after which the next replica is asked. NOT_FOUND: a replica that has just started still loads its version.
+CANCELLED: a replica ended in the middle of the call."""
 _DTYPE: dict[int, Any] = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64, 10: np.bool_}
 _FIELD = {1: "float_val", 2: "double_val", 3: "int_val", 9: "int64_val", 10: "bool_val"}
 _STRING = 7

@@ -88,12 +88,13 @@ class Publisher:
     """Writes events to Kafka in the order in which they are sent, each once, even if the broker restarts meanwhile.
 
     `views` are the source's, for attributes that are no declared features. `sent`, `refused` and `heartbeats` count
-    records. `flush` raises if an event could not be written.
+    records. `flush` raises if an event could not be written. `within_s` is how long an event waits for the broker; by
+    default that is longer than any restart of it.
     """
 
     def __init__(
         self, bootstrap: str, declaration: Declaration, client_id: str = "minutehand-publisher", lease: str = "",
-        views: Views | None = None,
+        views: Views | None = None, within_s: float = 600.0,
     ) -> None:  # fmt: skip
         self._contract, self._lease = Contract(declaration, views), lease
         self._producer = KafkaProducer(
@@ -104,8 +105,9 @@ class Publisher:
             linger_ms=5,
             compression_type="lz4",
             max_request_size=MAX_MESSAGE_BYTES + 2**16,
-            # Longer than any restart of the broker.
-            delivery_timeout_ms=600_000,
+            delivery_timeout_ms=round(within_s * 1000),
+            request_timeout_ms=min(30_000, round(within_s * 900)),  # less than the delivery's
+            max_block_ms=min(60_000, round(within_s * 1000)),
             reconnect_backoff_max_ms=500,
         )
         self._pending: list[Any] = []

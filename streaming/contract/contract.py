@@ -50,7 +50,7 @@ class Contract:
 
         Users and items have no heartbeats.
         """
-        event = _parsed(message or b"")
+        event = parsed(message or b"")
         if "heartbeat_ms" in event and topic not in VIEWS:
             check(self._rules["heartbeat"], event, "message")
             return {"heartbeat_ms": event["heartbeat_ms"], "lease": event.get("lease", "")}
@@ -61,13 +61,18 @@ class Contract:
         """Raises BadMessage unless an event fits the rules of `topic`."""
         check(self._rules[topic], event, "message")
 
+    def rule(self, topic: str) -> dict[str, Any]:
+        """The rule of a topic's messages, as JSON Schema with our own minBytes and maxBytes."""
+        return self._rules[topic]
+
     def defaults(self, topic: str) -> dict[str, Any]:
         """Field -> its value if it is absent."""
         properties = self._rules[topic]["properties"]
         return {name: schema["default"] for name, schema in properties.items() if "default" in schema}
 
 
-def _parsed(message: bytes) -> dict[str, Any]:
+def parsed(message: bytes) -> dict[str, Any]:
+    """The JSON object of a message. Raises BadMessage: too large, no UTF-8, no JSON, a name twice, nested too deep."""
     if len(message) > MAX_MESSAGE_BYTES:
         raise BadMessage("size", f"message has {len(message)} bytes, allowed is up to {MAX_MESSAGE_BYTES}")
     try:

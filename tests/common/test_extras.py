@@ -10,17 +10,21 @@ import pytest
 from common.extras import PRODUCTS, MissingExtra, require
 from tests.support import PROJECT
 
-NEED_AN_EXTRA = {"features.online_store"} | {
-    f"training.pipeline.{name}" for name in ("expectations", "validation", "delta_check", "feature_check")
-}
-"""Feast loads the first; the DAGs start the others, and Great Expectations is installed with Airflow."""
+NEED_AN_EXTRA = (
+    {"features.online_store"}
+    | {f"training.pipeline.{name}" for name in ("expectations", "validation", "delta_check", "feature_check")}
+    | {f"serving.app.{name}" for name in ("client", "server", "web.api", "web.gate")}
+)
+"""Feast loads the first; the DAGs start some, and Great Expectations is installed with Airflow; the last are HTTP."""
 IMPORT_ALL = """
 import importlib, sys
 from pathlib import Path
 
+ABSENT = {"airflow", "duckdb", "fastapi", "feast", "great_expectations", "httpx", "mlflow", "pandas", "uvicorn"}
+
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name in {"airflow", "duckdb", "feast", "great_expectations", "mlflow", "pandas"}:
+        if name in ABSENT:
             raise ModuleNotFoundError(f"{name} is not of the core", name=name)
 
 sys.meta_path.insert(0, Absent())
@@ -46,6 +50,7 @@ def test_every_module_but_those_named_imports_without_the_extras() -> None:
     ("extra", "text"),
     [
         ("airflow", "x is on, but Airflow is not installed: pip install -e '.[airflow]', or set x = off"),
+        ("app", "x is on, but FastAPI is not installed: pip install -e '.[app]', or set x = off"),
         ("feast", "x is on, but Feast is not installed: pip install -e '.[feast]', or set x = off"),
         ("tracking", "x is on, but MLflow is not installed: pip install -e '.[tracking]', or set x = off"),
     ],
@@ -64,6 +69,7 @@ def test_an_installed_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
 UP = (
     "airflow is true, but Airflow is not installed: pip install -e '.[airflow]', or set airflow = false; "
+    "app is true, but FastAPI is not installed: pip install -e '.[app]', or set app = false; "
     "feast is true, but Feast is not installed: pip install -e '.[feast]', or set feast = false; "
     "mlflow is true, but MLflow is not installed: pip install -e '.[tracking]', or set mlflow = false"
 )

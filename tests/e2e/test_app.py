@@ -1,7 +1,8 @@
-"""The app of docs/app.md on a live platform: it is scored, and what it reports is learned and served."""
+"""The app of docs/your-app.md on a live platform: it gets lists, and what it reports is learned and served."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -22,44 +23,63 @@ from tests.support import PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-PAGE = (PROJECT / "docs/app.md").read_text()
+PAGE = (PROJECT / "docs/your-app.md").read_text()
+DECLARATION, CLIENT, DIRECT = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+CURL = re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)[1]
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the person of the page works."""
+    folder = tmp_path_factory.mktemp("shop")
+    for name, code in (("shop.py", DECLARATION), ("client.py", CLIENT), ("direct.py", DIRECT)):
+        (folder / name).write_text(code)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def platform(folder: Path) -> Iterator[Platform]:
     settings = load(None, [f"{port}=0" for port in PORTS]).with_(
-        name="live", var=str(tmp_path_factory.mktemp("var")), source="simulator", sync_every="1s",
-        mlflow=False, airflow=False, feast=False, archive=False,
+        name="live", var=str(folder / "var"), source=str(folder / "shop.py"), sync_every="1s",
+        mlflow=False, airflow=False, archive=False,
     )  # fmt: skip
     with Platform(settings) as running:
         running.start()
         yield running
 
 
-def test_a_click_of_the_pages_app_is_learned_and_served(platform: Platform, tmp_path: Path) -> None:
-    code, attributes = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
-    assert len(code.splitlines()) <= 40
-    app = tmp_path / "app.py"
-    app.write_text(code)
-    addresses = (platform.address("kafka"), platform.address("model-server-0"))
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        command, cwd=folder, env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin"}, timeout=120,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def run() -> str:
-        done = subprocess.run(
-            [sys.executable, str(app), *addresses], cwd=PROJECT, env={"PYTHONPATH": str(PROJECT)}, timeout=120,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("refused 0\n")
-        return done.stdout
 
-    assert run().startswith("scored by delta 0 ")
+def test_the_pages_commands_and_its_client(platform: Platform, folder: Path) -> None:
+    app, *rest = CURL.splitlines()
+    assert app.startswith("APP=")
+    script = "\n".join([f"APP={platform.address('app')}", *rest])
+    answers = [json.loads(line) for line in run(folder, "bash", "-ec", script).replace("}{", "}\n{").splitlines()]
+    taken = {"accepted": 1, "refused": []}
+    assert answers[:2] == [{"accepted": 2, "refused": []}, taken] and answers[3] == taken
+    assert {item["item_id"] for item in answers[2]["items"]} == {"red shoes", "blue hat"}
+    assert {item["source"] for item in answers[2]["items"]} == {"newest"} and answers[2]["model"]["seq"] == 0
+
     learned, served = platform.address(trainer(RANKER)), platform.address(sync(0))
     name = "minutehand_trainer_examples_total"
     platform.wait(lambda: metrics(learned).get(name, 0) >= 1, 120, "the click is learned")
     platform.wait(lambda: metrics(served, model=RANKER).get("minutehand_sync_seq", 0) >= 1, 120, "and served")
-    assert not run().startswith("scored by delta 0 ")
-    app.write_text(attributes)
-    assert run() == "refused 0\n"
+    printed = run(folder, sys.executable, "client.py", platform.address("app"))
+    seq, items = re.match(r"by delta (\d+) (\[.*\])", printed).groups()  # type: ignore[union-attr]
+    assert int(seq) >= 1 and items.startswith("[('red shoes'"), printed
+
+
+def test_an_app_without_the_service(platform: Platform, folder: Path) -> None:
+    assert len(DIRECT.splitlines()) <= 40
+    addresses = (platform.address("kafka"), platform.address("model-server-0"))
+    assert run(folder, sys.executable, "direct.py", *addresses).endswith("refused 0\n")
 
 
 def test_what_nobody_learns_from_is_counted_and_named(platform: Platform) -> None:

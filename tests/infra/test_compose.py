@@ -14,6 +14,7 @@ import yaml
 from infra import kafka_server, layout, prepare, services
 from infra.airflow import services as airflow
 from infra.settings import FIELDS, PORTS, PROJECT, Settings
+from serving.app.address import APP_KEY
 
 FILE = PROJECT / "docker-compose.yml"
 TEXT = FILE.read_text()
@@ -21,7 +22,7 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(TEXT)["services"]
 DEFAULT_PORTS = {FIELDS[name].default for name in PORTS}
 OUTSIDE_PORT = 29092  # Kafka for clients that are not in the network
 OURS = "minutehand:0.1.0"
-HIDDEN = ("MINUTEHAND_WRITE_TOKEN", *airflow.KEYS)
+HIDDEN = ("MINUTEHAND_WRITE_TOKEN", APP_KEY, *airflow.KEYS)
 SECRETS = ("POSTGRES_PASSWORD", prepare.ADMIN, *HIDDEN)
 ADDED = {  # what a container needs beside the local variables
     "MINUTEHAND_HEALTH_HOST", "PYTHONPATH", "FEAST_FS_YAML_FILE_PATH", "MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY",

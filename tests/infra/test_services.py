@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import InputError
 from infra import prepare, services
 from infra.settings import Settings
+from serving.app.address import APP_KEY
 
 
 def test_our_model_server_listens_on_the_platforms_host() -> None:
@@ -45,3 +47,18 @@ def test_a_stock_server_tries_a_version_once_so_that_a_broken_one_blocks_no_othe
     settings = Settings(model_server="/usr/bin/env")
     command = prepare.declared(settings, defaultdict(str))["model-server-0"].command
     assert command[0] == "/usr/bin/env" and "--max_num_load_retries=0" in command
+
+
+def test_the_service_for_apps_has_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quiet = Settings(airflow=False, var=str(tmp_path))
+    quiet.folder.mkdir()
+    monkeypatch.delenv(APP_KEY, raising=False)
+    assert APP_KEY not in services.secrets_of(quiet)
+    with pytest.raises(InputError, match="host is '0.0.0.0' and MINUTEHAND_APP_KEY is not set; allowed is 127.0.0.1"):
+        services.secrets_of(quiet.with_(host="0.0.0.0"))
+    monkeypatch.setenv(APP_KEY, "sesame")
+    declared = prepare.declared(quiet, services.secrets_of(quiet.with_(host="0.0.0.0")))
+    assert [name for name, service in declared.items() if service.env.get(APP_KEY)] == ["app"]
+    assert "sesame" not in " ".join(declared["app"].command)
+    assert "app" not in prepare.declared(Settings(feast=False), defaultdict(str))
+    assert "app" not in prepare.declared(Settings(app=False), defaultdict(str))

@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from kafka.errors import KafkaTimeoutError
 
 from streaming.contract.schema import MAX_MESSAGE_BYTES
 from streaming.dead_letters import DEAD_BYTES
@@ -26,11 +27,18 @@ def test_a_broker_that_is_gone_can_be_given_up_on():
         publisher = Publisher(broker.bootstrap, declaration)
         assert publisher.send(ACTIONS, DONE)
         publisher.flush()
+        hasty = Publisher(broker.bootstrap, declaration, within_s=0.5)
+        assert hasty.send(ACTIONS, DONE)
+        hasty.flush()
     publisher.send(ACTIONS, DONE)
     publisher.stop.set()
     with pytest.raises(Stopped, match="1 events"):
         publisher.flush()
     publisher.close()
+    hasty.send(ACTIONS, DONE)
+    with pytest.raises(KafkaTimeoutError):
+        hasty.flush()
+    hasty.close()
 
 
 def test_on_a_broker_bad_and_oversized_events_go_to_the_dead_topic():
