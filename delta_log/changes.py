@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from delta_log.files import Float32s, Int64s, read_dense, read_removed, read_rows
+from delta_log.files import Float32s, Int64s, read_removed, read_rows, read_served
 from delta_log.manifest import Manifest
 
 
@@ -33,7 +33,7 @@ def no_changes(dim: int) -> TableChanges:
 
 
 class Changes(NamedTuple):
-    """One base or delta: its manifest, its changes by table, and the dense weights by name."""
+    """One base or delta: its manifest, its changes by table, and the dense weights by name; {} if they stay."""
 
     manifest: Manifest
     tables: dict[str, TableChanges]
@@ -44,4 +44,4 @@ def read_changes(manifest: Manifest) -> Changes:
     """Reads the changes of one base or delta. Raises LogBroken if a file differs from its manifest."""
     removed = read_removed(manifest)
     tables = {name: TableChanges(keys, rows, removed[name]) for name, (keys, rows) in read_rows(manifest).items()}
-    return Changes(manifest, tables, {name: w.value for name, w in read_dense(manifest).items()})
+    return Changes(manifest, tables, read_served(manifest))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from delta_log.files import read_dense
-from delta_log.fold import merged, thinned, tick_times
+from delta_log.fold import dense_weights, merged, thinned, tick_times
 from delta_log.log import Log
 from delta_log.manifest import Manifest
 from delta_log.writer import Cut, Writer
@@ -15,13 +14,15 @@ def compact(log: Log, writer: Writer) -> Manifest | None:
     if not deltas:
         return None
     last, tables = deltas[-1], merged(base, deltas)
+    dense, served = dense_weights(base, deltas)
     oldest = min((int(t.ticks.min()) for t in tables.values() if len(t.ticks)), default=last.tick)
     cut = Cut(
         source=last.source,
         declaration=last.declaration,
         model=last.model,
         tables=tables,
-        dense=read_dense(last),
+        dense=dense,
+        served=served if last.dense_seq < last.seq else {},
         totals={name: info.total for name, info in last.tables.items()},
         tick=last.tick,
         tick_times=thinned(tick_times([base, *deltas]), oldest),

@@ -6,7 +6,7 @@ its place among the manifest's tables. Row i of a slots file belongs to row i of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,8 @@ SLOTS = pa.schema([("table", pa.uint16()), ("tick", pa.uint32()), ("slots", _FLO
 REMOVED = pa.schema([("table", pa.uint16()), ("key", pa.int64())])
 LINE_BYTES = 64
 ADMISSION = pa.schema([("table", pa.uint16()), ("line", pa.uint32()), ("bytes", pa.binary(LINE_BYTES))])
-DENSE = pa.schema([("name", pa.string()), ("shape", pa.list_(pa.int64())), ("values", _FLOATS), ("slots", _FLOATS)])
+SERVED = pa.schema([("name", pa.string()), ("shape", pa.list_(pa.int64())), ("values", _FLOATS)])
+DENSE = SERVED.append(pa.field("slots", _FLOATS))
 
 
 class Filter(NamedTuple):
@@ -61,8 +62,13 @@ class Weight(NamedTuple):
     slots: Float32s
 
 
-def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, removed: bool) -> dict[str, bytes]:
-    """Encodes tables and dense weights: file name -> bytes. A delta has `removed` (removed.arrow), a base does not."""
+def encode(
+    tables: Mapping[str, TableRows], dense: Mapping[str, Weight], served: Mapping[str, Float32s], *, removed: bool
+) -> dict[str, bytes]:
+    """Encodes tables and dense weights: file name -> bytes. A delta has `removed` (removed.arrow), a base does not.
+
+    An empty `served` has no file, and neither has a delta's empty `dense`.
+    """
     rows, slots, removals, lines = [], [], [], []
     for place, t in enumerate(tables.values()):
         for at in range(0, len(t.keys), _BATCH):
@@ -76,16 +82,22 @@ def encode(tables: Mapping[str, TableRows], dense: Mapping[str, Weight], *, remo
             data = pa.py_buffer(np.ascontiguousarray(t.admission.lines))
             column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(LINE_BYTES), n, [None, data])
             lines.append([pa.array(np.full(n, place, np.uint16)), pa.array(t.admission.places), column])
-    weights = [
-        pa.array(list(dense), pa.string()),
-        pa.array([list(w.value.shape) for w in dense.values()], pa.list_(pa.int64())),
-        pa.array([w.value.ravel() for w in dense.values()], _FLOATS),
-        pa.array([w.slots.ravel() for w in dense.values()], _FLOATS),
-    ]
     files = {"rows-0.arrow": _file(ROWS, rows), "slots-0.arrow": _file(SLOTS, slots)}
     if removed:
         files["removed.arrow"] = _file(REMOVED, removals)
-    return {**files, "admission.arrow": _file(ADMISSION, lines), "dense.arrow": _file(DENSE, [weights])}
+    files["admission.arrow"] = _file(ADMISSION, lines)
+    if dense or not removed:
+        slots_of = pa.array([w.slots.ravel() for w in dense.values()], _FLOATS)
+        files["dense.arrow"] = _file(DENSE, [[*_values({n: w.value for n, w in dense.items()}), slots_of]])
+    if served:
+        files["served.arrow"] = _file(SERVED, [_values(served)])
+    return files
+
+
+def _values(weights: Mapping[str, Float32s]) -> list[pa.Array]:
+    """The columns name, shape and values of dense weights."""
+    shapes = pa.array([list(value.shape) for value in weights.values()], pa.list_(pa.int64()))
+    return [pa.array(list(weights), pa.string()), shapes, pa.array([v.ravel() for v in weights.values()], _FLOATS)]
 
 
 def read_rows(manifest: Manifest) -> dict[str, tuple[Int64s, Float32s]]:
@@ -140,18 +152,38 @@ def read_tables(manifest: Manifest) -> dict[str, TableRows]:
 
 
 def read_dense(manifest: Manifest) -> dict[str, Weight]:
-    """Reads the dense weights with their slots, in the order of the model: name -> weight."""
-    path, data = "dense.arrow", file_bytes(manifest, "dense.arrow")
-    batches = _open(manifest, path, data, DENSE)
-    weights: dict[str, Weight] = {}
-    for batch in batches:
-        for name, shape, values, slots in zip(*(batch.column(i) for i in range(4)), strict=True):
-            value = np.array(values.values.to_numpy(), np.float32)
-            sizes = [int(n) for n in shape.as_py()]
+    """Reads the dense weights of training with their slots, in the order of the model: name -> weight.
+
+    It is empty for a delta in which they did not change.
+    """
+    columns = _dense_columns(manifest, "dense.arrow", DENSE)
+    return {name: Weight(value, _floats(slots)) for name, value, slots in columns}
+
+
+def read_served(manifest: Manifest) -> dict[str, Float32s]:
+    """Reads the dense weights that are served from this base or delta on: name -> value. A delta may have none."""
+    if "served.arrow" in manifest.files:
+        return dict(_dense_columns(manifest, "served.arrow", SERVED))
+    new = manifest.kind == "base" or manifest.dense_seq == manifest.seq
+    return {name: weight.value for name, weight in read_dense(manifest).items()} if new else {}
+
+
+def _dense_columns(manifest: Manifest, path: str, schema: pa.Schema) -> Iterator[tuple[Any, ...]]:
+    """Yields name and value of each weight in a file, and the further columns. Only a delta may lack dense.arrow."""
+    if path not in manifest.files:
+        if manifest.kind == "base" or manifest.dense_seq == manifest.seq:
+            raise LogBroken(f"{manifest.folder / path}: missing among {', '.join(manifest.files)}")
+        return
+    for batch in _open(manifest, path, file_bytes(manifest, path), schema):
+        for name, shape, values, *others in zip(*batch.columns, strict=True):
+            value, sizes = _floats(values), [int(n) for n in shape.as_py()]
             if value.size != int(np.prod(sizes)):
                 raise LogBroken(f"{manifest.folder / path}: {name}: {value.size} values, expected shape {sizes}")
-            weights[name.as_py()] = Weight(value.reshape(sizes), np.array(slots.values.to_numpy(), np.float32))
-    return weights
+            yield name.as_py(), value.reshape(sizes), *others
+
+
+def _floats(values: Any) -> Float32s:
+    return np.array(values.values.to_numpy(), np.float32)
 
 
 def _lists(values: Float32s) -> pa.ListArray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from delta_log.files import Filter, TableRows, read_tables
+from delta_log.files import Filter, Float32s, TableRows, Weight, read_dense, read_served, read_tables
 from delta_log.manifest import LogBroken, Manifest
 
 
@@ -56,6 +56,14 @@ def merged(base: Manifest, deltas: list[Manifest]) -> dict[str, TableRows]:
                 f"{last.folder}: table {name}: {len(tables[name].keys)} rows after {last.name}, expected {info.total}"
             )
     return tables
+
+
+def dense_weights(base: Manifest, deltas: list[Manifest]) -> tuple[dict[str, Weight], dict[str, Float32s]]:
+    """Reads the dense weights as of the last of `deltas`: those of training, and those that are served."""
+    weights, served = read_dense(base), read_served(base)
+    for delta in deltas:
+        weights, served = read_dense(delta) or weights, read_served(delta) or served
+    return weights, served
 
 
 def tick_times(manifests: list[Manifest]) -> dict[int, int]:

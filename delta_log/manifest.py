@@ -15,7 +15,7 @@ from typing import Any
 from common.disk import Busy
 from common.errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 NEW_MANIFEST = "manifest.json.new"
 """A manifest before it is linked to its name; a writer killed right after the link leaves both names."""
@@ -83,6 +83,7 @@ class Manifest:
     written_ms: dict[str, dict[str, int]]
     tick: int
     tick_times: dict[str, int]
+    dense_seq: int
     tables: dict[str, TableInfo]
     digest: dict[str, str]
     metrics: dict[str, float]
@@ -112,8 +113,8 @@ class Manifest:
 _FIELDS: dict[str, type] = {
     "format": int, "kind": str, "lineage": str, "seq": int, "previous": str, "created_ms": int, "source": str,
     "declaration": str, "model": dict, "positions": dict, "learned": dict, "learned_until_ms": int,
-    "written_ms": dict, "tick": int, "tick_times": dict, "tables": dict, "digest": dict, "metrics": dict,
-    "files": dict,
+    "written_ms": dict, "tick": int, "tick_times": dict, "dense_seq": int, "tables": dict, "digest": dict,
+    "metrics": dict, "files": dict,
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from delta_log.files import read_dense, read_tables
+from delta_log.files import read_dense, read_served, read_tables
 from delta_log.log import Log
 from delta_log.manifest import LogError, Manifest, check_files
 
@@ -56,6 +56,7 @@ def _problems_of(manifest: Manifest) -> list[str]:
         check_files(manifest)
         read_tables(manifest)
         read_dense(manifest)
+        read_served(manifest)
     except LogError as e:
         return [str(e)]
     return []
@@ -86,5 +87,6 @@ def explain(log: Log, lineage: str, seq: int) -> dict[str, Any]:
             | {"keys": tables[name].keys[:5].tolist()}
             for name, info in m.tables.items()
         },
+        "dense_seq": m.dense_seq,
         "dense": {name: list(w.value.shape) for name, w in read_dense(m).items()},
     }

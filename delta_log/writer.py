@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common import disk, process
-from delta_log.files import TableRows, Weight, encode, infos
+from delta_log.files import Float32s, TableRows, Weight, encode, infos
 from delta_log.log import Log
 from delta_log.manifest import (
     MANIFEST,
@@ -36,6 +36,9 @@ logger = process.logger("delta_log")
 class Cut:
     """A copy of the state of training between two steps, or of the part that changed. Training may continue.
 
+    `dense` are the dense weights of training; a delta in which they did not change has none. `serves_dense` tells that
+    they are served from here on. `served` are those of a base that are served, if they are not the same.
+
     `totals` is the number of rows of each whole table. `learned` is (count, sum) since the lineage began. `written_ms`
     is kind -> bin of 10 ms -> count.
     """
@@ -47,6 +50,8 @@ class Cut:
     dense: Mapping[str, Weight]
     totals: Mapping[str, int]
     tick: int
+    served: Mapping[str, Float32s] = field(default_factory=dict)
+    serves_dense: bool = True
     tick_times: Mapping[int, int] = field(default_factory=dict)
     positions: Mapping[str, Any] = field(default_factory=dict)
     learned: tuple[int, int] = (0, 0)
@@ -115,7 +120,7 @@ class Writer:
         """Writes base-0, with which a lineage begins."""
         if self.head is not None:
             raise LogError(f"{self.log.path / self.lineage}: has begun already, it is at {self.head.name}")
-        self.head = self._write("base", 0, "", cut)
+        self.head = self._write("base", 0, "", 0, cut)
         return self.head
 
     def delta(self, cut: Cut) -> Manifest:
@@ -127,12 +132,15 @@ class Writer:
         if (folder / MANIFEST).exists() and (left := read_manifest(folder)).previous == self.head.link:
             self._unflushed.add(folder)
             self.head = left
-        self.head = self._write("delta", self.head.seq + 1, self.head.link, cut)
+        seq = self.head.seq + 1
+        dense_seq = seq if cut.serves_dense and cut.dense else self.head.dense_seq
+        self.head = self._write("delta", seq, self.head.link, dense_seq, cut)
         return self.head
 
     def base(self, seq: int, cut: Cut) -> Manifest:
         """Writes a compacted base of the state as of delta `seq`."""
-        return self._write("base", seq, self.log.manifest(self.lineage, "delta", seq).sha256, cut)
+        last = self.log.manifest(self.lineage, "delta", seq)
+        return self._write("base", seq, last.sha256, last.dense_seq, cut)
 
     def prune(self, keep_bases: int) -> list[str]:
         """Removes all but the newest bases, and the deltas that they do not need. Returns the removed names.
@@ -158,7 +166,7 @@ class Writer:
             if not (folder / MANIFEST).exists():
                 shutil.rmtree(folder)
 
-    def _write(self, kind: str, seq: int, previous: str, cut: Cut) -> Manifest:
+    def _write(self, kind: str, seq: int, previous: str, dense_seq: int, cut: Cut) -> Manifest:
         for unflushed in list(self._unflushed):  # deltas and bases are written by threads of their own
             disk.flush_folder(unflushed)
             self._unflushed.discard(unflushed)
@@ -172,7 +180,7 @@ class Writer:
             disk.flush_folder(self.log.path)
         os.mkdir(folder)
         files = {}
-        for name, data in encode(cut.tables, cut.dense, removed=kind == "delta").items():
+        for name, data in encode(cut.tables, cut.dense, cut.served, removed=kind == "delta").items():
             disk.flushed(folder / name, data)
             files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         disk.flush_folder(folder)
@@ -192,6 +200,7 @@ class Writer:
             written_ms={k: {str(ms): n for ms, n in v.items()} for k, v in cut.written_ms.items()},
             tick=cut.tick,
             tick_times={str(t): ms for t, ms in cut.tick_times.items()},
+            dense_seq=dense_seq,
             tables=infos(cut.tables, cut.totals),
             digest={name: str(value) for name, value in cut.digest.items()},
             metrics=dict(cut.metrics),

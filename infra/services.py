@@ -264,6 +264,8 @@ def _trainer(site: Site, model: ServedModel, i: int) -> Service:
         "keep-bases": settings.keep_bases,
         "port": site.ports[nth("trainer_port", i)],
     }
+    dense = {"dense-rate": settings.dense_rate, "dense-every": settings.dense_every}
+    flags |= {flag: value for flag, value in dense.items() if value != "source"}
     command = [*python("training.learn.online", **flags), *(["--digest"] if settings.digest else [])]
     return _ours(site, name, command, after=("topics", base(model.name)))  # not mlflow: no delta waits for it
 

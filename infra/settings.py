@@ -7,6 +7,7 @@ A port that nobody set moves to the next free one if it is taken. A port that so
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,17 @@ def _no_switch(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("true and false are no numbers")
     return value
+
+
+def _or_source(read: Callable[[str], float], least: float) -> Callable[[Any], str]:
+    """Checks a text that is `source`, or a number of at least `least`."""
+
+    def checked(value: Any) -> str:
+        if value != "source" and not least <= read(str(value)) < math.inf:
+            raise ValueError("too small")
+        return str(value)
+
+    return checked
 
 
 def _model_server(value: str) -> str:
@@ -122,6 +134,12 @@ ModelSpecs = Annotated[
 ]
 FeaturesFrom = Annotated[Literal["source", "feast"], Kind("source or feast")]
 EventTimeOf = Annotated[Literal["live", "replay"], Kind("live or replay")]
+DenseRate = Annotated[
+    str, BeforeValidator(_or_source(float, 0)), Kind("source (what the source declares), or a number, at least 0")
+]
+DenseEvery = Annotated[
+    str, BeforeValidator(_or_source(int, 1)), Kind("source (what the source declares), or a whole number, at least 1")
+]
 AirflowDb = Annotated[
     str,
     Field(pattern=f"^(sqlite|{POSTGRESQL})$"),
@@ -144,6 +162,10 @@ class Settings(BaseSettings):
         "deepfm", description="which model: a module of training/models, or several: deepfm,logistic?rate=0.1"
     )
     sync_every: Duration = Field(60.0, ge=0.1, description="a delta to the served model each; other intervals follow")
+    dense_rate: DenseRate = Field(
+        "source", description="how dense weights learn online: so many times their own rate; 0 holds them"
+    )
+    dense_every: DenseEvery = Field("source", description="dense weights are served with each so many deltas")
     event_time: EventTimeOf = Field(
         "live", description="whose clock event time follows: live (the broker's), or replay (one replay's)"
     )

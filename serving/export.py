@@ -47,12 +47,13 @@ WARM_UP_ROWS = 2
 def state_at(base: Manifest, deltas: list[Manifest]) -> Journal:
     """The whole state after the last of `deltas`, as a journal that begins with nothing."""
     last = read_changes(base)
-    tables = last.tables
+    tables, dense = last.tables, last.dense
     for delta in deltas:
         last = read_changes(delta)
         tables = {name: fold(tables[name], changes) for name, changes in last.tables.items()}
+        dense = last.dense or dense
     head = last.manifest
-    return Journal(base.lineage, base.seq, head.seq, head.learned_until_ms, tables, last.dense)
+    return Journal(base.lineage, base.seq, head.seq, head.learned_until_ms, tables, dense, head.dense_seq)
 
 
 def assign(model: Model, dense: dict[str, Float32s]) -> None:
@@ -97,11 +98,11 @@ def write(
     with made_once(final) as aside, TemporaryDirectory() as folder:
         assets = Path(folder)
         empty = {table: no_changes(dim) for table, dim in model.dims.items()}
-        start = Journal(state.lineage, state.to, state.to, state.learned_until_ms, empty, state.dense)
+        start = state._replace(start=state.to, tables=empty)
         (assets / "journal.bin").write_bytes(journal.encode(start))
         (assets / "token").touch()
         tables = {table: (t.keys, t.rows) for table, t in state.tables.items()}
-        content = Content(state.lineage, state.to, state.learned_until_ms, tables)
+        content = Content(state.lineage, state.to, state.learned_until_ms, tables, state.dense_seq)
         served = Served(model, content, None if frozen else assets, head_room)
         tf.saved_model.save(served, str(aside), signatures=served.signatures())
         if not frozen:

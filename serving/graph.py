@@ -49,12 +49,16 @@ NO_INPUTS: Specs = {UNUSED: tf.TensorSpec([], tf.int64, UNUSED)}
 
 
 class Content(NamedTuple):
-    """The first content of a version: table -> (int64 keys[n], float32 rows[n, dim]). The model has dense weights."""
+    """The first content of a version: table -> (int64 keys[n], float32 rows[n, dim]). The model has the dense weights.
+
+    `dense_seq` is the seq of the manifest that they are from.
+    """
 
     lineage: str
     seq: int
     learned_until_ms: int
     tables: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    dense_seq: int
 
 
 class AssetPaths(tf.saved_model.experimental.TrackableResource):  # type: ignore[misc]
@@ -174,7 +178,7 @@ class Served(tf.Module):  # type: ignore[misc]
             table.insert(tf.constant(keys, tf.int64), tf.constant(rows, tf.float32))
             self.tables[name] = table
         self.seq = tf.Variable(content.seq, dtype=tf.int64, trainable=False)
-        self.dense_seq = tf.Variable(content.seq, dtype=tf.int64, trainable=False)
+        self.dense_seq = tf.Variable(content.dense_seq, dtype=tf.int64, trainable=False)
         self.chunk = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.learned_until_ms = tf.Variable(content.learned_until_ms, dtype=tf.int64, trainable=False)
         self.journal_applied = tf.Variable(False, trainable=False)
@@ -277,7 +281,10 @@ class Served(tf.Module):  # type: ignore[misc]
         checks += [
             (tf.logical_and(chunk >= 0, chunk < x["chunks"]), "chunk is not one of chunks"),
             (tf.logical_or(tf.equal(chunk, 0), chunk == self.chunk.read_value()), "chunk is neither the next nor 0"),
-            (tf.logical_or(tf.logical_not(last), self.dense_seq.read_value() == x["seq"]), "apply_dense comes first"),
+            (
+                tf.logical_or(tf.logical_not(last), self.dense_seq.read_value() == x["dense_seq"]),
+                "dense weights come first",
+            ),
         ]
         with tf.control_dependencies(self._write(checks, changes)):
             assigns = [
@@ -351,7 +358,7 @@ class Served(tf.Module):  # type: ignore[misc]
         finite = [(tf.reduce_all(tf.math.is_finite(v)), "a dense weight is not finite") for v in dense.values()]
         with tf.control_dependencies(self._write(finite, changes)):
             assigns = [self.weights[n].assign(v) for n, v in dense.items()]
-            assigns += [self.dense_seq.assign(head.to), self.chunk.assign(tf.zeros([], tf.int64))]
+            assigns += [self.dense_seq.assign(head.dense_seq), self.chunk.assign(tf.zeros([], tf.int64))]
             assigns += [self.learned_until_ms.assign(head.learned_until_ms)]
         with tf.control_dependencies(assigns):
             return self.seq.assign(head.to)
@@ -372,7 +379,7 @@ class Served(tf.Module):  # type: ignore[misc]
         features = {f.name: tf.TensorSpec(*kinds[f.kind], f.name) for f in d.features}
         dtypes = {"lineage": tf.string, "seq": tf.int64, "token": tf.string}
         write = {n: tf.TensorSpec([], dtype, n) for n, dtype in dtypes.items()}
-        rows = {n: tf.TensorSpec([], tf.int64, n) for n in ("chunk", "chunks", "learned_until_ms")}
+        rows = {n: tf.TensorSpec([], tf.int64, n) for n in ("chunk", "chunks", "learned_until_ms", "dense_seq")}
         for t, dim in self._dims.items():
             rows[f"{t}_keys"] = tf.TensorSpec([None], tf.int64, f"{t}_keys")
             rows[f"{t}_rows"] = tf.TensorSpec([None, dim], tf.float32, f"{t}_rows")

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from delta_log.changes import TableChanges, fold
 
-MAGIC, FORMAT = 0x4D48444A4E4C3031, 2
+MAGIC, FORMAT = 0x4D48444A4E4C3031, 3
 HEADER_WORDS, LINEAGE_BYTES = 16, 64
-START, TO, LEARNED_UNTIL, BODY_WORDS, CHECK, LINEAGE_LENGTH, HEADER_CHECK = 2, 3, 4, 5, 6, 7, 8
+START, TO, LEARNED_UNTIL, BODY_WORDS, CHECK, LINEAGE_LENGTH, HEADER_CHECK, DENSE_SEQ = range(2, 10)
 """The places of these words in a record's header, after magic and format."""
 
 VERSIONS_A_GENERATION = 10**9
@@ -35,7 +35,10 @@ class JournalError(ValueError):
 
 
 class Journal(NamedTuple):
-    """The changes from seq `start` to seq `to`: tables in declared order, and all dense weights at `to`."""
+    """The changes from seq `start` to seq `to`: tables in declared order, and all dense weights as served at `to`.
+
+    `dense_seq` is that of the manifest `to`.
+    """
 
     lineage: str
     start: int
@@ -43,6 +46,7 @@ class Journal(NamedTuple):
     learned_until_ms: int
     tables: dict[str, TableChanges]
     dense: dict[str, Float32s]
+    dense_seq: int
 
 
 def check(words: Int64s) -> int:
@@ -68,7 +72,8 @@ def encode(journal: Journal) -> bytes:
         + [np.ascontiguousarray(i, "<i8").tobytes() for i in ids]
         + [tail, b"\0" * (-len(tail) % 8)]
     )
-    header = [MAGIC, FORMAT, journal.start, journal.to, journal.learned_until_ms, len(body) // 8, 0, len(lineage)]
+    numbers = journal.start, journal.to, journal.learned_until_ms
+    header = [MAGIC, FORMAT, *numbers, len(body) // 8, 0, len(lineage), 0, journal.dense_seq]
     words = np.frombuffer(np.array(header + [0] * (HEADER_WORDS - len(header)), "<i8").tobytes() + body, "<i8").copy()
     words[HEADER_CHECK] = check(words[:HEADER_CHECK])
     words[CHECK] = check(words)
@@ -131,4 +136,5 @@ def _decode(words: Int64s, dims: Mapping[str, int], shapes: Mapping[str, tuple[i
         for (name, dim), keys, removed, rows in zip(dims.items(), ids[:n], ids[n:], floats[:n], strict=True)
     }
     dense = {name: floats[n + i].reshape(shapes[name]) for i, name in enumerate(sorted(shapes))}
-    return Journal(lineage, int(words[START]), int(words[TO]), int(words[LEARNED_UNTIL]), tables, dense)
+    start, to, learned_until_ms, dense_seq = (int(words[at]) for at in (START, TO, LEARNED_UNTIL, DENSE_SEQ))
+    return Journal(lineage, start, to, learned_until_ms, tables, dense, dense_seq)

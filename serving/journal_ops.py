@@ -27,6 +27,7 @@ class Header(NamedTuple):
     start: tf.Tensor
     to: tf.Tensor
     learned_until_ms: tf.Tensor
+    dense_seq: tf.Tensor
     counts: tf.Tensor
     checks: list[Check]
 
@@ -74,7 +75,8 @@ def header(words: tf.Tensor, lineage: str, dims: Mapping[str, int], dense_floats
     same = [tf.reduce_all(head[journal.HEADER_WORDS : _COUNTS] == name), head[journal.LINEAGE_LENGTH] == len(lineage)]
     checks = [(tf.reduce_all(complete), "the journal is not whole")]
     checks += [(tf.reduce_all(same), "a journal of another lineage")]
-    return Header(head[journal.START], head[journal.TO], head[journal.LEARNED_UNTIL], counts, checks)
+    start, to, dense_seq = head[journal.START], head[journal.TO], head[journal.DENSE_SEQ]
+    return Header(start, to, head[journal.LEARNED_UNTIL], dense_seq, counts, checks)
 
 
 def body(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import keyword
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,7 +19,6 @@ RESERVED_IDS = (INT64_MIN, INT64_MIN + 1)
 MAX_TASKS = 64
 """The join has one bit of a long for each task."""
 MAX_WINDOW_MS = 366 * 86_400_000
-MAX_DENSE_RATE, MAX_DENSE_EVERY = 100, 1_000_000
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """A name is one in TensorFlow, in Feast, in SQL and in a path."""
@@ -132,10 +132,10 @@ class Online:
 
     def __post_init__(self) -> None:
         rate, every = self.dense_rate, self.dense_every
-        if type(rate) not in (int, float) or not 0 <= rate <= MAX_DENSE_RATE:
-            raise ValueError(f"online: dense_rate is {shown(rate)}, allowed is a number, 0 to {MAX_DENSE_RATE}")
-        if type(every) is not int or not 1 <= every <= MAX_DENSE_EVERY:
-            raise ValueError(f"online: dense_every is {shown(every)}, allowed is an int, 1 to {MAX_DENSE_EVERY}")
+        if type(rate) not in (int, float) or not 0 <= rate < math.inf:
+            raise ValueError(f"online: dense_rate is {shown(rate)}, allowed is a number, 0 or more")
+        if type(every) is not int or every < 1:
+            raise ValueError(f"online: dense_every is {shown(every)}, allowed is an int, 1 or more")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ from infra.airflow import services as airflow
 from infra.cli.command import add
 from infra.layout import model_server, rest, sync
 from infra.platform import Platform, PlatformError
+from infra.replay.forgetting import forgetting
 from infra.replay.live import read_lines
+from infra.replay.plan import Plan
 from infra.replay.report import Pairs, Sent, build, joined, markdown
 from infra.replay.run import prepare, replay
 from infra.settings import DURATION, PROJECT, SettingError, Settings, load, seconds
@@ -51,7 +53,8 @@ def add_parser(commands: Any) -> None:
         run,
         "the whole loop on a source, with a report",
         "Empties var/demo, learns a base from the source's history, starts the platform, replays the rest against\n"
-        "the served and a frozen copy of the base, and reports both. In a terminal it then stays up until Ctrl-C.",
+        "the served and a frozen copy of the base, and reports both. In a terminal it then stays up until Ctrl-C.\n"
+        "If sync_every is not set, a delta is 10 minutes of event time, within 1 s and 60 s of wall time.",
         "minutehand demo --source simulator --set sync_every=1s --wall 2m",
     )
     p.add_argument(
@@ -71,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
     settings = settings.with_(source=args.source if args.source != AUTO else choose(console))
     with alone(Platform(settings)) as platform, platform:
         began = time.monotonic()
+        plan = Plan.of(load_source(settings.source), wall_s)
+        if "sync_every" not in settings.given:
+            platform.settings = settings = settings.with_(sync_every=f"{plan.sync_every_s:g}s")
+        console.print(plan.text(settings.sync_every), soft_wrap=True, highlight=False)
         base = prepare(platform, args.seed, console)
         items = items_of(base, load_source(settings.source).declaration)
         with console.status("starting Kafka, the join, MLflow, trainer, model server and sync"):
@@ -79,8 +86,11 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"platform up after {setup_s:.0f} s; logs in {relative(platform.folder / 'logs')}")
         replay(platform, wall_s, console)
         wall_s = time.monotonic() - began - setup_s
-        figures = {"seed": args.seed, "wall_s": round(wall_s, 1), "setup_s": round(setup_s, 1)}
+        figures: dict[str, Any] = {"seed": args.seed, "wall_s": round(wall_s, 1), "setup_s": round(setup_s, 1)}
         replayed = Replayed.of(platform, base.lineage)
+        addresses = [platform.address(model_server(i)) for i in range(settings.replicas)]
+        figures |= plan.figures(settings.sync_every)
+        figures["forgetting"] = forgetting(plan.last_day, addresses, replayed.declaration, args.seed)
         report = finish(platform, base, items, replayed, figures)
         files = write(platform, replayed, report)
         text = files[0].read_text()
@@ -176,7 +186,7 @@ def items_of(base: Manifest, declaration: Declaration) -> NDArray[np.int64]:
 
 
 def finish(
-    platform: Platform, base: Manifest, items: NDArray[np.int64], replayed: Replayed, figures: dict[str, float]
+    platform: Platform, base: Manifest, items: NDArray[np.int64], replayed: Replayed, figures: dict[str, Any]
 ) -> dict[str, Any]:
     """The report, from the platform's folder and topics."""
     settings, log = platform.settings, Log(platform.layout.log())
@@ -211,11 +221,7 @@ def write(platform: Platform, replayed: Replayed, report: dict[str, Any]) -> lis
     (folder / "report.md").write_text(markdown(report))
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     freshness_picture(replayed.confirmed, platform.settings.sync_every, folder / "freshness.png")
-    task, sent, ok = replayed.declaration.judged, replayed.sent, replayed.sent.ok
-    judged = replayed.declaration.tasks.index(task)
-    labels = replayed.pairs.positive[ok, judged].astype(int)
-    scores = sent.served[ok, judged], sent.frozen[ok, judged]
-    auc_picture(sent.wall_ms[ok], labels, *scores, task, folder / "auc.png")
+    auc_picture(report["auc_over_time"], replayed.declaration.judged, folder / "auc.png")
     return [folder / name for name in ("report.md", "report.json", "freshness.png", "auc.png")]
 
 

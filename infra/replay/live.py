@@ -82,6 +82,8 @@ class Screen:
         for name in ("served", "frozen"):
             if p["auc"][name] is not None:
                 rows.append((f"AUC {name}", f"{p['auc'][name]:.4f} ({p['auc']['task']}, so far)"))
+        if None not in (p["auc"]["served"], p["auc"]["frozen"]):
+            rows.append(("served - frozen", f"{p['auc']['served'] - p['auc']['frozen']:+.4f}"))
         return rows
 
     def show(self) -> None:

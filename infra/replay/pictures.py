@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-from sklearn.metrics import roc_auc_score
 
-from infra.replay.report import Array, freshness, weighted_percentiles
+from infra.replay.report import freshness, weighted_percentiles
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen before it is loaded
@@ -34,14 +32,21 @@ def freshness_picture(confirmed: list[dict[str, Any]], sync_every_s: float, path
     plt.close(figure)
 
 
-def auc_picture(wall_ms: Array, labels: Array, served: Array, frozen: Array, task: str, path: Path) -> None:
-    """AUC in twelve slices of equal numbers of impressions, at the wall time of each slice's middle."""
-    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    slices = [s for s in np.array_split(np.argsort(wall_ms, kind="stable"), 12) if 0 < labels[s].sum() < len(s)]
-    at = [(float(np.median(wall_ms[s])) - float(wall_ms.min())) / 1000 for s in slices]
-    for name, scores, style in (("served", served, "o-"), ("frozen", frozen, "s--")):
-        axes.plot(at, [roc_auc_score(labels[s], scores[s]) for s in slices], style, markersize=4, label=name)
-    axes.set(xlabel="seconds of replay", ylabel="AUC", title=f"AUC of {task}, scores as served")
-    axes.legend()
+def auc_picture(points: list[dict[str, Any]], task: str, path: Path) -> None:
+    """Both AUCs in each slice of event time, and below the difference so far with its 95 % interval."""
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+    slices = [p for p in points if p["slice"]["served"] is not None]
+    days = [p["hours"] / 24 for p in slices]
+    for name, style in (("served", "o-"), ("frozen", "s--")):
+        upper.plot(days, [p["slice"][name] for p in slices], style, markersize=4, label=name)
+    upper.set(ylabel="AUC of the slice", title=f"AUC of {task}, scores as served")
+    upper.legend()
+    some = [p for p in points if p["difference"] is not None]
+    days = [p["hours"] / 24 for p in some]
+    lower.fill_between(days, [p["low"] for p in some], [p["high"] for p in some], alpha=0.25, label="95 % interval")
+    lower.plot(days, [p["difference"] for p in some], "o-", markersize=4, label="served - frozen, so far")
+    lower.axhline(0, color="grey", linewidth=0.8)
+    lower.set(xlabel="days of event time", ylabel="difference of AUC")
+    lower.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

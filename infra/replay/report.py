@@ -167,10 +167,32 @@ def both_aucs(labels: Array, served: Array, frozen: Array) -> dict[str, Any]:
     }
 
 
-def by_hour(ts_ms: Array, labels: Array, served: Array, frozen: Array) -> list[dict[str, Any]]:
-    """Both AUCs in each hour of event time, counted from the first impression."""
-    hours = (ts_ms - ts_ms.min(initial=2**62)) // HOUR_MS
-    return [{"hour": int(h)} | both_aucs(*(x[hours == h] for x in (labels, served, frozen))) for h in np.unique(hours)]
+POINTS = 12
+"""The report shows how the difference grows at so many moments."""
+
+
+def over_time(sent: Sent, rows: Array, labels: Array, judged: int, seed: int) -> list[dict[str, Any]]:
+    """Compares both AUCs at POINTS moments, evenly spread in event time.
+
+    A point is of all impressions so far, with the interval of the difference; `slice` is of those since the last point.
+
+    `rows` are the places of the impressions in `sent`, and `labels` belong to them.
+    """
+    if not len(rows):
+        return []
+    order = np.argsort(sent.ts_ms[rows], kind="stable")  # the log has a row when the last of its outcomes was sent
+    rows, labels = rows[order], labels[order]
+    ts_ms, served, frozen = sent.ts_ms[rows], sent.served[rows, judged], sent.frozen[rows, judged]
+    ends = np.searchsorted(ts_ms, np.linspace(ts_ms[0], ts_ms[-1], POINTS + 1)[1:], side="right")
+    points, before = [], 0
+    for end in ends.tolist():
+        so_far, since = slice(0, end), slice(before, end)
+        figures = compared(labels[so_far], served[so_far], frozen[so_far], sent.user_id[rows][so_far], seed)
+        slice_of = both_aucs(labels[since], served[since], frozen[since])
+        hours = round(float(ts_ms[max(end - 1, 0)] - ts_ms[0]) / HOUR_MS, 2)
+        points.append({"hours": hours, "impressions": end, **figures, "slice": slice_of})
+        before = end
+    return points
 
 
 def calibration(scores: Array, labels: Array) -> float | None:
@@ -238,7 +260,7 @@ def build(
         "failed_predictions": int((~sent.ok).sum()),
         "predict_ms": {f"p{p}": round(float(np.percentile(sent.predict_ms[sent.ok], p)), 2) for p in (50, 99)},
         "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
-        "auc_by_hour": by_hour(sent.ts_ms[later], labels, served, frozen),
+        "auc_over_time": over_time(sent, np.flatnonzero(later), labels, judged, about["seed"]),
         "auc_new_items": both_aucs(labels[new], served[new], frozen[new]),
         "calibration": calibration(served, labels),
         "calibration_frozen": calibration(frozen, labels),
@@ -268,6 +290,10 @@ def markdown(report: dict[str, Any]) -> str:
             "sync_every, wall, set-up",
             f"{report['sync_every_s']:g} s, {report['wall_s']:.0f} s, {report['setup_s']:.0f} s",
         ),
+        (
+            "a delta each, in event time; the frozen copy's age at the end",
+            f"{report['event_s_per_sync'] / 60:.1f} minutes; {report['frozen_age_days']:.1f} days",
+        ),
         ("events in, examples out", f"{report['events']}, {report['records']}"),
         ("pairs offered", f"{pairs['offered']}"),
         ("... learned positive, negative", f"{pairs['learned_pos']}, {pairs['learned_neg']}"),
@@ -291,6 +317,20 @@ def markdown(report: dict[str, Any]) -> str:
             "calibration (mean score / rate): served, frozen",
             f"{shown(report['calibration'], 3)}, {shown(report['calibration_frozen'], 3)}",
         ),
+        *(
+            [
+                (
+                    f"AUC of the last day before the replay ({lost['impressions']}): base, served",
+                    f"{shown(lost['base'])}, {shown(lost['served'])}",
+                ),
+                (
+                    f"... forgotten (95 % by user; limit {lost['limit']:g})",
+                    f"{shown(lost['forgotten'])} ({shown(lost['low'])} to {shown(lost['high'])})",
+                ),
+            ]
+            if (lost := report["forgetting"])
+            else []
+        ),
         ("served digest == trained digest", "yes" if report["digests_equal"] else "NO"),
     ]
     lines = ["| figure | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
@@ -298,9 +338,11 @@ def markdown(report: dict[str, Any]) -> str:
     lines += [
         f"| {t['task']} | {t['positives']} | {shown(t['served'])} | {shown(t['frozen'])} |" for t in report["tasks"]
     ]
-    lines += ["", "| hour | impressions | AUC served | AUC frozen |", "|---|---|---|---|"]
+    lines += ["", "| hours of event time | impressions so far | AUC served | AUC frozen | difference (95 % by user) |"]
+    lines += ["|---|---|---|---|---|"]
     lines += [
-        f"| {h['hour']} | {h['impressions']} | {shown(h['served'])} | {shown(h['frozen'])} |"
-        for h in report["auc_by_hour"]
+        f"| {p['hours']:.1f} | {p['impressions']} | {shown(p['served'])} | {shown(p['frozen'])} |"
+        f" {shown(p['difference'])} ({shown(p['low'])} to {shown(p['high'])}) |"
+        for p in report["auc_over_time"]
     ]
     return "\n".join(lines) + "\n"

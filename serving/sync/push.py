@@ -1,4 +1,4 @@
-"""Pushes one delta to one version of a replica: the dense weights first, then the rows in chunks."""
+"""Pushes one delta to one version of a replica: the dense weights first, if it has new ones, then rows in chunks."""
 
 from __future__ import annotations
 
@@ -46,15 +46,18 @@ def chunks(tables: dict[str, TableChanges], rows: int = CHUNK_ROWS) -> Iterator[
 
 
 def push(delta: Changes, replica: Replica, version: int, token: str) -> int:
-    """Sends the dense weights and all chunks, from chunk 0 on; returns the number of chunks.
+    """Sends the dense weights, if the delta changes them, and all chunks from chunk 0 on; returns the number of chunks.
 
     After Down or RefusedCall it can be called again: the version moves its seq with the last chunk only.
     """
     manifest = delta.manifest
     header: dict[str, Any] = {"lineage": manifest.lineage, "seq": manifest.seq, "token": token}
-    replica.call(version, "apply_dense", header | {input_name(name): value for name, value in delta.dense.items()})
+    if delta.dense:
+        replica.call(version, "apply_dense", header | {input_name(name): value for name, value in delta.dense.items()})
     calls = list(chunks(delta.tables))
-    header |= {"chunks": len(calls), "learned_until_ms": manifest.learned_until_ms}
+    header |= {
+        "chunks": len(calls), "learned_until_ms": manifest.learned_until_ms, "dense_seq": manifest.dense_seq,
+    }  # fmt: skip
     pause_s = 0.0
     for i, call in enumerate(calls):
         time.sleep(pause_s)

@@ -24,7 +24,7 @@ class VersionFolder:
         self.base_seq = self.number % journal.VERSIONS_A_GENERATION
         self._journal, self._dims, self._shapes = path / "assets" / "journal.bin", dims, shapes
         content = self._read()
-        self.lineage, self.journal_seq = content.lineage, content.to
+        self.lineage, self.journal_seq, self._dense = content.lineage, content.to, content.dense
 
     def _read(self) -> Journal:
         """Reads the journal, and notes the bytes of its first record and of all whole ones."""
@@ -45,8 +45,11 @@ class VersionFolder:
         if m.seq != self.journal_seq + 1:
             raise ValueError(f"{self.path}: the journal ends at {self.journal_seq}, {m.name} does not follow")
         tables = {name: delta.tables[name] for name in self._dims}
-        record = journal.encode(Journal(m.lineage, m.seq - 1, m.seq, m.learned_until_ms, tables, delta.dense))
+        dense = delta.dense or self._dense  # as they are served
+        changes = Journal(m.lineage, m.seq - 1, m.seq, m.learned_until_ms, tables, dense, m.dense_seq)
+        record = journal.encode(changes)
         disk.append(self._journal, record, self._bytes)
+        self._dense = dense
         self._bytes, self.journal_seq = self._bytes + len(record), m.seq
         if self._bytes > 2 * self._first_bytes + FOLD_BYTES:
             whole = journal.encode(self._read())

@@ -123,8 +123,11 @@ class KuaiRand:
         return log, users, videos
 
 
-def configure(days: int = 12, live_days: int = 2) -> KuaiRand:
-    """Takes the last `live_days` as live, and the `days` before them as history. The official archive has 31 in all."""
+def configure(days: int = 7, live_days: int = 7) -> KuaiRand:
+    """Takes the last `live_days` as live, and the `days` before them as history. The official archive has 31 in all.
+
+    By default a base that learned a week meets the next week, as that of a weekly retrain does.
+    """
     for name, value in (("days", days), ("live_days", live_days)):
         if value < 1:
             raise ValueError(f"kuairand: {name} is {value}, allowed is >= 1")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delta_log.files import TableRows, read_dense, read_rows, read_tables
+from delta_log.files import TableRows, read_rows, read_tables
+from delta_log.fold import dense_weights
 from delta_log.log import Log
 from delta_log.manifest import LogBroken
 from delta_log.verification import verify
@@ -22,7 +23,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert [m.seq for m in deltas] == [1, 2, 3, 4, 5, 6]
     assert replayed([base, *deltas]) == oracle.tables
     last = deltas[-1]
-    for name, weight in read_dense(last).items():
+    for name, weight in dense_weights(base, deltas)[0].items():
         np.testing.assert_array_equal(weight.value, oracle.dense[name])
         np.testing.assert_array_equal(weight.slots, np.repeat(oracle.dense[name].ravel(), 2))
     assert {n: t.total for n, t in last.tables.items()} == {n: len(oracle.tables[n]) for n in DIMS}

@@ -38,7 +38,7 @@ def test_a_broken_manifest_says_what_was_found(tmp_path: Path) -> None:
     for wrong, text in (
         ({**good, "seq": "1"}, "field seq is '1', expected int"),
         ({k: v for k, v in good.items() if k != "tick"}, "field tick is None"),
-        ({**good, "format": 1}, "another format than 3"),
+        ({**good, "format": 1}, "another format than 4"),
         ([], "a list, expected an object"),
     ):
         path.write_text(json.dumps(wrong))

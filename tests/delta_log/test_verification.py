@@ -19,7 +19,7 @@ def test_explaining_and_listing(tmp_path: Path) -> None:
     assert rows[2]["auc"] == pytest.approx(0.53)
     facts = explain(log, lineage, 2)
     assert facts["examples"] == {"positive": 3, "negative": 0}
-    assert facts["dense"] == {"w": [2, 3], "b": []}
+    assert (facts["dense"], facts["dense_seq"]) == ({"w": [2, 3], "b": []}, 0)
     assert facts["tables"]["user"]["total"] == len(oracle.tables["user"])
     item = facts["tables"]["item"]
     assert (item["admission"], item["lines"], facts["tables"]["user"]["admission"]) == ("count 1x512", 9, "")

@@ -62,3 +62,12 @@ def test_the_service_for_apps_has_the_key_of_the_environment(monkeypatch: pytest
     assert "sesame" not in " ".join(declared["app"].command)
     assert "app" not in prepare.declared(Settings(feast=False), defaultdict(str))
     assert "app" not in prepare.declared(Settings(app=False), defaultdict(str))
+
+
+def test_the_trainer_gets_the_pace_of_dense_weights_that_somebody_set() -> None:
+    def flags(**settings: str) -> list[str]:
+        command = prepare.declared(Settings().with_(**settings), defaultdict(str))["trainer"].command
+        return [word for at, word in enumerate(command) if "dense" in word or "dense" in command[at - 1]]
+
+    assert flags() == []
+    assert flags(dense_rate="0.1", dense_every="5") == ["--dense-rate", "0.1", "--dense-every", "5"]

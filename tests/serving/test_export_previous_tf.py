@@ -71,7 +71,7 @@ def test_every_signature_runs_by_both_loaders(prepared: tuple[Path, Lineage], tm
     before, digest_before = lineage.scores(x), lineage.digest()
     tables = {n: fold(first.tables[n], new) for n, new in second.tables.items()}
     # The journal goes from the base to 2: what the warm-up finds when the version is loaded.
-    whole = Journal(lineage.name, 0, 2, second.manifest.learned_until_ms, tables, second.dense)
+    whole = Journal(lineage.name, 0, 2, second.manifest.learned_until_ms, tables, second.dense, 2)
     third = read_changes(lineage.delta())
     (path / "assets" / "journal.bin").write_bytes(journal.encode(whole))
 
@@ -79,6 +79,7 @@ def test_every_signature_runs_by_both_loaders(prepared: tuple[Path, Lineage], tm
     who = {"lineage": lineage.name, "seq": np.int64(3), "token": TOKEN}
     rows = next(push.chunks(third.tables))
     delta = who | {"chunk": np.int64(0), "chunks": np.int64(1), "learned_until_ms": np.int64(3000)} | rows
+    delta["dense_seq"] = np.int64(3)
     warm_up, unused = recorded(path), {"unused": np.int64(0)}
     calls: list[tuple[str, dict[str, Any]]] = [
         *warm_up, ("serving_default", x), ("status", unused), ("digest", unused), ("apply_dense", who | dense),

@@ -114,12 +114,14 @@ def delta_calls(new: Changes, rows: int = 2000, **other: Any) -> list[dict[str, 
         "seq": np.int64(m.seq),
         "token": TOKEN,
         "learned_until_ms": np.int64(m.learned_until_ms),
+        "dense_seq": np.int64(m.dense_seq),
     }
     return [who | {"chunk": np.int64(i), "chunks": np.int64(len(calls))} | c | other for i, c in enumerate(calls)]
 
 
 def apply(to: Loaded, new: Changes, rows: int = 2000) -> None:
-    to.run("apply_dense", **dense_call(new))
+    if new.dense:
+        to.run("apply_dense", **dense_call(new))
     for call in delta_calls(new, rows):
         to.run("apply_delta", **call)
 
@@ -235,7 +237,7 @@ CASES = {
     "chunk == chunks": Case("not one of chunks", other={"chunk": np.int64(1), "chunks": np.int64(1)}),
     "no chunks": Case("not one of chunks", other={"chunks": np.int64(0)}),
     "a negative chunk": Case("not one of chunks", other={"chunk": np.int64(-1)}),
-    "the last chunk before dense": Case("apply_dense comes first", other={"chunks": np.int64(1)}),
+    "the last chunk before dense": Case("dense weights come first", other={"chunks": np.int64(1)}),
     "a reserved key": Case("reserved", other=one(user_keys=np.array([-(2**63)]))),
     "the other reserved key": Case("reserved", other=one(user_keys=np.array([-(2**63) + 1]))),
     "a reserved key among the removed": Case("reserved", other=one(item_removed=np.array([3, -(2**63)]))),
@@ -289,15 +291,29 @@ def test_the_no_op_form_changes_nothing_and_needs_no_token(loaded: Loaded) -> No
 # -- apply_file ----------------------------------------------------------------------------------------------------
 
 
+def test_a_delta_may_leave_the_dense_weights_as_they_are(loaded: Loaded) -> None:
+    apply(loaded, loaded.next())
+    for dense in ("held", "trained"):
+        new = loaded.next(dense=dense)
+        assert new.dense == {} and new.manifest.dense_seq == 1
+        [call] = delta_calls(new)
+        with pytest.raises(Exception, match="dense weights come first"):
+            loaded.run("apply_delta", **call | {"dense_seq": np.int64(0)})
+        apply(loaded, new)
+        assert loaded.digest() == loaded.lineage.digest()
+    apply(loaded, loaded.next())
+    assert loaded.digest() == loaded.lineage.digest() and loaded.state()["seq"] == 4
+
+
 def journal_of(loaded: Loaded, changes: list[Changes], **other: Any) -> Journal:
     tables = changes[0].tables
     for c in changes[1:]:
         tables = {n: fold(tables[n], new) for n, new in c.tables.items()}
     last = changes[-1]
     m = last.manifest
-    return Journal(m.lineage, changes[0].manifest.seq - 1, m.seq, m.learned_until_ms, tables, last.dense)._replace(
-        **other
-    )
+    dense = next(c.dense for c in reversed(changes) if c.dense)
+    start = changes[0].manifest.seq - 1
+    return Journal(m.lineage, start, m.seq, m.learned_until_ms, tables, dense, m.dense_seq)._replace(**other)
 
 
 def put(loaded: Loaded, data: bytes) -> None:
@@ -309,7 +325,8 @@ def records_of(changes: list[Changes]) -> bytes:
     whole = b""
     for c in changes:
         m = c.manifest
-        whole += journal.encode(Journal(m.lineage, m.seq - 1, m.seq, m.learned_until_ms, c.tables, c.dense))
+        record = Journal(m.lineage, m.seq - 1, m.seq, m.learned_until_ms, c.tables, c.dense, m.dense_seq)
+        whole += journal.encode(record)
     return whole
 
 

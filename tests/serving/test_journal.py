@@ -39,9 +39,10 @@ def test_there_and_back(n: int) -> None:
     }
     dense = {"w": rng.normal(size=(2, 3)).astype("f4"), "bias": np.float32([1.5])}
     journal = decode(
-        encode(Journal("000001-0a1b2c3d", 3, 9, 77, tables, dense)), {"b": 3, "a": 5}, {"w": (2, 3), "bias": (1,)}
+        encode(Journal("000001-0a1b2c3d", 3, 9, 77, tables, dense, 8)), {"b": 3, "a": 5}, {"w": (2, 3), "bias": (1,)}
     )
-    assert journal[:4] == ("000001-0a1b2c3d", 3, 9, 77) and list(journal.tables) == ["b", "a"]
+    assert journal[:4] == ("000001-0a1b2c3d", 3, 9, 77) and journal.dense_seq == 8
+    assert list(journal.tables) == ["b", "a"]
     for name, table in tables.items():
         for expected, value in zip(table, journal.tables[name], strict=True):
             np.testing.assert_array_equal(value, expected)
@@ -52,7 +53,7 @@ def test_there_and_back(n: int) -> None:
 def test_every_flipped_byte_is_seen() -> None:
     data = encode(
         Journal(
-            "000001-0a1b2c3d", 0, 1, 5, {"t": TableChanges(np.array([4]), np.ones((1, 2), "f4"), np.array([5]))}, {}
+            "000001-0a1b2c3d", 0, 1, 5, {"t": TableChanges(np.array([4]), np.ones((1, 2), "f4"), np.array([5]))}, {}, 1
         )
     )
     for place in range(len(data)):
@@ -63,7 +64,7 @@ def test_every_flipped_byte_is_seen() -> None:
 def test_records_are_folded_and_a_torn_one_is_left_out() -> None:
     def record(start: int, key: int, value: float) -> bytes:
         rows = TableChanges(np.array([key, 9]), np.full((2, 2), value, "f4"), np.array([key - 1]))
-        return encode(Journal("000001-0a1b2c3d", start, start + 1, start, {"t": rows}, {}))
+        return encode(Journal("000001-0a1b2c3d", start, start + 1, start, {"t": rows}, {}, start))
 
     data = record(0, 4, 1.0) + record(1, 5, 2.0)
     for torn in (b"", record(2, 6, 3.0)[:-1], record(2, 6, 3.0)[:100], bytes(7)):

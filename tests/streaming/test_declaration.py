@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from streaming.declaration import Declaration, Feature, Policy
+from streaming.declaration import Declaration, Feature, Online, Policy
 
 PLAIN = Declaration("d", (Feature("a", "ids"), Feature("b", "id"), Feature("c", "number")), ("x",), "x", 5)
 
@@ -110,3 +110,22 @@ def test_policies_are_the_trainers_alone():
     assert strict.policy("b").expire_ms == 1 and PLAIN.policy("b") == Policy("b")
     assert strict.sha256 == PLAIN.sha256 and "policies" not in json.loads(strict.to_json())
     assert Declaration.from_json(strict.to_json()) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dense_rate": -0.1}, "online: dense_rate is -0.1, allowed is a number, 0 or more"),
+        ({"dense_rate": float("nan")}, "online: dense_rate is nan, allowed is a number, 0 or more"),
+        ({"dense_every": 0}, "online: dense_every is 0, allowed is an int, 1 or more"),
+        ({"dense_every": True}, "online: dense_every is True, allowed is an int, 1 or more"),
+    ],
+)
+def test_a_wrong_pace_of_dense_weights_is_refused(wrong: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Online(**wrong)
+
+
+def test_the_pace_of_dense_weights_is_no_part_of_a_lineage() -> None:
+    declared = replace(PLAIN, online=Online(dense_rate=0.1, dense_every=5))
+    assert declared.sha256 == PLAIN.sha256 and Declaration.from_json(declared.to_json()).online == Online()

@@ -30,7 +30,7 @@ HIDDEN_SHAPES = {
 
 
 class Lineage:
-    """Writes a log and remembers what it holds: `tables` name -> key -> row, and `dense`. The oracle of all digests."""
+    """Writes a log and remembers what is served: `tables` name -> key -> row, `dense`. The oracle of all digests."""
 
     def __init__(self, path: Path, name: str = "000001-0a1b2c3d", seed: int = 0, keys: int = 300) -> None:
         self.log, self.name, self.rng = Log(path), name, np.random.default_rng(seed)
@@ -61,8 +61,14 @@ class Lineage:
     def row(self) -> np.ndarray:
         return self.rng.normal(size=ROW_DIM, scale=0.3).astype("f4")
 
-    def delta(self, changed: int = 40, removed: int = 5, new: int = 10, digest: bool = True, **fields: Any) -> Manifest:
-        """The next delta: some rows changed, some removed, some new in each table, other dense weights."""
+    def delta(
+        self, changed: int = 40, removed: int = 5, new: int = 10, digest: bool = True, dense: str = "served",
+        **fields: Any,
+    ) -> Manifest:  # fmt: skip
+        """The next delta: some rows changed, some removed, some new in each table, other dense weights.
+
+        `dense`: they are `served` with it, or `trained` and not yet served, or `held`, and then in no file of it.
+        """
         changes = {}
         for table, rows in self.tables.items():
             keys = sorted(rows)
@@ -73,7 +79,12 @@ class Lineage:
                 del rows[key]
             rows.update({k: self.row() for k in written})
             changes[table] = (written, gone)
-        self.dense = {n: v + np.float32(0.01) for n, v in self.dense.items()}
+        trained = {n: v + np.float32(0.01) for n, v in self.dense.items()}
+        if dense == "served":
+            self.dense = trained
+        else:
+            weights = {n: Weight(v, np.zeros(v.size, "f4")) for n, v in trained.items()} if dense == "trained" else {}
+            fields |= {"dense": weights, "serves_dense": False}
         self.seq += 1
         return self.writer.delta(self._cut(changes, digest=digest, **fields))
 
@@ -86,12 +97,13 @@ class Lineage:
                 np.ones(len(keys), np.uint32), np.array(gone, np.int64),
             )  # fmt: skip
         now = time.time_ns() // 1_000_000
-        defaults = {"learned_until_ms": 1000 * self.seq, "written_ms": {"positive": {now: 3}, "negative": {now: 4}}}
+        weights = {n: Weight(v, np.zeros(v.size, "f4")) for n, v in self.dense.items()}
+        defaults: dict[str, Any] = {"dense": weights}
+        defaults |= {"learned_until_ms": 1000 * self.seq, "written_ms": {"positive": {now: 3}, "negative": {now: 4}}}
         if self.seq == 0:
             defaults["written_ms"] = {}
         return Cut(
             source="shop", declaration=D.sha256, model=MODEL, tables=tables, tick=self.seq,
-            dense={n: Weight(v, np.zeros(v.size, "f4")) for n, v in self.dense.items()},
             totals={t: len(rows) for t, rows in self.tables.items()},
             digest=self.digest() if digest else {}, **{**defaults, **fields},
         )  # fmt: skip

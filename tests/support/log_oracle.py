@@ -20,13 +20,16 @@ State = dict[str, dict[int, tuple[list[float], list[float], int]]]
 class Oracle:
     """Two tables as plain dicts, changed at random. "lines" are the lines of the admission filter of `item`.
 
-    At the fifth tick the filter's shape changes, and it begins empty.
+    `dense` are the dense weights of training, `served` those that are served. Deltas in turn have none (seq 1), have
+    some that are not served yet (2), and serve theirs (3). At the fifth tick the filter's shape changes, and it begins
+    empty.
     """
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.tables: State = {name: {} for name in [*DIMS, "lines"]}
         self.dense = {"w": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)}
+        self.served = self.dense
         self.tick = 0
 
     def change(self, rows: int = 40) -> Cut:
@@ -45,8 +48,11 @@ class Oracle:
                 del table[key]
             tables[name] = TableRows(keys, values, state, np.full(len(keys), self.tick, np.uint32), gone)
         tables["item"] = tables["item"]._replace(admission=self._see())
-        self.dense = {n: self.rng.normal(size=w.shape).astype(np.float32) for n, w in self.dense.items()}
-        dense = {n: Weight(w, np.repeat(w.ravel(), 2)) for n, w in self.dense.items()}
+        serves, held = self.tick % 3 == 1, self.tick % 3 == 2
+        if not held:
+            self.dense = {n: self.rng.normal(size=w.shape).astype(np.float32) for n, w in self.dense.items()}
+        self.served = self.dense if serves else self.served
+        dense = {} if held else {n: Weight(w, np.repeat(w.ravel(), 2)) for n, w in self.dense.items()}
         totals = {name: len(self.tables[name]) for name in DIMS}
         return Cut(
             source="simulator",
@@ -56,6 +62,7 @@ class Oracle:
             dense=dense,
             totals=totals,
             tick=self.tick,
+            serves_dense=serves,
             tick_times={self.tick: 1000 * self.tick},
             positions={"cluster": "c", "topic": "examples", "topic_id": "t", "offsets": {"0": 10 * self.tick}},
             learned=(self.tick, 2**64 - self.tick),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_log.changes import no_changes
-from delta_log.files import read_dense
+from delta_log.files import read_served
 from delta_log.manifest import Manifest
 from serving import journal
 from serving.replica import Down, RefusedCall, Replica, Status
@@ -21,9 +21,9 @@ def install(base: Manifest, folder: Path) -> Path:
     """Writes what sync reads of an exported version: its journal and its token."""
     path = folder / str(journal.version_of(base.lineage, base.seq))
     (path / "assets").mkdir(parents=True)
-    dense = {name: weight.value for name, weight in read_dense(base).items()}
     nothing = {t: no_changes(dim) for t, dim in DIMS.items()}
-    content = journal.Journal(base.lineage, base.seq, base.seq, base.learned_until_ms, nothing, dense)
+    times = base.seq, base.seq, base.learned_until_ms
+    content = journal.Journal(base.lineage, *times, nothing, read_served(base), base.dense_seq)
     (path / "assets" / "journal.bin").write_bytes(journal.encode(content))
     (path / "assets" / "token").touch()
     return path

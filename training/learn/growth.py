@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from common import process
-from delta_log.files import TableRows, Weight, read_dense
-from delta_log.fold import merged
+from delta_log.files import TableRows, Weight
+from delta_log.fold import dense_weights, merged
 from delta_log.log import Log
 from delta_log.writer import hold, prune_lineages
 from streaming.declaration import Declaration
@@ -51,10 +51,11 @@ def continued(
         last = deltas[-1] if deltas else base
         model = model or str(last.model)
         old = State(Learner(load_model(model, before)), source)
-        old.check_origin(last)
+        weights, _ = dense_weights(base, deltas)
+        old.check_origin(last, weights)
         state = State(Learner(load_model(model, declaration)), source)
         tables = _tables(old.learner.model, merged(base, deltas), state.learner)
-        state.take_over(base, deltas, tables, grown_weights(old.learner.model, read_dense(last), state.learner))
+        state.take_over(base, deltas, tables, grown_weights(old.learner.model, weights, state.learner))
         begun = batch_pass.begin(state, delta_log, last.positions)
         delta_log.serve(begun.lineage)
     log.info("%s continues %s of %s, and is served", begun.lineage, last.name, lineage)

@@ -43,7 +43,10 @@ log = process.logger("trainer")
 
 @dataclass(frozen=True)
 class Setup:
-    """The settings of a trainer. `model` "" is the model of the lineage."""
+    """The settings of a trainer. `model` "" is the model of the lineage.
+
+    `dense_rate` and `dense_every` are those of streaming/declaration.py `Online`; None is what the source declares.
+    """
 
     source: str
     log: Path
@@ -51,6 +54,8 @@ class Setup:
     mlflow: str = "none"
     model: str = ""
     batch: int = Settings.batch
+    dense_rate: float | None = None
+    dense_every: int | None = None
     pace: Pace = Pace(60_000)
 
 
@@ -99,12 +104,16 @@ def _learn(
     service.health.loading(f"loading lineage {lineage}")
     with writer:
         base = delta_log.newest_base(lineage)
-        learner = Learner(load_model(setup.model or str(base.model), declaration), Settings(batch=setup.batch))
+        rate = declaration.online.dense_rate if setup.dense_rate is None else setup.dense_rate
+        settings = Settings(batch=setup.batch, dense_rate=rate)
+        learner = Learner(load_model(setup.model or str(base.model), declaration), settings)
         learner.train(decode([], declaration))  # traces the step, which takes seconds: no delta should wait for it
-        state = State(learner, setup.source)
+        every = declaration.online.dense_every if setup.dense_every is None else setup.dense_every
+        state = State(learner, setup.source, every)
         state.counts_freshness = counts_freshness
         last = state.restore(delta_log, lineage)
         log.info("%s: resumed at %s, %d pairs learned", lineage, last.name, state.learned[0])
+        log.info("dense weights learn at %g times their rate, and are served with each %d. delta", rate, every)
         gauges.seq.set(last.seq)
         gauges.learned_until.set(last.learned_until_ms)
         gauges.committed_until.set(last.learned_until_ms)
@@ -135,7 +144,9 @@ def writer_of(delta_log: Log, lineage: str, service: process.Service, gauges: Ga
 def main(argv: list[str] | None = None) -> int:
     args = _arguments(argv)
     pace = Pace(args.sync_every_ms, args.base_every, args.keep_bases, args.digest, args.keep_lineages)
-    setup = Setup(args.source, args.log, args.kafka, args.mlflow, args.model, args.batch, pace)
+    setup = Setup(
+        args.source, args.log, args.kafka, args.mlflow, args.model, args.batch, args.dense_rate, args.dense_every, pace
+    )
     return process.run(lambda: _serve(setup, args.port))
 
 
@@ -163,6 +174,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     ):
         help_text = f"{text} (default: %(default)s)"
         parser.add_argument(f"--{name}", type=process.at_least(1), default=default, metavar="N", help=help_text)
+    for name, least, text in (
+        ("dense-rate", 0.0, "dense weights learn at so many times their rate; 0 holds them"),
+        ("dense-every", 1, "dense weights are served with each N-th delta"),
+    ):
+        help_text = f"{text} (default: what the source declares)"
+        parser.add_argument(f"--{name}", type=process.at_least(least), metavar="N", help=help_text)
     parser.add_argument("--digest", action="store_true", help="write the digest of all tables in every delta")
     return parser.parse_args(argv)
 

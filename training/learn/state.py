@@ -21,14 +21,15 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from common import process
-from delta_log.files import Filter, TableRows, Weight, read_dense
-from delta_log.fold import PRECISION, merged, thinned, tick_times
+from delta_log.files import Filter, Float32s, TableRows, Weight
+from delta_log.fold import PRECISION, dense_weights, merged, thinned, tick_times
 from delta_log.log import Log
 from delta_log.manifest import LogError, Manifest
 from delta_log.writer import Cut
 from streaming.declaration import Declaration
 from streaming.example import Batch
 from streaming.hashing import fnv1a64, learned_sum
+from training.learn.dense import DenseSync
 from training.learn.expiry import Expiry
 from training.learn.learner import Learner
 from training.learn.metrics import Tested
@@ -44,12 +45,14 @@ logger = process.logger("training.learn.state")
 class State:
     """The tables, the dense weights with their slots, the count and sum of what was learned, and its event time.
 
-    Only one cut may be pending: `committed` or `failed` must follow each `cut`.
+    Replicas get the dense weights with each `dense_every`-th delta. Only one cut may be pending: `committed` or
+    `failed` must follow each `cut`.
     """
 
-    def __init__(self, learner: Learner, source: str) -> None:
+    def __init__(self, learner: Learner, source: str, dense_every: int = 1) -> None:
         self.learner, self.source = learner, source
         self.declaration = learner.declaration
+        self._dense = DenseSync(learner, dense_every)
         self.positions: dict[str, Any] = {}
         self.learned = (0, 0)
         self.learned_until_ms = -1
@@ -121,16 +124,15 @@ class State:
             admission = Filter(table.admission_shape, places.astype(np.uint32), lines)
             tables[name] = TableRows(keys, rows, slots, ticks.astype(np.uint32), removed, admission)
             totals[name] = int(table.stats()["size"])
+        dense = self._dense.cut(whole)
         export_ms = round((time.monotonic() - started) * 1000, 3)
         self._pending = Cut(
             source=self.source,
             declaration=self.declaration.sha256,
             model=self.learner.model.info,
             tables=tables,
-            dense={
-                name: Weight(weight.numpy(), self.learner.slots[name].numpy().ravel())
-                for name, weight in self.learner.weights.items()
-            },
+            dense=dense.weights,
+            serves_dense=dense.serves,
             totals=totals,
             tick=tick,
             tick_times={t: ms for t, ms in self.expiry.tick_times.items() if t > since},
@@ -138,10 +140,10 @@ class State:
             learned=self.learned,
             learned_until_ms=self.learned_until_ms,
             written_ms={kind: dict(bins) for kind, bins in self._written.items()} if not whole else {},
-            digest=self.digest() if digest else {},
+            digest=self.digest(dense.served) if digest else {},
             metrics={"examples": self.examples, **self.tested.figures(), "export_ms": export_ms},
         )
-        self._counted = self.examples, self._written
+        self._counted, self._dense_cut = (self.examples, self._written), dense
         self._removed = dict(self.expiry.tombstones)
         self._begin()
         return self._pending
@@ -150,6 +152,7 @@ class State:
         """Marks the rows of `cut` as clean, because its manifest exists."""
         self._settle(cut)
         self._clean_tick = cut.tick
+        self._dense.committed(self._dense_cut)
         self.expiry.committed(self._removed)
 
     def failed(self, cut: Cut) -> None:
@@ -173,13 +176,18 @@ class State:
         """Returns the tables' clock. All of them are at the same tick."""
         return max(int(table.tick()) for table in self.learner.tables.values())
 
-    def digest(self) -> dict[str, int]:
-        """Returns table -> int64 sum modulo 2^64 of farmhash64(key bytes + row bytes); `dense`: of name + value."""
+    def digest(self, dense: Mapping[str, Float32s] | None = None) -> dict[str, int]:
+        """Returns table -> int64 sum modulo 2^64 of farmhash64(key bytes + row bytes); `dense`: of name + value.
+
+        That is of the weights `dense`, by default those of training.
+        """
         digests = {}
         for name, table in self.learner.tables.items():
             whole = table.export_since(0)
             digests[name] = rows_digest(np.asarray(whole.keys), np.asarray(whole.rows))
-        return {**digests, "dense": dense_digest({n: w.numpy() for n, w in self.learner.weights.items()})}
+        if dense is None:
+            dense = {name: weight.numpy() for name, weight in self.learner.weights.items()}
+        return {**digests, "dense": dense_digest(dense)}
 
     def restore(self, log: Log, lineage: str, base_seq: int | None = None) -> Manifest:
         """Loads the newest chain of a lineage, or only its base `base_seq`, into a new learner.
@@ -189,8 +197,10 @@ class State:
         # The base alone: the deltas after it may be broken, and then it is the way out.
         base, deltas = log.chain(lineage) if base_seq is None else (log.manifest(lineage, "base", base_seq), [])
         last = deltas[-1] if deltas else base
-        self.check_origin(last)
-        self.take_over(base, deltas, merged(base, deltas), read_dense(last))
+        weights, served = dense_weights(base, deltas)
+        self.check_origin(last, weights)
+        self.take_over(base, deltas, merged(base, deltas), weights)
+        self._dense.restored(weights, served, last.seq - last.dense_seq)
         return last
 
     def take_over(
@@ -217,8 +227,8 @@ class State:
         self.expiry.tick_times = thinned(tick_times([base, *deltas]))
         self.newest_event_ms = self._ticked_ms = max(self.expiry.tick_times.values(), default=-1)
 
-    def check_origin(self, manifest: Manifest) -> None:
-        """Raises LogError unless the state of `manifest` is of this declaration and fits this model."""
+    def check_origin(self, manifest: Manifest, weights: Mapping[str, Weight]) -> None:
+        """Raises LogError unless the state of `manifest`, with its dense weights, is of this declaration and model."""
         begin = "begin a new lineage (python -m training.learn.batch_pass)"
         if manifest.declaration != self.declaration.sha256:
             raise LogError(
@@ -231,7 +241,7 @@ class State:
         if (
             manifest.model.name != model.info.name
             or tables != {name: (info.dim, info.slots) for name, info in manifest.tables.items()}
-            or dense != [(name, weight.value.shape) for name, weight in read_dense(manifest).items()]
+            or dense != [(name, weight.value.shape) for name, weight in weights.items()]
         ):
             raise LogError(f"{manifest.folder}: model is {manifest.model}, the trainer's is {model.info}: {begin}")
         if manifest.model != model.info:

@@ -21,7 +21,7 @@ class DeepFM(Ranker):
 
     def __init__(
         self, declaration: Declaration, *, seed: int = 0, dim: int = 16, hidden: str = "128x64",
-        row_rate: float = 0.05, row_start: float = 1e-7, row_scale: float = 0.02, dense_rate: float = 0.05,
+        row_rate: float = 0.015, row_start: float = 1e-7, row_scale: float = 0.005, dense_rate: float = 0.05,
         dense_start: float = 1e-6,
     ) -> None:  # fmt: skip
         super().__init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,28 @@ from infra.replay.report import (
     Pairs,
     Sent,
     build,
-    by_hour,
     compared,
     freshness,
     markdown,
+    over_time,
     weighted_percentiles,
 )
 from streaming.declaration import Declaration, Feature
 
 DECLARATION = Declaration("small", (Feature("viewer", "id"),), ("click", "like"), "click", window_ms=1000)
-ABOUT = {"source": "small", "seed": 1, "commit": "none", "sync_every_s": 1.0, "wall_s": 2.0, "setup_s": 1.0}
+FORGOTTEN = {
+    "impressions": 9,
+    "base": 0.75,
+    "served": 0.749,
+    "forgotten": 0.001,
+    "low": 0,
+    "high": 0.002,
+    "limit": 0.002,
+}
+ABOUT = {
+    "source": "small", "seed": 1, "commit": "none", "sync_every_s": 1.0, "wall_s": 2.0, "setup_s": 1.0,
+    "event_s_per_sync": 120.0, "frozen_age_days": 7.0, "forgetting": FORGOTTEN,
+}  # fmt: skip
 T = 10_000
 
 
@@ -33,7 +46,7 @@ def manifest(seq: int, count: int, total: int) -> Manifest:
     return Manifest(
         kind="delta" if seq else "base", lineage="000001-00000000", seq=seq, previous="", created_ms=0, source="small",
         declaration="", model=ModelInfo("deepfm", {}), positions={}, learned={"count": count, "sum": str(total)},
-        learned_until_ms=0, written_ms={}, tick=1, tick_times={}, digest={},
+        learned_until_ms=0, written_ms={}, tick=1, tick_times={}, dense_seq=0, digest={},
         tables={"viewer": TableInfo(dim=17, slots=17, rows=3, removed=0, total=3)},
         metrics={}, files={"rows-0.arrow": {"bytes": 100}}, folder=Path(), sha256="",
     )  # fmt: skip
@@ -110,15 +123,24 @@ def test_lost_and_double_are_counted_apart(sent: Sent) -> None:
     forgotten = manifest(1, 40 + count - 1, total)  # joined, never learned
     unlearned = build(sent, pairs, DECLARATION, pairs.keys(sent), 5, base, forgotten, confirmed, ABOUT, **more)
     assert unlearned["pairs"]["lost"] == 1 and not unlearned["learned_equal"]
+    assert "forgotten (95 % by user; limit 0.002) | 0.0010 (0.0000 to 0.0020)" in markdown(unlearned)
     assert "lost" in markdown(unlearned) and "as dead letters | 1, 2 |" in markdown(unlearned)
 
 
-def test_the_hours_and_the_new_items_are_judged_apart(sent: Sent) -> None:
-    hours = np.array([5, 10, HOUR_MS + 5, HOUR_MS + 7])
-    labels, served, frozen = np.array([1, 0, 1, 1]), np.array([0.9, 0.1, 0.5, 0.4]), np.array([0.1, 0.9, 0.5, 0.4])
-    first, second = by_hour(hours, labels, served, frozen)
-    assert first == {"hour": 0, "impressions": 2, "positives": 1, "served": 1.0, "frozen": 0.0}
-    assert (second["hour"], second["positives"], second["served"]) == (1, 2, None)
+def test_the_difference_over_time_is_of_all_impressions_so_far(sent: Sent) -> None:
+    rng, n = np.random.default_rng(0), 2400
+    labels, ts_ms = rng.integers(0, 2, n), rng.permutation(n) * HOUR_MS // 100
+    late = (ts_ms > 12 * HOUR_MS)[:, None]
+    frozen = rng.normal(0, 1, (n, 2)) + labels[:, None]
+    better = np.where(late, labels[:, None] * 1.0, frozen)  # equal in the first half, and then always right
+    log = replace(sent, ts_ms=ts_ms, user_id=rng.integers(0, 50, n), served=better, frozen=frozen)
+    points = over_time(log, np.arange(n), labels, 0, seed=1)
+    assert [point["hours"] for point in points[::4]] == pytest.approx([2, 10, 18], abs=0.02)
+    assert [point["impressions"] for point in points[::4]] == pytest.approx([200, 1000, 1800], abs=2)
+    differences = [point["difference"] for point in points]
+    assert differences[:6] == [0.0] * 6 and differences[6:] == sorted(differences[6:]) and differences[6] > 0
+    assert points[-1]["low"] < points[-1]["difference"] < points[-1]["high"]
+    assert points[-1]["slice"]["served"] == 1.0 and points[-1]["impressions"] == n
 
 
 def test_percentiles_weigh_by_count() -> None:
@@ -142,8 +164,9 @@ def test_the_difference_is_paired_and_its_interval_covers_it() -> None:
 def test_pictures_are_drawn(tmp_path: Path) -> None:
     confirmed = [{"written_ms": {"positive": {"0": 2, "900": 1}}, "confirmed_ms": 1000 * i} for i in range(1, 4)]
     freshness_picture(confirmed, 1.0, tmp_path / "freshness.png")
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 240)
-    auc_picture(np.arange(240), labels, labels + rng.normal(0, 1, 240), labels * 1.0, "click", tmp_path / "auc.png")
+    point = {"served": 0.74, "frozen": 0.73, "difference": 0.01, "low": 0.005, "high": 0.015}
+    points = [{"hours": 12.0 * k, "slice": {"served": 0.7, "frozen": 0.7}, **point} for k in range(1, 5)]
+    unknown = {"hours": 0.0, "slice": {"served": None, "frozen": None}, **dict.fromkeys(point)}
+    auc_picture([unknown, *points], "click", tmp_path / "auc.png")
     for name in ("freshness.png", "auc.png"):
         assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -43,7 +43,8 @@ def test_every_delta_arrives_and_is_confirmed(rig: Rig, shared_server: SharedSer
     sync = rig.start_sync()
     ready(rig)
     optimised = shared_server.optimised()
-    manifests = [rig.lineage.delta(), rig.lineage.delta(changed=250, new=5000, removed=100), rig.lineage.delta(0, 0, 0)]
+    manifests = [rig.lineage.delta(), rig.lineage.delta(changed=250, new=5000, removed=100, dense="held")]
+    manifests.append(rig.lineage.delta(0, 0, 0, dense="trained"))
     rig.stands_at(3)
     assert rig.digest() == rig.lineage.digest()
     assert rig.replica.call(BASE, "serving_default", request(rig.lineage, 50))["seq"].tolist() == [3] * 50
@@ -81,12 +82,12 @@ def test_the_base_is_installed_by_sync(prepared: tuple[Path, Lineage], shared_se
 def test_killed_server_comes_up_by_its_journal_and_is_caught_up(rig: Rig, shared_server: SharedServer) -> None:
     sync = rig.start_sync()
     ready(rig)
-    for _ in range(3):
-        rig.lineage.delta()
+    for dense in ("served", "held", "trained"):
+        rig.lineage.delta(dense=dense)
     rig.stands_at(3)
     sync.end()  # writes the journal: to 3
     shared_server.process.kill()
-    rig.lineage.delta()
+    rig.lineage.delta(dense="held")
     shared_server.start()
     rig.stands_at(3)  # by the warm-up alone, there is no sync
     rig.start_sync()

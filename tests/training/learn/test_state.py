@@ -195,3 +195,46 @@ def test_another_declaration_is_refused(tmp_path: Path) -> None:
     other = State(Learner(load_model("deepfm?dim=3", SMALL), Settings(batch=16)), "small")
     with pytest.raises(LogError, match="begin a new lineage"):
         other.restore(log, writer.lineage)
+
+
+def test_dense_weights_are_served_on_their_own_schedule_and_a_kill_loses_none_of_them(tmp_path: Path) -> None:
+    log, history = Log(tmp_path), some(6)
+    straight = State(Learner(load_model("deepfm", SIMULATOR.declaration), Settings(batch=128)), SOURCE, dense_every=3)
+    served = []
+    with Writer(log, log.new_lineage()) as writer:
+        commit(straight, writer)
+        for batch in history[:5]:
+            straight.learn(batch)
+            served.append({name: weight.numpy() for name, weight in straight.learner.weights.items()})
+            commit(straight, writer, digest=True)
+    base, deltas = log.chain(writer.lineage)
+    assert [delta.dense_seq for delta in deltas] == [0, 0, 3, 3, 3]
+    assert all("dense.arrow" in delta.files for delta in deltas)
+    assert deltas[4].digest["dense"] == str(dense_digest(served[2])) != str(dense_digest(served[4]))
+    resumed = State(Learner(load_model("deepfm", SIMULATOR.declaration), Settings(batch=128)), SOURCE, dense_every=3)
+    resumed.restore(log, writer.lineage)
+    assert everything(resumed) == everything(straight)
+    resumed.learn(history[5])
+    with Writer(log, writer.lineage) as writer:
+        commit(resumed, writer)
+        assert writer.head is not None and writer.head.dense_seq == 6
+    assert verify(log, writer.lineage) == []
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_held_dense_weights_are_in_no_delta(tmp_path: Path, failed: bool) -> None:
+    log, (first, second) = Log(tmp_path), some(2)
+    state = State(Learner(load_model("deepfm", SIMULATOR.declaration), Settings(batch=128, dense_rate=0)), SOURCE)
+    with Writer(log, log.new_lineage()) as writer:
+        commit(state, writer)
+        for batch in (first, second):
+            state.learn(batch)
+            if failed:
+                state.failed(state.cut({}))
+            commit(state, writer, digest=True)
+    base, deltas = log.chain(writer.lineage)
+    assert [(delta.dense_seq, "dense.arrow" in delta.files) for delta in deltas] == [(0, False)] * 2
+    assert deltas[1].digest["dense"] == str(state.digest()["dense"])
+    resumed = a_state()
+    resumed.restore(log, writer.lineage)
+    assert everything(resumed) == everything(state)

@@ -97,7 +97,7 @@ def test_a_dense_weight_may_learn_by_plain_sgd() -> None:
 def test_a_model_has_signatures_of_its_own_beside_the_common_ones(tmp_path: Path) -> None:
     rows = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     tables = {name: (np.array([10, 20]), rows) for name in SMALL.tables}
-    served = Served(Marked(), Content("000001-0a1b2c3d", 0, 0, tables), None)
+    served = Served(Marked(), Content("000001-0a1b2c3d", 0, 0, tables, 0), None)
     tf.saved_model.save(served, str(tmp_path / "1"), signatures=served.signatures())
     loaded = tf.saved_model.load(str(tmp_path / "1")).signatures
     assert set(loaded) == {"serving_default", "status", "digest", "marks"}
