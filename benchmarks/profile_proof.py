@@ -32,7 +32,7 @@ import numpy as np  # noqa: E402
 
 from common import process  # noqa: E402
 from common.errors import InputError, Refused  # noqa: E402
-from features.profile.compaction import Fold  # noqa: E402
+from features.profile.fold import Fold  # noqa: E402
 from features.profile.query import Query  # noqa: E402
 from features.profile.store import Profiles  # noqa: E402
 from streaming.slots import DAY_MS, HOUR_MS, MINUTE_MS, Slot, Slots  # noqa: E402

@@ -24,8 +24,8 @@ import numpy as np
 from common.disk import hold
 from common.errors import InputError
 from features.profile import compaction, database, pending
-from features.profile.compaction import READER_LAG_MS
 from features.profile.database import COMMIT_BITS, FILE, LEVEL
+from features.profile.fold import READER_LAG_MS
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
 from features.profile.rows import Int64s, Rows, empty, joined, matrix, slots, unsealed
 from features.profile.transaction import ENTITIES, FRESH_WIDTH, Fresh, Transaction
