@@ -32,11 +32,11 @@ import numpy as np  # noqa: E402
 
 from common import process  # noqa: E402
 from common.errors import InputError, Refused  # noqa: E402
-from features.profile.compaction import Fold  # noqa: E402
+from features.profile.fold import Fold  # noqa: E402
 from features.profile.query import Query  # noqa: E402
 from features.profile.store import Profiles  # noqa: E402
 from streaming.slots import DAY_MS, HOUR_MS, MINUTE_MS, Slot, Slots  # noqa: E402
-from tests.support.profile_oracle import DECLARED, Event, adds, answered, drawn, expected  # noqa: E402
+from tests.support.profile_oracle import DECLARED, Event, adds, answered, drawn, expected, same  # noqa: E402
 
 SLOTS = Slots((*DECLARED.slots, Slot("position", "user", windows=("all",))), DECLARED.actions)
 POSITION = len(DECLARED.slots)
@@ -141,13 +141,6 @@ def any_query(draw: random.Random) -> Query:
     by = draw.choice([*DECLARED.actions, "time"])
     half_life_ms = draw.choice([None, None, 6 * HOUR_MS]) if window != "all" and by == "time" else None
     return Query(slot.name, window, by, draw.choice([None, 10, 50]), action, half_life_ms)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal answers; counts that fade are equal to 1e-9."""
-    if [(row[0], row[2]) for row in a] != [(row[0], row[2]) for row in b]:
-        return False
-    return np.allclose([row[1] for row in a], [row[1] for row in b], rtol=1e-9, atol=1e-9 if a else 0)
 
 
 def sample(store: Profiles, draw: random.Random, batch: int, at_once: int) -> Any:

@@ -24,8 +24,8 @@ import numpy as np
 from common.disk import hold
 from common.errors import InputError
 from features.profile import compaction, database, pending
-from features.profile.compaction import READER_LAG_MS
 from features.profile.database import COMMIT_BITS, FILE, LEVEL
+from features.profile.fold import READER_LAG_MS
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
 from features.profile.rows import Int64s, Rows, empty, joined, matrix, slots, unsealed
 from features.profile.transaction import ENTITIES, FRESH_WIDTH, Fresh, Transaction
@@ -137,13 +137,13 @@ class Profiles:
                 allowed = f"{compacted_ms - READER_LAG_MS} or later, since older slices are merged"
                 raise InputError(f"{self._path}: now_ms is {now_ms}; allowed is {allowed}")
             buckets = database.buckets_of(entity, ids)
-            fresh = self._fresh_rows(entity, ids, buckets)
+            fresh = self._fresh_rows(ids, buckets)
             parts = [fresh, self._slices(entity, ids.tolist(), buckets.tolist(), levels)]
         rows = joined(parts)
         return rows.where(wanted[slots(rows.place)])
 
-    def _fresh_rows(self, entity: int, ids: Int64s, buckets: Int64s) -> Rows:
-        """What no compaction has folded yet."""
+    def _fresh_rows(self, ids: Int64s, buckets: Int64s) -> Rows:
+        """What no compaction has folded yet, of either entity: the slots that are asked for tell them apart."""
         query, parts = "SELECT rows FROM fresh WHERE key BETWEEN ? AND ?", []
         for bucket in np.unique(buckets).tolist():
             keys = (bucket << COMMIT_BITS, (bucket + 1 << COMMIT_BITS) - 1)
@@ -154,9 +154,7 @@ class Profiles:
         profile, feature, place, count = matrix(parts, FRESH_WIDTH)
         owner = np.searchsorted(ids, profile)
         owner[owner == len(ids)] = 0
-        of_entity = np.zeros(MAX_SLOTS, bool)
-        of_entity[: len(self._declared.slots)] = [ENTITIES.index(s.entity) == entity for s in self._declared.slots]
-        return Rows(owner, feature, place, count).where((ids[owner] == profile) & of_entity[slots(place)])
+        return Rows(owner, feature, place, count).where(ids[owner] == profile)
 
     def _slices(self, entity: int, ids: list[int], buckets: list[int], levels: range) -> Rows:
         keys = ", ".join(f"number + {level * LEVEL}" for level in levels)

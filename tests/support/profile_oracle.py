@@ -95,3 +95,10 @@ def answered(answer: Answer, place: int) -> Expected:
     part = slice(answer.offsets[place], answer.offsets[place + 1])
     columns = answer.features[part].tolist(), answer.counts[part].tolist(), answer.last_ms[part].tolist()
     return list(zip(*columns, strict=True))
+
+
+def same(a: Expected, b: Expected) -> bool:
+    """Equal answers; counts that fade are equal to 1e-9."""
+    if [(row[0], row[2]) for row in a] != [(row[0], row[2]) for row in b]:
+        return False
+    return not a or np.allclose([row[1] for row in a], [row[1] for row in b], rtol=1e-9, atol=1e-9)

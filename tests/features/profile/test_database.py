@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,18 +64,18 @@ def test_other_slots_are_refused(
 def test_a_corrupt_blob_is_refused_by_name(tmp_path: Path) -> None:
     with Profiles(tmp_path, DECLARED, writes=True) as store:
         add(store, Event(2, 7, 1, NOW_MS, 2, 1))
-        with sqlite3.connect(tmp_path / database.FILE) as raw:
+        with closing(sqlite3.connect(tmp_path / database.FILE)) as raw, raw:
             raw.execute("UPDATE fresh SET rows = CAST(substr(rows, 1, 20) || x'7f' || substr(rows, 22) AS BLOB)")
         for refused in (lambda: store.read("user", [7], [ALL], NOW_MS), lambda: swept(store, NOW_MS)):
             with pytest.raises(InputError, match=r"profiles\.sqlite: bucket \d+: a blob is corrupt, its checksum"):
                 refused()
-        with sqlite3.connect(tmp_path / database.FILE) as raw:
+        with closing(sqlite3.connect(tmp_path / database.FILE)) as raw, raw:
             raw.execute("UPDATE fresh SET rows = CAST(substr(rows, 1, 20) || x'00' || substr(rows, 22) AS BLOB)")
         assert store.read("user", [7], [ALL], NOW_MS)[0].counts.tolist() == [[0, 0, 1]], (
             "nothing is lost by the refusal"
         )
         swept(store, NOW_MS)
-        with sqlite3.connect(tmp_path / database.FILE) as raw:
+        with closing(sqlite3.connect(tmp_path / database.FILE)) as raw, raw:
             raw.execute("UPDATE slices SET rows = substr(rows, 1, 20)")
         with pytest.raises(InputError, match=r"profiles\.sqlite: user 7: a blob is corrupt, its checksum differs"):
             store.read("user", [7], [ALL], NOW_MS + DAY_MS)
@@ -93,7 +94,7 @@ def test_a_corrupt_file_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"profiles\.sqlite is corrupt: file is not a database"):
             Profiles(tmp_path, DECLARED, writes=writes)
     (tmp_path / database.FILE).unlink()
-    with sqlite3.connect(tmp_path / database.FILE) as raw:
+    with closing(sqlite3.connect(tmp_path / database.FILE)) as raw, raw:
         raw.execute("PRAGMA user_version=7")
     with pytest.raises(InputError, match=r"profiles\.sqlite: version is 7; allowed is 1"):
         Profiles(tmp_path, DECLARED)

@@ -11,7 +11,7 @@ from common.errors import InputError
 from features.profile.query import Query
 from features.profile.store import Profiles
 from streaming.slots import DAY_MS, HOUR_MS, MINUTE_MS
-from tests.support.profile_oracle import DECLARED, Event, adds, answered, drawn, expected
+from tests.support.profile_oracle import DECLARED, Event, adds, answered, drawn, expected, same
 
 NOW_MS = 1_790_000_000_000
 
@@ -29,6 +29,7 @@ def test_a_read_equals_the_count_of_the_raw_events(tmp_path: Path) -> None:
         Query("user_author", "7d", by="time", action="like", k=3),
         Query("user_item", "all", by="time", k=4),
         Query("user_item", "7d", action="like"),
+        Query("user_author", "1d", by="click", half_life_ms=5 * HOUR_MS),
     ]
     with Profiles(tmp_path, DECLARED, writes=True) as store:
         events: list[Event] = []
@@ -43,11 +44,31 @@ def test_a_read_equals_the_count_of_the_raw_events(tmp_path: Path) -> None:
             for profile in ([3, 0, 99], [1]):
                 for query, answer in zip(queries, store.read("user", profile, queries, now_ms), strict=True):
                     for place, one in enumerate(profile):
-                        assert answered(answer, place) == expected(events, query, one, now_ms), (query, one, day)
+                        assert same(answered(answer, place), expected(events, query, one, now_ms)), (query, one, day)
             everything = Query("item", "all")
             (answer,) = store.read("item", range(8), [everything], now_ms + 30 * MINUTE_MS)
             for profile in range(8):
                 assert answered(answer, profile) == expected(events, everything, profile, now_ms + HOUR_MS)
+
+
+def test_counts_fade_from_the_middle_of_their_hop(tmp_path: Path) -> None:
+    begin_ms = NOW_MS // HOUR_MS * HOUR_MS
+    with Profiles(tmp_path, DECLARED, writes=True) as store:
+        add(store, *[Event(0, 7, hours, begin_ms - hours * HOUR_MS + 7, 1, 4) for hours in (0, 2)])
+        for after_ms, newer, older in ((HOUR_MS // 2, 4, 1), (HOUR_MS * 3 // 2, 2, 0.5), (0, 4, 4 * 2**-1.5)):
+            query = Query("user_author", "1d", by="click", half_life_ms=HOUR_MS)
+            (answer,) = store.read("user", [7], [query], begin_ms + after_ms)
+            assert answer.features.tolist() == [0, 2]
+            np.testing.assert_allclose(answer.counts[:, 1], [newer, older], rtol=1e-12)
+
+
+def test_profiles_of_one_bucket_are_told_apart(tmp_path: Path) -> None:
+    with Profiles(tmp_path, DECLARED, writes=True) as store:
+        add(store, *[Event(0, profile, profile, NOW_MS, 0, 1) for profile in range(5000)])
+        asked = [-5, *range(10)]
+        (answer,) = store.read("user", asked, [Query("user_author", "1h")], NOW_MS)
+    assert answer.features.tolist() == asked[1:]
+    assert answer.offsets.tolist() == [0, *range(11)]
 
 
 def test_an_hour_empties_by_itself_and_a_reader_sees_what_is_committed(tmp_path: Path) -> None:
