@@ -69,7 +69,7 @@ def pad(lists: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 def inputs(rows: Sequence[Mapping[str, Any]], declaration: Declaration) -> dict[str, NDArray[Any]]:
     """Feature dicts as the inputs of `serving_default`; a missing feature gets its declared default."""
     arrays: dict[str, NDArray[Any]] = {}
-    for f in declaration.features:
+    for f in declaration.served:
         values: list[Any] = [f.default if row.get(f.name) is None else row[f.name] for row in rows]
         if f.kind == "ids":
             arrays[f.name] = pad(values)

@@ -190,7 +190,7 @@ class Served(tf.Module):  # type: ignore[misc]
 
     def predict(self, **inputs: tf.Tensor) -> Tensors:
         """Features of n (user, item) pairs -> the score of each task, and the seq of the delta that is served: [n]."""
-        model, n = self._model(), tf.shape(inputs[self._declaration.features[0].name])[0]
+        model, n = self._model(), tf.shape(inputs[self._declaration.served[0].name])[0]
         seq = self.seq.read_value()
         with tf.control_dependencies([seq]):  # before the lookups: rows may be newer than seq, never older
             rows = self._feature_rows(inputs)
@@ -202,15 +202,16 @@ class Served(tf.Module):  # type: ignore[misc]
         """Feature -> float32[n, dim]. One lookup for each table: all features of a table see the same state of it."""
         rows: Tensors = {}
         ids, splits = dict(inputs), {}
-        for f in self._declaration.features:
+        served = self._declaration.served
+        for f in served:
             if f.kind == "ids":
                 ids[f.name], splits[f.name] = lists_of(inputs[f.name])
-        for name in self._declaration.tables:
-            features = [f.name for f in self._declaration.features if f.table == name]
+        for name in dict.fromkeys(f.table for f in served if f.table):
+            features = [f.name for f in served if f.table == name]
             parts = [ids[feature] for feature in features]
             flat = self._rows(name, tf.concat(parts, 0))
             rows |= dict(zip(features, tf.split(flat, [tf.size(p) for p in parts]), strict=True))
-        dims = {f.name: self._dims[f.table] for f in self._declaration.features if f.table}
+        dims = {f.name: self._dims[f.table] for f in served if f.table}
         return {n: tf.ensure_shape(r, [None, dims[n]]) for n, r in pooled(rows, splits).items()}
 
     def _rows(self, table: str, ids: tf.Tensor) -> tf.Tensor:
@@ -376,7 +377,7 @@ class Served(tf.Module):  # type: ignore[misc]
     def _calls(self) -> dict[str, tuple[Callable[..., Tensors], Specs]]:
         model, d = self._model(), self._declaration
         kinds = {"id": ([None], tf.int64), "ids": ([None, None], tf.int64), "number": ([None], tf.float32)}
-        features = {f.name: tf.TensorSpec(*kinds[f.kind], f.name) for f in d.features}
+        features = {f.name: tf.TensorSpec(*kinds[f.kind], f.name) for f in d.served}
         dtypes = {"lineage": tf.string, "seq": tf.int64, "token": tf.string}
         write = {n: tf.TensorSpec([], dtype, n) for n, dtype in dtypes.items()}
         rows = {n: tf.TensorSpec([], tf.int64, n) for n in ("chunk", "chunks", "learned_until_ms", "dense_seq")}

@@ -44,6 +44,9 @@ class Feature:
     `view` tells where the feature store gets the feature (docs/features.md). `user` and `item` are the entities' own
     keys, `profile` and `video` are batch views, `derived` is computed from the views, `request` comes with the request.
     The view does not change the feature's meaning, so neither JSON nor sha256 has it.
+
+    `logged`: known in logging only, such as the device that showed the item, and with a table of its own. It is logged
+    with the impression and learned as a bias of the feedback (docs/models.md). It is no input of the served model.
     """
 
     name: str
@@ -51,12 +54,16 @@ class Feature:
     table: str = ""
     default: int | float | tuple[int, ...] | None = None
     view: str = "request"
+    logged: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("id", "ids", "number"):
             raise ValueError(f"feature {self.name}: kind is {self.kind!r}, allowed are id, ids, number")
         if self.view not in VIEWS:
             raise ValueError(f"feature {self.name}: view is {self.view!r}, allowed are {', '.join(VIEWS)}")
+        if self.logged and (self.kind == "number" or self.view != "request"):
+            allowed = "allowed is kind id or ids, and view request"
+            raise ValueError(f"feature {self.name}: logged with kind {self.kind!r} and view {self.view!r}, {allowed}")
         check_name("a feature's name", self.name)
         if keyword.iskeyword(self.name) or self.name == "self":
             raise ValueError(f"a feature's name is {self.name!r}, allowed is a name that is no keyword of Python")
@@ -166,8 +173,12 @@ class Declaration:
             check_name(f"declaration {self.name}: a task", task)
             if task == "seq":
                 raise ValueError(f"declaration {self.name}: a task is 'seq', allowed is a name no answer has")
-        if not self.tables:
+        if not any(f.table for f in self.served):
             raise ValueError(f"declaration {self.name}: no feature is of kind id or ids, allowed is one or more")
+        for table in {f.table for f in self.features if f.logged} & {f.table for f in self.served}:
+            raise ValueError(
+                f"declaration {self.name}: table {table!r} is of a logged and of another feature, allowed is one kind"
+            )
         self._check_cases()
         if len(self.tasks) > MAX_TASKS:
             raise ValueError(f"declaration {self.name}: {len(self.tasks)} tasks, allowed are up to {MAX_TASKS}")
@@ -215,6 +226,11 @@ class Declaration:
         """Table names in the order of their first feature."""
         return tuple(dict.fromkeys(f.table for f in self.features if f.table))
 
+    @property
+    def served(self) -> tuple[Feature, ...]:
+        """The inputs of the served model: all features but the logged ones."""
+        return tuple(f for f in self.features if not f.logged)
+
     def policy(self, table: str) -> Policy:
         """The table's policy. The default one admits every id and expires nothing."""
         return next((p for p in self.policies if p.table == table), Policy(table))
@@ -225,6 +241,8 @@ class Declaration:
         del fields["policies"], fields["online"]
         for feature in fields["features"]:
             del feature["view"]
+            if not feature["logged"]:  # absent, as in declarations from before there were logged features
+                del feature["logged"]
         return json.dumps(fields, sort_keys=True)
 
     @classmethod

@@ -62,6 +62,7 @@ class Batch:
     item_id: NDArray[np.int64]
     ts_ms: NDArray[np.int64]
     position: NDArray[np.int64]
+    """The item's place in its request, from 0 on; -1 is unknown."""
     event_ms: NDArray[np.int64]
     written_ms: NDArray[np.int64]
     seq: NDArray[np.int64]
@@ -174,7 +175,7 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
         user_id=np.fromiter((e.user_id for e in shown), np.int64, n),
         item_id=np.fromiter((e.item_id for e in shown), np.int64, n),
         ts_ms=ts_ms,
-        position=np.zeros(n, np.int64),
+        position=np.full(n, -1),  # unknown
         event_ms=ts_ms + declaration.window_ms,
         written_ms=np.zeros(n, np.int64),
         seq=np.full(n, -1),

@@ -59,7 +59,7 @@ def _described(feature: Feature, shares: bool) -> str:
 def _differences(old: Feature, new: Feature) -> list[str]:
     return [
         f"feature {old.name}: {field} is {getattr(new, field)!r}, was {getattr(old, field)!r}"
-        for field in ("kind", "table", "default")
+        for field in ("kind", "table", "default", "logged")
         if getattr(new, field) != getattr(old, field)
     ]
 

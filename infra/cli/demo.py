@@ -247,8 +247,9 @@ def goodbye(platform: Platform, console: Console) -> None:
         with contextlib.suppress(PlatformError):
             page = "/?workflowType=machine_learning" if service == "mlflow" else ""  # the runs, not the GenAI page
             console.print(f"  {service:20} {platform.address(service)}{page}", highlight=False)
-    first = next(iter(load_source(platform.settings.source).live()))
-    body = json.dumps({"instances": [first.features]})
+    source = load_source(platform.settings.source)
+    first = next(iter(source.live())).features
+    body = json.dumps({"instances": [{f.name: first[f.name] for f in source.declaration.served if f.name in first}]})
     url = f"{platform.address(rest(0))}/v1/models/{RANKER}:predict"
     console.print(f"\ncurl -s -d '{body}' {url}", highlight=False, markup=False, soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):

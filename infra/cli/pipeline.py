@@ -90,7 +90,8 @@ def served(platform: Platform) -> Served:
 
     light()
     source = load(Settings.from_dict(platform.facts()["settings"]).source)
-    body = {"instances": [next(iter(source.live())).features]}
+    first = next(iter(source.live())).features
+    body = {"instances": [{f.name: first[f.name] for f in source.declaration.served if f.name in first}]}
     (scores,) = json.loads(fetch(f"{platform.address(rest(0))}/v1/models/{RANKER}:predict", body))["predictions"]
     scorer = Scorer([platform.address(model_server(0))], RANKER, source.declaration)
     try:

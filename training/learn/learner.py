@@ -19,8 +19,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from streaming.example import Batch, Ragged
+from streaming.hashing import draw
 from training.cuckoo import SGD, Adagrad, Admission, Table
-from training.models.model import Context, Model
+from training.models.model import Context, Logged, Model
 from training.models.pooling import pooled
 
 
@@ -69,9 +70,9 @@ class Learner:
         }
         numbers = tf.TensorSpec([None, len(model.number_features)], tf.float32)
         matrix = tf.TensorSpec([None, len(self.declaration.tasks)], tf.float32)
-        self._train = tf.function(
-            self._step, input_signature=[features, numbers, matrix, matrix, tf.TensorSpec([None], tf.float32)]
-        )
+        vector = tf.TensorSpec([None], tf.float32)
+        logged = Logged(tf.TensorSpec([None], tf.int64), vector)
+        self._train = tf.function(self._step, input_signature=[features, numbers, logged, matrix, matrix, vector])
         self._score = tf.function(self._find, input_signature=[features, numbers])
 
     def train(self, batch: Batch) -> Outcome:
@@ -79,7 +80,7 @@ class Learner:
         if batch.size > self.settings.batch:
             raise ValueError(f"a step takes at most batch={self.settings.batch} examples, given were {batch.size}")
         pi = batch.pi.astype(np.float32)
-        logits, value = self._train(*self._inputs(batch), batch.labels, batch.weights, pi)
+        logits, value = self._train(*self._inputs(batch), self._logged(batch), batch.labels, batch.weights, pi)
         return Outcome(logits.numpy(), float(value))
 
     def score(self, batch: Batch) -> npt.NDArray[np.float32]:
@@ -97,10 +98,16 @@ class Learner:
         columns: dict[str, Any] = {
             n: (c.values, c.row_splits) if isinstance(c, Ragged) else c
             for n, c in batch.features.items()
-            if n in self.model.row_features
+            if n in self.model.row_features or n in self.model.logged_features
         }
         numbers = [batch.features[n] for n in self.model.number_features]
         return columns, np.stack(numbers, axis=1) if numbers else np.zeros((batch.size, 0), np.float32)
+
+    def _logged(self, batch: Batch) -> Logged:
+        """Draws from the id of an impression whether its logged values are hidden, in all of its records alike."""
+        dropout = self.model.dropout
+        hidden = draw(batch.impression_id, "logged") < dropout if dropout else np.zeros(batch.size, bool)
+        return Logged(batch.position, (~hidden).astype(np.float32))
 
     def _unique(self, features: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Returns table -> unique ids, feature -> the place of each of its ids among them, table -> their counts."""
@@ -114,12 +121,12 @@ class Learner:
                 places[f.name] = part
         return ids, places, sights
 
-    def _outputs(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any], numbers: Any) -> Any:
-        """Returns the model's outputs, from table -> rows float32[ids, dim] of the unique ids."""
-        return self.model.outputs(self._pooled(rows, places, features), numbers, Context(tf.shape(numbers)[0]))
+    def _outputs(self, pooled: dict[str, Any], numbers: Any) -> Any:
+        served = {name: pooled[name] for name in self.model.row_features}
+        return self.model.outputs(served, numbers, Context(tf.shape(numbers)[0]))
 
     def _pooled(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:
-        """Returns feature -> pooled rows float32[n, dim]."""
+        """Returns feature -> pooled rows float32[n, dim], from table -> rows float32[ids, dim] of the unique ids."""
         of_ids = {f.name: tf.gather(rows[f.table], places[f.name]) for f in self.declaration.features if f.table}
         splits = {f.name: features[f.name][1] for f in self.declaration.features if f.kind == "ids"}
         return pooled(of_ids, splits)
@@ -127,18 +134,21 @@ class Learner:
     def _find(self, features: dict[str, Any], numbers: Any) -> Any:
         ids, places, _ = self._unique(features)
         rows = {name: self.tables[name].find(ids[name]) for name in ids}
-        return self.model.logits(self._outputs(rows, places, features, numbers))
+        return self.model.logits(self._outputs(self._pooled(rows, places, features), numbers))
 
-    def _step(self, features: dict[str, Any], numbers: Any, labels: Any, weights: Any, pi: Any) -> tuple[Any, Any]:
+    def _step(
+        self, features: dict[str, Any], numbers: Any, logged: Logged, labels: Any, weights: Any, pi: Any
+    ) -> tuple[Any, Any]:
         """Tests, then trains: the logits are of the state before the step. Unknown ids read zeros, as in serving."""
         ids, places, sights = self._unique(features)
         present = {name: self.tables[name].find(ids[name]) for name in ids}
-        tested = self.model.logits(self._outputs(present, places, features, numbers))
+        tested = self.model.logits(self._outputs(self._pooled(present, places, features), numbers))
         rows = {name: self.tables[name].lookup(ids[name], sights[name]) for name in ids}
         dense = list(self.weights.values()) if self.settings.dense_rate else []
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*rows.values(), *dense])
-            outputs = self._outputs(rows, places, features, numbers)
+            of_features = self._pooled(rows, places, features)
+            outputs = self.model.as_logged(self._outputs(of_features, numbers), of_features, logged)
             value = self.model.loss(outputs, labels, weights, pi, self.settings.batch)
         zero = tf.UnconnectedGradients.ZERO  # of what travels with the rows and is not learned
         of_rows, of_dense = tape.gradient(value, [list(rows.values()), dense], unconnected_gradients=zero)

@@ -61,6 +61,17 @@ class Context(NamedTuple):
     size: Any
 
 
+class Logged(NamedTuple):
+    """The values of examples that are known in logging only: `position` int64[n], the item's place in its request.
+
+    A position of -1 is unknown. `shown` float32[n] is 0 for the examples whose logged values, position and logged
+    features, training hides.
+    """
+
+    position: Any
+    shown: Any
+
+
 class Signature(NamedTuple):
     """A signature of the served model beside `serving_default`: its inputs, and the function of its outputs.
 
@@ -83,11 +94,14 @@ class Model(ABC):
     info: ModelInfo
     tables: Mapping[str, tuple[RowSegment, ...]]
     dense: Mapping[str, DenseWeight]
+    dropout = 0.0
+    """The share of the impressions whose logged values training hides."""
 
     def __init__(self, declaration: Declaration) -> None:
         self.declaration = declaration
-        self.row_features = tuple(f.name for f in declaration.features if f.table)
-        self.number_features = tuple(f.name for f in declaration.features if not f.table)
+        self.row_features = tuple(f.name for f in declaration.served if f.table)
+        self.number_features = tuple(f.name for f in declaration.served if not f.table)
+        self.logged_features = tuple(f.name for f in declaration.features if f.logged)
 
     @property
     def dims(self) -> dict[str, int]:
@@ -101,6 +115,13 @@ class Model(ABC):
         `rows`: feature -> float32[n, dim of its table], pooled (training/models/pooling.py); `numbers`: float32[n, k]
         in declared order.
         """
+
+    def as_logged(self, outputs: Tensors, rows: Tensors, logged: Logged) -> Tensors:
+        """Returns the outputs that the loss takes: with the biases of the feedback, which only training knows.
+
+        `rows` has the rows of the logged features, too. The default adds nothing.
+        """
+        return outputs
 
     def loss(self, outputs: Tensors, labels: Any, weights: Any, pi: Any, batch: int) -> Any:
         """Returns sum(weight * logloss(sigmoid(f - log pi))) / batch; labels and weights are float32[n, tasks].

@@ -8,6 +8,15 @@ and x the numbers, task t's logit is
 (Guo et al., DeepFM, IJCAI 2017, arXiv 1703.04247, equations 1-2.) The tasks share the rows. Each has its own scales
 a_t, c_t of the linear and the pairwise term, so that a rare task may weigh them otherwise. A model of this kind differs
 in its deep part: one tower (deepfm.py), or experts and gates (mmoe.py).
+
+Feedback depends on more than the item: an item at the top of a list is seen more often. In training a shallow tower
+takes that out of f. With p the position, r the rows of the logged features, and h = 0 for a share `position_dropout` of
+the impressions and 1 for the others, the logit of the loss is
+
+    f_t + h * (w_{p,t} + sum_j r_{j,t})
+
+(Zhao et al., Recommending What Video to Watch Next, RecSys 2019, section 4.3.) Since h is 0 at times, f alone is
+trained to be the logit where nothing is known in logging. The served graph computes f, and has no such input.
 """
 
 from __future__ import annotations
@@ -21,7 +30,7 @@ import tensorflow as tf
 
 from streaming.declaration import Declaration
 from training.cuckoo import Adagrad, Normal, Zeros
-from training.models.model import Context, DenseWeight, Model, RowSegment, Tensors
+from training.models.model import Context, DenseWeight, Logged, Model, RowSegment, Tensors
 
 Axes = tuple[Sequence[str] | None, ...]
 
@@ -31,19 +40,26 @@ class Ranker(Model):
 
     `dim`: numbers of a vector. `row_rate`, `dense_rate`: learning rates. `row_start`, `dense_start`: Adagrad's first
     accumulators; gradients carry the 1 / B of the loss, so they are about 0.1 / B^2 for a row, which few examples of a
-    batch touch. `row_scale`: standard deviation of a new vector.
+    batch touch. `row_scale`: standard deviation of a new vector. `positions`: the tower knows so many places of an item
+    in its request, and takes all later ones for the last; 0: it knows none.
     """
 
     def __init__(
         self, declaration: Declaration, *, seed: int, dim: int, row_rate: float, row_start: float, row_scale: float,
-        dense_rate: float, dense_start: float,
+        dense_rate: float, dense_start: float, positions: int, position_dropout: float,
     ) -> None:  # fmt: skip
         super().__init__(declaration)
-        if dim < 1:
-            raise ValueError(f"model {self.name!r}: dim is {dim}, allowed is 1 or more")
+        for name, value, least in (("dim", dim, 1), ("positions", positions, 0)):
+            if value < least:
+                raise ValueError(f"model {self.name!r}: {name} is {value}, allowed is {least} or more")
+        if not 0 <= position_dropout < 1:
+            raise ValueError(f"model {self.name!r}: position_dropout is {position_dropout}, allowed is >= 0 and < 1")
         rows = Adagrad(row_rate, start=row_start)
         segments = (RowSegment("linear", 1, rows, Zeros()), RowSegment("vector", dim, rows, Normal(row_scale)))
-        self.tables = dict.fromkeys(declaration.tables, segments)
+        bias = (RowSegment("bias", len(declaration.tasks), rows, Zeros()),)
+        logged = {f.table for f in declaration.features if f.logged}
+        self.tables = {table: bias if table in logged else segments for table in declaration.tables}
+        self._positions, self.dropout = positions, position_dropout if positions or logged else 0.0
         self.inputs = [f"{name}/{i}" for name in self.row_features for i in range(dim)] + list(self.number_features)
         """The names of the deep part's inputs, in their order."""
         self.variables: dict[str, keras.Variable] = {}  # as Keras has them
@@ -71,6 +87,15 @@ class Ranker(Model):
             zip(tasks, tf.unstack(logits + self._deep(self._inputs(vectors, numbers)), len(tasks), axis=1), strict=True)
         )
 
+    def as_logged(self, outputs: Tensors, rows: Tensors, logged: Logged) -> Tensors:
+        """Adds the tower's logits, by the formula of the module."""
+        bias = sum((rows[name] for name in self.logged_features), tf.zeros([1, len(self.declaration.tasks)]))
+        if self._positions:
+            places = tf.one_hot(tf.minimum(logged.position, self._positions - 1), self._positions)  # -1: zeros
+            bias += tf.matmul(places, self.weight("position_weights"))
+        bias *= logged.shown[:, None]
+        return {task: outputs[task] + bias[:, k] for k, task in enumerate(self.declaration.tasks)}
+
     def _fields(self, rows: Tensors) -> Any:
         """Returns the rows of all features: float32[n, m, 1 + dim]."""
         return tf.stack([rows[name] for name in self.row_features], axis=1)
@@ -89,7 +114,7 @@ class Ranker(Model):
         return self.dense[name].variable
 
     def _declare_wide(self) -> None:
-        """Adds the weights of the linear and the pairwise term and of the numbers."""
+        """Adds the weights of the linear and the pairwise term, of the numbers and of the positions."""
         tasks = self.declaration.tasks
         self._declare("linear_scale", keras.Variable(tf.ones([len(tasks)]), name="linear_scale"), (tasks,))
         self._declare("pair_scale", keras.Variable(tf.ones([len(tasks)]), name="pair_scale"), (tasks,))
@@ -97,6 +122,9 @@ class Ranker(Model):
             zeros = tf.zeros([len(self.number_features), len(tasks)])
             axes = self.number_features, tasks
             self._declare("number_weights", keras.Variable(zeros, name="number_weights"), axes)
+        if self._positions:
+            zeros = tf.zeros([self._positions, len(tasks)])
+            self._declare("position_weights", keras.Variable(zeros, name="position_weights"), (None, tasks))
 
     def _declare(self, name: str, variable: keras.Variable, axes: Axes = ()) -> None:
         """Adds a dense weight; `axes` as of DenseWeight."""

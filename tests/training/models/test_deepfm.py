@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import tensorflow as tf
 
 from streaming.declaration import Declaration, Feature
 from streaming.example import Batch, Ragged, decode
 from streaming.hashing import draw
+from tests.support.batches import batch_of
 from training.learn.learner import Learner, Settings
 from training.models.model import load
 
@@ -30,31 +30,6 @@ SMALL = Declaration(
     60_000,
 )
 ID_FEATURES = ("user", "item", "history", "tags")
-
-
-def batch_of(features: dict[str, Any], labels: Any, weights: Any, pi: Any) -> Batch:
-    n = len(labels)
-    zeros = np.zeros(n, np.int64)
-    return Batch(
-        impression_id=pa.array([f"i{k}" for k in range(n)], pa.string()),
-        request_id=pa.array([""] * n, pa.string()),
-        lineage=pa.array([""] * n, pa.string()),
-        kind=np.full(n, "negative"),
-        user_id=zeros,
-        item_id=zeros,
-        ts_ms=zeros,
-        position=zeros,
-        event_ms=zeros,
-        written_ms=zeros,
-        seq=zeros,
-        pi=np.asarray(pi, np.float64),
-        labels=np.asarray(labels, np.float32),
-        weights=np.asarray(weights, np.float32),
-        scores=np.zeros(np.shape(labels), np.float32),
-        values=np.full(np.shape(labels), np.nan),
-        line=np.arange(n),
-        features=features,
-    )
 
 
 def a_batch(n: int, seed: int) -> Batch:
