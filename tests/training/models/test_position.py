@@ -56,7 +56,7 @@ def test_positions_of_a_finished_model_change_no_score_and_the_served_graph_has_
     made["position"], made["features"]["device"] = made["position"][::-1], made["features"]["device"][::-1]
     np.testing.assert_array_equal(before, learner.score(batch_of(**made)))
     tables = {name: (np.zeros(0, np.int64), np.zeros((0, dim), np.float32)) for name, dim in model.dims.items()}
-    served = Served(model, Content("000001-0a1b2c3d", 0, 0, tables), None)
+    served = Served(model, Content("000001-0a1b2c3d", 0, 0, tables, 0), None)
     assert set(served.inputs()["serving_default"]) == {"item"} == set(inputs([{"item": 1, "device": 2}], PLAIN))
 
 
