@@ -43,7 +43,10 @@ class Quick:
 
 
 class _Fields:
-    """The rules of an object's fields, of which it may have no others. All integers and numbers allow 0, all texts a dash and all lists none."""
+    """The rules of an object's fields. It may have no others.
+
+    All integers and numbers allow 0, all texts a dash and all lists none.
+    """
 
     def __init__(self, properties: dict[str, dict[str, Any]]) -> None:
         self._known = properties.keys()
