@@ -21,11 +21,11 @@ import numpy as np
 import orjson
 
 from features.profile.transaction import Adds
-from streaming.slots import BY_ITEM, SHOWN, Slots
+from streaming.slots import BY_ITEM, Slots
 from streaming.source import Exposure
 
 USER, ITEM, AT_MS, VALUES, DONE = range(5)
-"""The places of an impression's record: ids, time, the values of each counted feature, a bit for each counted action."""
+"""The places of an impression's record: ids, time, the values of each feature, a bit for each action that counted."""
 Record = list[Any]
 _IS_SHOWN = 1
 
