@@ -96,6 +96,7 @@ class Counts:
                 commit.pend(changes.pending)
                 commit.settle(changes.closed_ms)
                 commit.positions(positions)
+                commit.flush()  # readers wait from here on
                 arrived_ms = behind.enter_context(self._store.arriving())
                 self._log.write(arrived_ms, judge.now_ms, changes.adds)
                 for name, data in ((CLOCK, changes.clock), (NOW, b"%d" % judge.now_ms), (ARRIVED, b"%d" % arrived_ms)):

@@ -171,7 +171,7 @@ class Features:
                     continue
                 table = pq.read_table(newest)
                 last = pc.equal(table["arrived"], pc.max(table["arrived"])).to_numpy()
-                stands = np.array(self._stands(view, table))
+                stands = np.array(self._stands(view, table), bool)
                 if (last & ~stands).any():
                     self.offline.write(newest, table.filter(pa.array(~last | stands)))
 

@@ -205,7 +205,8 @@ class _Adds:
             for rows, feature in (lists[slot.by],)
         ]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        return Adds(*columns, np.ones(len(columns[0]), np.int32))
+        slot, profile, feature, ts_ms, action = columns
+        return Adds(slot, profile, feature, ts_ms, action, np.ones(len(slot), np.int32))
 
 
 def _column(records: list[Record], place: int) -> Any:

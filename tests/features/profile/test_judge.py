@@ -89,8 +89,9 @@ class Store:
         self.clock = b""
 
     def commit(self, changes: Changes) -> None:
-        *keys, counts = changes.adds
-        for *key, count in zip(*(column.tolist() for column in (*keys, counts)), strict=True):
+        adds = changes.adds
+        columns = adds.slot, adds.profile, adds.feature, adds.ts_ms, adds.action, adds.count
+        for *key, count in zip(*(column.tolist() for column in columns), strict=True):
             self.counts[tuple(key)] += count
         self.pending |= {key: (closes_ms, data) for key, closes_ms, data in changes.pending}
         self.pending = {key: row for key, row in self.pending.items() if row[0] > changes.closed_ms}
