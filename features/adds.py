@@ -92,25 +92,25 @@ class AddLog:
         table = self._read(SCHEMA.names, chosen & (pc.field("count") != 0))
         return table.sort_by([("profile", "ascending"), ("arrived", "ascending")])
 
-    def most(self, slots: Slots, limit: int) -> tuple[list[int], int]:
-        """The items that were shown most, and the clock (-1: nothing is counted).
+    def most(self, slots: Slots, limit: int, now_ms: int) -> list[int]:
+        """The items that were shown most at a time of event time.
 
-        They are ordered by the last hour of event time, then by the last day, the week, and all time.
+        They are ordered by the last hour, then by the last day, the week, and all time.
         """
         place = next((k for k, slot in enumerate(slots.slots) if slot.entity == "item" and not slot.by), None)
-        clock_ms = int(max(self.commits()[1], default=-1))
-        if place is None or clock_ms < 0:
-            return [], -1
+        if place is None:
+            return []
         shown = (pc.field("slot") == place) & (pc.field("action") == 0) & (pc.field("count") != 0)
         table = self._read(["profile", "ts_ms", "count"], shown)
         items, at = np.unique(table["profile"].to_numpy(), return_inverse=True)
         times, counts = table["ts_ms"].to_numpy(), table["count"].to_numpy()
         ranks = [
-            np.bincount(at, np.where(times >= window.begin_ms(clock_ms), counts, 0), len(items))
+            np.bincount(at, np.where(times >= window.begin_ms(now_ms), counts, 0), len(items))
             for window in WINDOWS.values()
         ]
         order = np.lexsort((items, *(-rank for rank in reversed(ranks))))
-        return items[order][:limit].tolist(), clock_ms
+        most: list[int] = items[order][:limit].tolist()
+        return most
 
     def _read(self, columns: Sequence[str], chosen: Any) -> pa.Table:
         for attempt in range(3):

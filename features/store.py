@@ -232,7 +232,8 @@ class Features:
 
     def popular(self, limit: int) -> tuple[list[int], int]:
         """Returns the items that were shown most lately, and the clock of event time (-1: nothing is counted)."""
-        return AddLog(self.folder).most(self.plan.slots, limit)
+        now_ms = self._online.now_ms()
+        return (AddLog(self.folder).most(self.plan.slots, limit, now_ms), now_ms) if now_ms else ([], -1)
 
     def _declared(self, columns: Mapping[str, list[Any]], users: list[int], items: list[int]) -> list[dict[str, Any]]:
         """Makes rows of the declared features from Feast's columns and the entities' keys."""
