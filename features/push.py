@@ -103,11 +103,10 @@ class Counts:
                     commit.note(name, data)
         return len(changes.adds.slot)
 
-    def compact(self, judge: Judge) -> None:
-        """Compacts for a moment."""
-        if judge.now_ms >= 0:
-            self._profiles.compact(judge.now_ms)
+    def compact(self, judge: Judge) -> bool:
+        """Compacts for a moment. Returns whether more is to do."""
         self._log.compact()
+        return judge.now_ms >= 0 and self._profiles.compact(judge.now_ms)
 
 
 class Push:
