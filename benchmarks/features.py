@@ -1,9 +1,11 @@
-"""Measures the online read of all features of one user and 100 items: Feast on SQLite and on Redis, and Redis itself.
+"""Measures the online read of all features of one user and 100 items: the ranker's, Feast's, and of finished values.
 
-    python -m benchmarks.features [--reads 300]
+    python -m benchmarks.features [--reads 300] [--source kuairand?days=2]
 
-Both of Feast's stores hold the same simulator's views. Redis itself holds the same values, read by pipelined HMGET (a
-hash an entity) and as packed blobs (one MGET). It starts the redis-server on PATH on a free port, and ends it.
+The ranker's read (`Features.read`) and Feast's own are of the same stores, once with attribute rows in SQLite and once
+in Redis. The peers hold the same columns as finished values: in Redis, read by pipelined HMGET (a hash an entity) and
+as packed blobs (one MGET), and as packed blobs in SQLite (one SELECT). It starts the redis-server on PATH on a free
+port, and ends it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -27,19 +30,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import orjson  # noqa: E402
 
 from benchmarks.common.figures import commit, machine  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import InputError  # noqa: E402
-from features.counters import Counters  # noqa: E402
-from features.push import begin  # noqa: E402
+from features.profile.judge import Judge  # noqa: E402
+from features.push import Counts, begin  # noqa: E402
 from features.store import Features  # noqa: E402
 from streaming.event_time import MAX_DISORDER_MS  # noqa: E402
 from streaming.source import load  # noqa: E402
+from tests.support import through_feast  # noqa: E402
 from tests.support.ports import free_port  # noqa: E402
 
 ITEMS = 100
-SOURCE = "simulator?seed=1&minutes=1&history_minutes=10&viewers=2000&clips=2000"
 RESULTS = ROOT / "benchmarks" / "results" / "features.json"
 
 
@@ -68,45 +72,73 @@ def redis_server(folder: Path) -> Iterator[int]:
         server.wait(10)
 
 
-def filled(folder: Path, yaml: Path | None) -> Features:
-    """A store with the batch views and the counters of the source's history."""
-    store, source = Features(folder, SOURCE, yaml), load(SOURCE)
-    declaration = source.declaration
-    begin(store, source, Counters(declaration.judged, declaration.window_ms, MAX_DISORDER_MS))
+def filled(folder: Path, source: str, yaml: Path | None) -> Features:
+    """A store with the batch views and the counts of the source's history, compacted."""
+    store, loaded = Features(folder, source, yaml), load(source)
+    judge = Judge(store.plan.slots, loaded.declaration.window_ms, MAX_DISORDER_MS)
+    with Counts(store) as counts:
+        begin(store, counts, judge, loaded.history())
+        while counts.compact(judge):
+            pass
     return store
 
 
-def raw(port: int, store: Features) -> dict[str, Callable[[int, list[int]], Any]]:
-    """Two readers of the same rows from Redis itself: all columns of all four views of each entity."""
+def finished(store: Features, users: list[int], items: list[int]) -> dict[str, dict[str, Any]]:
+    """The values of each entity, of all columns that features need: u:<user> and i:<item> -> column -> value."""
+    entities: dict[str, dict[str, Any]] = {}
+    for view, columns in store.plan.columns.items():
+        names = store.plan.inputs.get(view, [c.name for c in columns])
+        of_user = store.plan.key(view) == store.plan.user_key
+        keys = users if of_user else items
+        for first in range(0, len(keys) if names else 0, 1000):
+            some = keys[first : first + 1000]
+            asked = [{store.plan.key(view): key} for key in some]
+            read = store.feast.get_online_features([f"{view}:{name}" for name in names], asked).to_dict()
+            for k, key in enumerate(some):
+                entity = entities.setdefault(f"{'u' if of_user else 'i'}:{key}", {})
+                entity |= {name: read[name][k] for name in names}
+    return entities
+
+
+def peers(port: int, folder: Path, entities: dict[str, dict[str, Any]]) -> dict[str, Callable[[int, list[int]], Any]]:
+    """Readers of finished values."""
     import redis
 
     client = redis.Redis(port=port, db=1)
-    entities: dict[str, dict[str, Any]] = {}
-    columns: dict[str, list[str]] = {"u": [], "i": []}
-    for view in store.plan.columns:
-        key, names = store.plan.key(view), [c.name for c in store.plan.columns[view]]
-        kind = "u" if key == store.plan.user_key else "i"
-        columns[kind] += names
-        for row in store.offline.newest(view).select([key, *names]).to_pylist():
-            entities.setdefault(f"{kind}:{row.pop(key)}", {}).update(row)
+    database = sqlite3.connect(folder / "peer.db")
+    database.execute("CREATE TABLE blobs (name TEXT PRIMARY KEY, data BLOB) WITHOUT ROWID")
+    columns = {name[0]: list(row) for name, row in entities.items()}
+    packed = {name: orjson.dumps(list(row.values())) for name, row in entities.items()}
     with client.pipeline(transaction=False) as pipe:
         for name, row in entities.items():
             pipe.hset(f"h:{name}", mapping={column: json.dumps(value) for column, value in row.items()})
-            pipe.set(f"b:{name}", json.dumps([row.get(column) for column in columns[name[0]]]))
+            pipe.set(f"b:{name}", packed[name])
         pipe.execute()
+    with database:
+        database.executemany("INSERT INTO blobs VALUES (?, ?)", packed.items())
 
     def hashes(user: int, items: list[int]) -> Any:
         with client.pipeline(transaction=False) as pipe:
             pipe.hmget(f"h:u:{user}", columns["u"])
             for item in items:
                 pipe.hmget(f"h:i:{item}", columns["i"])
-            return [[None if v is None else json.loads(v) for v in row] for row in pipe.execute()]
+            return [[None if v is None else orjson.loads(v) for v in row] for row in pipe.execute()]
 
-    def blobs(user: int, items: list[int]) -> Any:
-        packed = client.mget([f"b:u:{user}", *(f"b:i:{item}" for item in items)])
-        return [None if blob is None else json.loads(blob) for blob in packed]
+    def in_redis(user: int, items: list[int]) -> Any:
+        found = client.mget([f"b:u:{user}", *(f"b:i:{item}" for item in items)])
+        return [None if blob is None else orjson.loads(blob) for blob in found]
 
-    return {"redis, pipelined HMGET": hashes, "redis, packed blobs": blobs}
+    def in_sqlite(user: int, items: list[int]) -> Any:
+        names = [f"u:{user}", *(f"i:{item}" for item in items)]
+        places = ",".join("?" * len(names))
+        found = dict(database.execute(f"SELECT name, data FROM blobs WHERE name IN ({places})", names).fetchall())
+        return [orjson.loads(found[name]) if name in found else None for name in names]
+
+    return {
+        "Redis, pipelined HMGET": hashes,
+        "Redis, packed blobs": in_redis,
+        "SQLite, packed blobs": in_sqlite,
+    }
 
 
 def timed(read: Callable[[int, list[int]], Any], users: list[int], items: list[int], reads: int) -> dict[str, float]:
@@ -124,6 +156,7 @@ def timed(read: Callable[[int, list[int]], Any], users: list[int], items: list[i
 def main(argv: list[str] | None = None) -> int:
     parser = process.Arguments("benchmarks.features", __doc__)
     parser.add_argument("--reads", type=process.at_least(1), default=300, help="of each kind (default: %(default)s)")
+    parser.add_argument("--source", default="kuairand?days=2", help="whose features (default: %(default)s)")
     args = parser.parse_args(argv)
     return process.run(lambda: measure(args))
 
@@ -136,21 +169,30 @@ def measure(args: argparse.Namespace) -> None:
         head, rest = text.split("registry:\n")
         yaml.write_text(f"{head}registry: {folder}/redis/registry.db\nonline_store:{rest.split('online_store:')[1]}")
         os.environ["MINUTEHAND_REDIS"] = f"127.0.0.1:{port}"
-        stores = {"Feast, SQLite": filled(folder / "sqlite", None), "Feast, Redis": filled(folder / "redis", yaml)}
-        local = stores["Feast, SQLite"]
-        users = local.offline.newest("profile")[local.plan.user_key].to_pylist()
-        items = local.offline.newest("video")[local.plan.item_key].to_pylist()
-        now_ms = local.popular(1)[1]
+        stores = {
+            "SQLite": filled(folder / "sqlite", args.source, None),
+            "Redis": filled(folder / "redis", args.source, yaml),
+        }
+        local = stores["SQLite"]
+        users = local.offline.newest("profile")[local.plan.user_key].to_pylist()[:5000]
+        items, now_ms = local.popular(2000)
+        given = {f.name: f.default for f in local.plan.features["request"]}
 
-        def through(store: Features) -> Callable[[int, list[int]], Any]:
-            return lambda user, some: store.read(user, some, [now_ms] * len(some), [{}] * len(some))
+        def asked(user: int, some: list[int]) -> Any:
+            return user, some, [now_ms] * len(some), [given] * len(some)
 
-        same = [through(store)(users[3], items[:ITEMS])[0] for store in stores.values()]
-        assert same[0] == same[1], "both stores hold the same values"
-        readers = {**{kind: through(store) for kind, store in stores.items()}, **raw(port, local)}
+        readers: dict[str, Callable[[int, list[int]], Any]] = {}
+        for kind, store in stores.items():
+            readers[f"ranker, rows in {kind}"] = lambda u, i, s=store: s.read(*asked(u, i))[0]
+            readers[f"Feast, rows in {kind}"] = lambda u, i, s=store: through_feast.read(s, *asked(u, i))
+        same = [read(users[3], items[:ITEMS]) for read in readers.values()]
+        assert all(rows == same[0] for rows in same), "all of them read the same values"
+        readers |= peers(port, folder, finished(local, users, items))
         figures = {kind: timed(read, users, items, args.reads) for kind, read in readers.items()}
+        columns = sum(len(local.plan.inputs.get(view, of_view)) for view, of_view in local.plan.columns.items())
     features = len(local.plan.declaration.features)
-    columns = sum(map(len, local.plan.columns.values()))
+    peer = min(figures[kind]["p50_ms"] for kind in ("Redis, packed blobs", "SQLite, packed blobs"))
+    ratio = round(figures["ranker, rows in SQLite"]["p50_ms"] / peer, 2)
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
@@ -159,14 +201,17 @@ def measure(args: argparse.Namespace) -> None:
         "load": round(os.getloadavg()[0], 1),
         "items": ITEMS,
         "features": features,
+        "source": args.source,
         "view_columns": columns,
+        "ranker_read_vs_raw": ratio,
         "reads": args.reads,
         "read_ms": figures,
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(
-        f"one user, {ITEMS} items, {features} features of {columns} columns of 4 views; {args.reads} reads of each kind"
+        f"one user, {ITEMS} items, {features} features of {columns} columns of 4 views; {args.reads} reads of each"
+        f" kind; the ranker's read / the faster packed blobs: {ratio}"
     )
     print(f"{'':26}{'p50':>9}{'p99':>10}")
     for kind, ms in figures.items():

@@ -17,14 +17,13 @@ from feast import (
     Field,
     FileSource,
     OnDemandFeatureView,
-    PushSource,
     RequestSource,
     ValueType,
 )
 from feast.data_format import ParquetFormat
 from feast.types import Array, Float64, Int64
 
-from features.plan import EVENT_MS, GIVEN, SERVICE, TS, plan_of
+from features.plan import GIVEN, SERVICE, TS, plan_of
 
 SOURCE = os.environ["MINUTEHAND_SOURCE"]
 FOLDER = os.environ["MINUTEHAND_FEATURES"]
@@ -33,8 +32,8 @@ TYPES = {"int": Int64, "ints": Array(Int64), "number": Float64, "id": Int64, "id
 DESCRIPTIONS = {
     "profile": "columns of a user, from the source's table",
     "video": "columns of an item, from the source's table",
-    "activity": "recent activity of a user, pushed from Kafka",
-    "counters": "impressions and actions of an item over 1 h, 1 d, 7 d and in all, pushed from Kafka",
+    "activity": "what the slots of users count, merged at the read",
+    "counters": "what the slots of items count, merged at the read",
 }
 
 user = Entity(name="user", join_keys=[PLAN.user_key], value_type=ValueType.INT64)
@@ -42,7 +41,7 @@ item = Entity(name="item", join_keys=[PLAN.item_key], value_type=ValueType.INT64
 
 
 def view(name: str) -> FeatureView:
-    """The view `name` of the source. Rows of a counted view are pushed."""
+    """The view `name` of the source. A counted view has no rows: its values are merged at each read."""
     table = FileSource(
         name=f"{name}_table",
         path=f"{FOLDER}/offline/{name}/*.parquet",
@@ -54,9 +53,9 @@ def view(name: str) -> FeatureView:
     return FeatureView(
         name=name,
         entities=[user if key == PLAN.user_key else item],
-        ttl=timedelta(0),  # the on-demand view checks ages, online and offline; Feast checks them offline only
+        ttl=timedelta(0),  # Feast checks ages offline only
         schema=[Field(name=key, dtype=Int64), *(Field(name=c.name, dtype=TYPES[c.kind]) for c in PLAN.columns[name])],
-        source=PushSource(name=f"{name}_push", batch_source=table) if name in EVENT_MS else table,
+        source=table,
         description=DESCRIPTIONS[name],
     )
 
@@ -64,6 +63,10 @@ def view(name: str) -> FeatureView:
 views = {name: view(name) for name in PLAN.columns}
 profile, video = views.get("profile"), views.get("video")
 activity, counters = views["activity"], views["counters"]
+computed_from = [
+    *(of_source for of_source in (profile, video) if of_source),
+    *(views[name][names] for name, names in PLAN.inputs.items() if names),
+]
 
 request = RequestSource(
     name="request",
@@ -87,7 +90,7 @@ derived = None
 if PLAN.on_demand:
     derived = OnDemandFeatureView(
         name="on_demand",
-        sources=[request, *views.values()],
+        sources=[request, *computed_from],
         schema=[Field(name=f.name, dtype=TYPES[f.kind]) for f in PLAN.on_demand],
         mode="python",
         udf=functions["compute"],

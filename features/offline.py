@@ -1,9 +1,10 @@
 """The offline store's files: every row that was written into a view, as Parquet in `offline/<view>/<arrived>.parquet`.
 
     offline = Offline(folder, plan_of(source))
-    offline.log("counters", table, arrived_ms)      # under the folder's lock
-    offline.newest("counters")                      # the row of the newest event of each key
+    offline.log("video", table, arrived_ms)         # under the folder's lock
+    offline.newest("video")                         # the row of the newest event of each key
 
+The views `activity` and `counters` have no rows here, only an empty file (features/adds.py logs what they show).
 Feast's definitions name the same files (feature_repo/definitions.py). A file that nobody can read any more, as after a
 fault of the disk, is set aside as `<name>.broken`: the others are read without it.
 """
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from common import process
 from common.disk import locked, replacing
-from features.plan import EVENT_MS, TS, Plan
-from streaming.views import DAY_MS
+from features.plan import TS, Plan
+from streaming.slots import DAY_MS
 
 ARROW = {"int": pa.int64(), "ints": pa.list_(pa.int64()), "number": pa.float64()}
 STAMP = pa.timestamp("us", "UTC")
@@ -49,8 +50,7 @@ class Offline:
         schema = self._schema(view)
         if not columns:
             return schema.empty_table()
-        at = columns[EVENT_MS[view]] if view in EVENT_MS else columns[TS]
-        stamps = pa.array([ms * 1000 for ms in at], pa.int64()).cast(STAMP)
+        stamps = pa.array([ms * 1000 for ms in columns[TS]], pa.int64()).cast(STAMP)
         filled = {**columns, "event_timestamp": stamps, "arrived": stamps}
         if view in TIMES:
             filled.setdefault(TIMES[view], [None] * len(stamps))
@@ -108,16 +108,6 @@ class Offline:
             view, begin_ms, end_ms, *(() if keys is None else (list(keys),)),
         )  # fmt: skip
         return rows.cast(self._schema(view))
-
-    def pushed(self, view: str, since_ms: int) -> dict[int, int]:
-        """Key -> the newest event time of its rows of a counted view that became readable at `since_ms` or later."""
-        key = self._plan.key(view)
-        rows = self._query(
-            f"SELECT {key} AS key, max({EVENT_MS[view]}) AS ms FROM read_parquet(?)"
-            f" WHERE epoch_ms(arrived) >= ? GROUP BY {key}",
-            view, since_ms,
-        )  # fmt: skip
-        return dict(zip(rows["key"].to_pylist(), rows["ms"].to_pylist(), strict=True))
 
     def arrivals(self, view: str) -> dict[int, NDArray[np.int64]]:
         """Key -> the wall times (ms) at which its rows became readable, in order."""

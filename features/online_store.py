@@ -1,97 +1,151 @@
-"""Feast's SQLite online store, in which an older event never overwrites a newer one.
+"""Feast's online store on what the platform keeps: packed rows of attributes, and profiles that are merged at the read.
 
-Feast's own SQLite store keeps what was written last, and its times are in seconds. Here each write compares event times
-inside the transaction that writes. So the newest event stays under any number of pushers, through Feast's own push and
-materialize, and after a restart. (Feast's Redis store compares by itself, but it reads before it writes: two pushers of
-one key can race there.)
+The views `profile` and `video` are read from packed rows (features/rows.py). The views `activity` and `counters` are
+read from the profile store at the time of the push's clock. So a window of a user who does nothing empties by itself.
+They take no rows: the feature push counts.
 
-feature_repo/feature_store.yaml names this store. A counted view has its event time in milliseconds as a column.
+feature_repo/feature_store.yaml and feature_store.compose.yaml name this store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from feast import FeatureView, RepoConfig
-from feast.infra.key_encoding_utils import serialize_entity_key
-from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import FeastConfigBaseModel
+from feast.type_map import python_values_to_proto_values
 
-from features.plan import EVENT_MS
+from common.errors import InputError
+from features.counted import ENTITY
+from features.plan import plan_of
+from features.profile.store import Profiles
+from features.rows import RedisRows, Rows, SqliteRows
 
-_AT_ONCE = 500
+NOW = "now_ms"
+"""The note of the profile store with the clock of event time at its last commit."""
 
 
-class NewestSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
-    """The store's configuration. Feast finds this class by its name, and the store's class by `type`."""
+class MergingOnlineStoreConfig(FeastConfigBaseModel):
+    """The store's configuration. Feast finds this class by its name, and the store's class by `type`.
 
-    type: Any = "features.online_store.NewestSqliteOnlineStore"
+    `path` is the feature folder, `source` the source's name, `redis` the host:port of the rows ("": SQLite).
+    """
+
+    type: Any = "features.online_store.MergingOnlineStore"
+    path: str
+    source: str
+    redis: str = ""
 
 
-class NewestSqliteOnlineStore(SqliteOnlineStore):
-    """Keeps the row of the newest event of each key. A row of the same time replaces it (a correction)."""
+class MergingOnlineStore(OnlineStore):
+    """Reads and writes the rows of attributes, and merges profiles at the read."""
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[str, ...], Online] = {}
+
+    def of(self, config: RepoConfig) -> Online:
+        """What the configuration names, opened once."""
+        settings = config.online_store
+        key = settings.path, settings.source, settings.redis
+        if key not in self._opened:
+            self._opened[key] = Online(Path(settings.path), settings.source, settings.redis)
+        return self._opened[key]
 
     def online_write_batch(
         self, config: RepoConfig, table: FeatureView, data: list[Any], progress: Callable[[int], Any] | None
     ) -> None:
-        conn = self._get_conn(config)
-        conn.execute("PRAGMA journal_mode=WAL")
-        conn.execute("PRAGMA synchronous=NORMAL")
-        conn.execute("BEGIN IMMEDIATE")  # one writer at a time from here to the commit
-        try:
-            stored = self._stored(conn, config, table, [entity for entity, *_ in data])
-            newest: dict[bytes, int] = dict(stored)
-            fresh = []
-            for row in data:
-                key, at = _key(config, row[0]), _event_ms(table, row)
-                if at >= newest.get(key, at):
-                    newest[key] = at
-                    fresh.append(row)
-            super().online_write_batch(config, table, fresh, None)
-        finally:
-            if conn.in_transaction:
-                conn.rollback()
+        if table.name in ENTITY:
+            raise InputError(
+                f"view {table.name} takes no rows, since the feature push counts; allowed is profile or video"
+            )
+        rows: dict[int, tuple[int, dict[str, Any]]] = {}
+        for entity, values, event_time, _ in data:
+            event_ms, key = _ms(event_time), _key(entity)
+            if key not in rows or event_ms >= rows[key][0]:
+                rows[key] = event_ms, {name: _plain(value) for name, value in values.items()}
+        self.of(config).rows.write(table.name, rows)
         if progress:
             progress(len(data))
 
-    def _stored(self, conn: Any, config: RepoConfig, table: FeatureView, entities: list[Any]) -> dict[bytes, int]:
-        """Key -> event time of the stored row, in milliseconds."""
-        # A private function: the public online_read decodes every column of a row, which costs half a write.
-        from feast.infra.online_stores.sqlite import _table_id
-        from feast.protos.feast.types.Value_pb2 import Value
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[Any],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        names = requested_features or [field.name for field in table.features]
+        keys, online = [_key(entity) for entity in entity_keys], self.of(config)
+        if table.name in ENTITY:
+            now_ms = online.now_ms()
+            columns = online.counted(table.name, names, keys, now_ms)
+            times: list[int | None] = [now_ms] * len(keys)
+        else:
+            found = online.rows.read(table.name, keys)
+            times = [row and row[0] for row in found]
+            columns = {name: [row and row[1].get(name) for row in found] for name in names}
+        types = {field.name: field.dtype.to_value_type() for field in table.features}
+        protos = [python_values_to_proto_values(columns[name], types[name]) for name in names]
+        rows = zip(times, zip(*protos, strict=True), strict=True)
+        return [
+            (None, None) if at is None else (datetime.fromtimestamp(at / 1000, UTC), dict(zip(names, row, strict=True)))
+            for at, row in rows
+        ]
 
-        name = _table_id(config.project, table, config.registry.enable_online_feature_view_versioning)
-        keys = [_key(config, entity) for entity in entities]
-        event_ms: dict[bytes, int] = {}
-        # One column of a row is enough: all columns have the same time.
-        column = EVENT_MS.get(table.name, table.features[0].name)
-        for first in range(0, len(keys), _AT_ONCE):
-            some = keys[first : first + _AT_ONCE]
-            places = ",".join("?" * len(some))
-            where = f"feature_name = ? AND entity_key IN ({places})"
-            query = f'SELECT entity_key, value, event_ts FROM "{name}" WHERE {where}'
-            for key, value, event_ts in conn.execute(query, (column, *some)):
-                if column in EVENT_MS.values():
-                    event_ms[key] = int(Value.FromString(value).int64_val)
-                else:
-                    event_ms[key] = _ms(event_ts.replace(tzinfo=UTC))
-        return event_ms
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Any],
+        entities_to_keep: Sequence[Any],
+        partial: bool,
+    ) -> None:
+        self.of(config).rows.clear(table.name for table in tables_to_delete)
+
+    def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Any]) -> None:
+        self.of(config).rows.clear(table.name for table in tables)
 
 
-def _key(config: RepoConfig, entity: Any) -> bytes:
-    version = config.entity_key_serialization_version
-    return bytes(serialize_entity_key(entity, entity_key_serialization_version=version))
+class Online:
+    """What reads need, of one feature folder and source: the rows of attributes, and the profile store."""
+
+    def __init__(self, folder: Path, source: str, redis: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._plan = folder, plan_of(source)
+        self.rows: Rows = RedisRows(redis) if redis else SqliteRows(folder / "online.db")
+
+    @cached_property
+    def _profiles(self) -> Profiles:
+        return Profiles(self._folder, self._plan.slots)
+
+    def now_ms(self) -> int:
+        """The push's clock of event time at its last commit; 0 before the first one."""
+        return max(0, int(self._profiles.noted(NOW) or 0))
+
+    def counted(self, view: str, names: Sequence[str], keys: Sequence[int], now_ms: int) -> dict[str, list[Any]]:
+        """Columns of a counted view, merged at a time of event time: column -> value of each key."""
+        return self._plan.counted.read(self._profiles, view, names, keys, now_ms)
 
 
-def _event_ms(table: FeatureView, row: Any) -> int:
-    """The event time of a row to write. A view without a column of it has whole seconds, as the store keeps them."""
-    column = EVENT_MS.get(table.name)
-    if column is not None:
-        return int(row[1][column].int64_val)
-    event_ts: datetime = row[2]
-    return _ms(event_ts if event_ts.tzinfo else event_ts.replace(tzinfo=UTC)) // 1000 * 1000
+def _key(entity: Any) -> int:
+    (value,) = entity.entity_values
+    return int(value.int64_val)
+
+
+def _plain(value: Value) -> Any:
+    kind = value.WhichOneof("val")
+    if kind is None:
+        return None
+    stored = getattr(value, kind)
+    return list(stored.val) if kind.endswith("_list_val") else stored
 
 
 def _ms(at: datetime) -> int:
-    return round(at.timestamp() * 1000)
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)

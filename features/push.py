@@ -1,65 +1,50 @@
-"""The feature push: recent activity and item counters from the topics into the feature store (docs/features.md).
+"""The feature push: counts events of the topics into the profile store, and merges attributes (docs/features.md).
 
     python -m features.push --source simulator --kafka 127.0.0.1:9092 --to var/features --port 8591
 
-It counts impressions and judged actions (read_committed), and merges attributes of users and items into their rows
-(features/attributes.py). Every `push_ms` it pushes the rows that changed, in one step for readers. At each start it
-writes what the batch views lack, and at the first one it counts the source's history. It commits its state together
-with the topics' positions, so a killed process continues there, and each event is counted once. On SIGTERM it makes a
-last commit and exits with 0.
+It judges impressions and actions (read_committed, features/profile/judge.py), and merges attributes of users and items
+into their rows (features/attributes.py). About every `push_ms` it commits what it has read: the counts, the topics'
+positions, the open impressions and the clock are one transaction of the store. So a killed process continues there, and
+each event is counted once. At each start it writes what the batch views lack, and at the first one it counts the
+source's history. On SIGTERM it makes a last commit and exits with 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from common import process
-from common.disk import hold, replace
-from features.attributes import BATCH_ROWS, Attributes
+from features.adds import AddLog
+from features.attributes import Attributes
 from features.batch_views import refresh
-from features.counters import Counters, Table
-from features.store import Features, now_ms
+from features.online_store import NOW
+from features.profile.judge import Judge
+from features.profile.store import Profiles
+from features.store import Features
 from streaming.contract.contract import Contract
 from streaming.contract.schema import BadMessage
 from streaming.event_time import EventTime
 from streaming.reader import Reader
-from streaming.source import Source, load
+from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS, ITEMS, USERS
 
 COUNTED, UPSERTS = (IMPRESSIONS, ACTIONS), (ITEMS, USERS)
 READ_AT_ONCE = 4096
+MOST_EVENTS = 20_000
+"""So many events are committed at once, before `push_ms` has passed."""
+CLOCK, ARRIVED = "clock", "arrived_ms"
+"""Notes of the profile store: the judge's clock, and when the last commit became readable (wall time)."""
 
 log = process.logger("features")
-
-
-class State:
-    """The counters, and the positions up to which they count, in one file. Held by one process a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "state.json"
-        self._lock = hold(folder / "push.lock", "a feature folder has one pusher")
-
-    def __enter__(self) -> State:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
-
-    def load(self) -> dict[str, Any]:
-        """What `save` wrote; empty before the first call."""
-        return json.loads(self.path.read_bytes()) if self.path.exists() else {}
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        replace(self.path, json.dumps(state, separators=(",", ":")).encode())
 
 
 class Gauges:
@@ -68,95 +53,130 @@ class Gauges:
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
         name = "minutehand_features_"
-        self.rows = Counter(name + "rows", "Rows pushed by this process", ["view"], registry=r)
+        self.rows = Counter(name + "rows", "Rows of attributes written by this process", ["view"], registry=r)
+        self.adds = Counter(name + "adds", "Counts added to profiles by this process", registry=r)
         self.errors = Counter(name + "errors", "Failed pushes and unreachable brokers", registry=r)
-        self.counted = Gauge(name + "counted", "Events in the counters", registry=r)
+        self.counted = Gauge(name + "counted", "Events that count", registry=r)
         self.ignored = Gauge(name + "ignored", "Events that do not count: late, repeated, past the window", registry=r)
         self.lag = Gauge(name + "lag_records", "Records of the topics not read yet", registry=r)
-        self.clock = Gauge(name + "event_ms", "Event time of the counters", registry=r)
-        self.push_s = Gauge(name + "push_seconds", "How long the last push took", registry=r)
+        self.clock = Gauge(name + "event_ms", "Event time of the last commit", registry=r)
+        self.push_s = Gauge(name + "push_seconds", "How long the last commit took", registry=r)
+
+
+class Counts:
+    """What a feature folder holds of the counted events: the profile store, and the log of its adds."""
+
+    def __init__(self, store: Features) -> None:
+        self._store, self._log = store, AddLog(store.folder)
+        self._profiles = Profiles(store.folder, store.plan.slots, writes=True)
+
+    def __enter__(self) -> Counts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._profiles.close()
+
+    def committed_ms(self) -> int:
+        """The wall time at which the last commit became readable; -1 before the first one."""
+        return int(self._profiles.noted(ARRIVED) or -1)
+
+    def restore(self, judge: Judge) -> dict[str, Any]:
+        """Lets a new judge continue from the last commit. Returns the positions of the topics."""
+        self._log.repair(self.committed_ms())
+        if clock := self._profiles.noted(CLOCK):
+            judge.restore(clock, self._profiles.pending())
+        return self._profiles.positions()
+
+    def commit(self, judge: Judge, positions: Mapping[str, Any]) -> int:
+        """Makes what was judged since the last commit readable and durable, with the positions. Returns the adds."""
+        changes = judge.take()
+        with ExitStack() as behind:  # the folder's lock is released when the transaction is readable
+            with self._profiles.writing() as commit:
+                commit.add(changes.adds)
+                commit.pend(changes.pending)
+                commit.settle(changes.closed_ms)
+                commit.positions(positions)
+                commit.flush()  # readers wait from here on
+                arrived_ms = behind.enter_context(self._store.arriving())
+                self._log.write(arrived_ms, judge.now_ms, changes.adds)
+                for name, data in ((CLOCK, changes.clock), (NOW, b"%d" % judge.now_ms), (ARRIVED, b"%d" % arrived_ms)):
+                    commit.note(name, data)
+        return len(changes.adds.slot)
+
+    def compact(self, judge: Judge) -> bool:
+        """Compacts for a moment. Returns whether more is to do."""
+        self._log.compact()
+        return judge.now_ms >= 0 and self._profiles.compact(judge.now_ms)
 
 
 class Push:
-    """Reads and counts events, pushes every `push_ms`, commits every `commit_ms`."""
+    """Reads and judges events, and commits every `push_ms`."""
 
     def __init__(
-        self, store: Features, state: State, reader: Reader, counters: Counters, event_time: EventTime, push_ms: int,
-        commit_ms: int, gauges: Gauges,
+        self, store: Features, counts: Counts, reader: Reader, judge: Judge, event_time: EventTime, push_ms: int,
+        gauges: Gauges,
     ) -> None:  # fmt: skip
-        self._store, self._state, self._reader, self._counters = store, state, reader, counters
-        self._push_s, self._commit_s, self._gauges = push_ms / 1000, commit_ms / 1000, gauges
-        self._event_time = event_time
+        self._store, self._counts, self._reader, self._judge = store, counts, reader, judge
+        self._push_s, self._gauges, self._event_time = push_ms / 1000, gauges, event_time
         self._attributes = Attributes(store)
-        self._by, self._contract = store.plan.views.by, Contract(store.plan.declaration, store.plan.views)
+        self._contract = Contract(store.plan.declaration, store.plan.views)
         self._partitions = sum(len(reader.partitions(topic)) for topic in COUNTED)
-        self._next_push = self._next_commit = time.monotonic()
-        self._read = True
+        self._next_commit = time.monotonic()
+        self._read = 0
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
             self.turn()
-        self.push()
         self.commit()
 
     def turn(self) -> None:
-        wait = max(0.0, self._next_push - time.monotonic())
+        wait = max(0.0, self._next_commit - time.monotonic())
         for (topic, partition), records in self._reader.poll(round(1000 * min(wait, 0.2)), READ_AT_ONCE).items():
-            self._read = True
+            self._read += len(records)
             for record in records:
                 if topic in UPSERTS:
                     self.take_upsert(topic, partition, record)
                 else:
                     self.take(topic, partition, record.timestamp, record.value)
         now = time.monotonic()
-        if now >= self._next_push:
-            self._next_push = now + self._push_s
-            self.push()
-        if now >= self._next_commit and self._read:
-            self._next_commit = now + self._commit_s
-            self.commit()
-
-    def push(self) -> None:
-        begun = time.monotonic()
-        activity, counters = self._counters.take()
-        pushed = {**push(self._store, activity, counters), **self._attributes.push()}
-        self._count_rows(pushed)
-        if pushed:
-            self._gauges.push_s.set(time.monotonic() - begun)
-        self._gauges.counted.set(self._counters.counted)
-        self._gauges.ignored.set(self._counters.ignored)
-        self._gauges.clock.set(self._counters.now_ms)
-        self._gauges.lag.set(self._reader.lag())
-
-    def _count_rows(self, pushed: Mapping[str, int]) -> None:
-        for view, rows in pushed.items():
-            self._gauges.rows.labels(view).inc(rows)
+        if now >= self._next_commit or self._read >= MOST_EVENTS:
+            self._next_commit = now + self._push_s
+            if self._read:
+                self.commit()
+            self._gauges.lag.set(self._reader.lag())
 
     def commit(self) -> None:
-        self._count_rows(self._attributes.push())  # no position may pass a message that is in no row
-        self._state.save(committed(self._counters, self._reader.positions()))
+        begun = time.monotonic()
+        for view, rows in self._attributes.push().items():  # no position may pass a message that is in no row
+            self._gauges.rows.labels(view).inc(rows)
+        self._gauges.adds.inc(self._counts.commit(self._judge, self._reader.positions()))
+        self._read = 0
+        self._gauges.push_s.set(time.monotonic() - begun)
+        self._gauges.counted.set(self._judge.counted)
+        self._gauges.ignored.set(self._judge.ignored)
+        self._gauges.clock.set(self._judge.now_ms)
+        self._counts.compact(self._judge)
         self._store.offline.compact()
-        self._read = False
 
     def take(self, topic: str, partition: int, stamp_ms: int, message: bytes | None) -> None:
-        """Counts one record, unless the join refuses it. (The join sends its dead letter.)"""
+        """Judges one record, unless the join refuses it. (The join sends its dead letter.)"""
         try:
             event = self._contract.read(topic, message)
         except BadMessage:
             event = {}
         time_ms = self._event_time.of(stamp_ms, event)
         if time_ms is not None:
-            self._counters.clock(topic, partition, time_ms, self._partitions)
+            self._judge.clock(topic, partition, time_ms, self._partitions)
         if "heartbeat_ms" in event:
             return
-        newest_ms = stamp_ms if time_ms is not None else self._counters.time_of(topic, partition)
+        newest_ms = stamp_ms if time_ms is not None else self._judge.time_of(topic, partition)
         if not event or newest_ms is not None and self._event_time.is_future(event["ts_ms"], newest_ms):
-            self._counters.ignored += 1
+            self._judge.ignored += 1
         elif topic == IMPRESSIONS:
-            by = event.get("features", {}).get(self._by) if self._by else None
-            self._counters.shown(event["impression_id"], event["user_id"], event["item_id"], event["ts_ms"], by)
+            features = event.get("features", {})
+            self._judge.shown(event["impression_id"], event["user_id"], event["item_id"], event["ts_ms"], features)
         else:
-            self._counters.action(event["impression_id"], event["action"], event["ts_ms"])
+            self._judge.action(event["impression_id"], event["action"], event["ts_ms"])
 
     def take_upsert(self, topic: str, partition: int, record: Any) -> None:
         """Takes a message of attributes, or sends its dead letter: nobody else reads this topic."""
@@ -171,31 +191,12 @@ class Push:
             self._attributes.take(topic, event)
 
 
-def committed(counters: Counters, positions: Mapping[str, Any]) -> dict[str, Any]:
-    """The state to commit. Everything that was pushed until now is of events before the positions."""
-    return {"counters": counters.state(), "positions": positions, "committed_ms": now_ms()}
-
-
-def push(store: Features, activity: Table, counters: Table) -> dict[str, int]:
-    """Writes the changed rows of both counted views in one step for readers. Returns the number of each view."""
-    tables = {}
-    for view, table in (("activity", activity), ("counters", counters)):
-        if table["key"]:
-            tables[view] = {store.plan.key(view): table["key"], **{k: v for k, v in table.items() if k != "key"}}
-    if tables:
-        store.write(tables)
-    return {view: len(next(iter(table.values()))) for view, table in tables.items()}
-
-
-def begin(store: Features, source: Source, counters: Counters) -> None:
-    """Fills the store before the first event: the batch views, and the counters of the source's history."""
+def begin(store: Features, counts: Counts, judge: Judge, history: Iterable[Exposure]) -> None:
+    """Fills the store before the first event: the batch views, and the counts of the source's history."""
     refresh(store)
-    counters.seed(source.history(), store.plan.views.by)
-    activity, counted = counters.take()
-    for first in range(0, max(len(activity["key"]), len(counted["key"])), BATCH_ROWS):
-        part = slice(first, first + BATCH_ROWS)
-        push(store, *({name: column[part] for name, column in table.items()} for table in (activity, counted)))
-    log.info("history: %d events of %d users and %d items", counters.counted, len(activity["key"]), len(counted["key"]))
+    judge.seed(history)
+    adds = counts.commit(judge, {})
+    log.info("history: %d events, %d adds to profiles", judge.counted, adds)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -203,8 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     add, duration = parser.add_argument, process.at_least(1)
     parser.shared("source", "kafka")
     add("--to", required=True, type=Path, metavar="DIR", help="the feature folder; made if need be")
-    add("--push-ms", type=duration, default=1000, help="the time between two pushes (default: %(default)s)")
-    add("--commit-ms", type=duration, default=10_000, help="the time between two commits (default: %(default)s)")
+    add("--push-ms", type=duration, default=1000, help="the time between two commits (default: %(default)s)")
     EventTime.arguments(parser)
     parser.shared("port")
     args = parser.parse_args(argv)
@@ -212,30 +212,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    gauges = Gauges()
-    with State(args.to) as state:
-        source, store = load(args.source), Features(args.to, args.source)
-        declaration = source.declaration
-        event_time = EventTime.of_arguments(args)
-        counters = Counters(declaration.judged, declaration.window_ms, event_time.max_disorder_ms)
-        last = state.load()
-        store.repair(last.get("committed_ms", 0))
-        if last:
-            refresh(store)
+    gauges, event_time = Gauges(), EventTime.of_arguments(args)
+    source, store = load(args.source), Features(args.to, args.source)
+
+    def new_judge() -> Judge:
+        return Judge(store.plan.slots, source.declaration.window_ms, event_time.max_disorder_ms)
+
+    with Counts(store) as counts:
+        store.repair(counts.committed_ms())
+        if counts.committed_ms() < 0:
+            begin(store, counts, new_judge(), source.history())
         else:
-            begin(store, source, counters)
-            state.save(committed(counters, {}))
+            refresh(store)
+        judge = new_judge()
 
         def connect() -> Reader:
-            last = state.load()
-            pushed = (store.offline.pushed(view, last.get("committed_ms", 0)) for view in ("activity", "counters"))
-            counters.restore(last["counters"], *pushed)
+            nonlocal judge
+            judge = new_judge()
             topics = (*COUNTED, *UPSERTS)
-            return Reader(args.kafka, topics, last["positions"], f"{args.to}'s", "begin a new folder (--to)")
+            return Reader(args.kafka, topics, counts.restore(judge), f"{args.to}'s", "begin a new folder (--to)")
 
         def count(reader: Reader) -> None:
-            push = Push(store, state, reader, counters, event_time, args.push_ms, args.commit_ms, gauges)
-            push.run(service.stopping)
+            Push(store, counts, reader, judge, event_time, args.push_ms, gauges).run(service.stopping)
 
         with process.Service(args.port, gauges.registry, gauges.errors) as service:
             service.follow(args.kafka, connect, count)

@@ -24,6 +24,8 @@ import pyarrow.compute as pc
 
 from common import process
 from common.interval import milliseconds
+from features.adds import AddLog
+from features.counted import ENTITY
 from features.store import Features
 from streaming.archive.archive import Archive
 from streaming.topics import IMPRESSIONS
@@ -74,13 +76,14 @@ def _explain(
     rows = requests.take(pa.array(list(wrong)))
     users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
     around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
-    arrivals = {view: store.offline.arrivals(view) for view in store.plan.columns}
+    arrivals = {view: store.offline.arrivals(view) for view in store.plan.columns if view not in ENTITY}
+    commits = AddLog(store.folder).commits()[0]
     for user, item, at_ms in zip(users, items, read_ms, strict=True):
         of_keys = [
             times.get(user if store.plan.key(view) == store.plan.user_key else item, _NONE)
             for view, times in arrivals.items()
         ]
-        near = np.sort(np.concatenate(of_keys))
+        near = np.sort(np.concatenate([*of_keys, commits]))
         place = int(np.searchsorted(near, at_ms, side="right"))
         around["unfinished"].append(int(near[place - 1]) - 1 if place else int(at_ms))
         around["ahead"].append(int(near[place]) if place < len(near) else int(at_ms))

@@ -4,10 +4,10 @@
     rows, read_ms = store.read(user_id, item_ids, ts_ms, requests)   # the declared features, for serving
     table = store.historical(requests)                               # the same as they were readable at read_ms
 
-A write is one step for readers: it holds the folder's lock while rows of all views become readable, and a read holds it
-shared. Each write is first logged as Parquet, with its event time and the wall time at which it became readable
-(`arrived`). That time is later than every read before, and not later than any read after. docs/features.md has Feast's
-traps.
+A write is one step for readers: it holds the folder's lock while it becomes readable, and a read holds it shared. Each
+write is first logged as Parquet, with its event time and the wall time at which it became readable (`arrived`). That
+time is later than every read before, and not later than any read after. `read` is the ranker's path: one call of ours,
+without Feast. Feast's own online read gives the same values. docs/features.md has Feast's traps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,11 @@ from common.disk import locked, replace
 from common.errors import InputError
 from common.extras import require
 from common.interval import milliseconds
+from features.adds import AddLog
 from features.offline import ARROW, STAMP, TIMES, Offline, arrived
-from features.plan import EVENT_MS, GIVEN, SERVICE, TS, Plan, plan_of
+from features.plan import GIVEN, SERVICE, TS, Plan, on_demand, plan_of
+from features.profile.database import FILE as PROFILES
+from features.profile.store import Profiles
 from streaming.declaration import Feature
 
 REPO = Path(__file__).resolve().parents[1] / "feature_repo"
@@ -65,7 +67,7 @@ class Features:
         with _environment(MINUTEHAND_FEATURES=str(self.folder), MINUTEHAND_SOURCE=source):
             self.feast = self._open(yaml)
         self._service = self.feast.get_feature_service(SERVICE)
-        self._views = {name: self.feast.get_feature_view(name) for name in self.plan.columns}
+        self._online = self.feast.provider.online_store.of(self.feast.config)
 
     def _open(self, yaml: Path | None) -> Any:
         """Opens Feast's store, and applies the definitions of this source."""
@@ -78,6 +80,8 @@ class Features:
         store = FeatureStore(config=load_repo_config(REPO, file))
         applied, facts = self.folder / "applied.json", {"source": self.source, "plan": _fingerprint(self.plan)}
         with locked(self._lock):
+            if not (self.folder / PROFILES).exists():
+                Profiles(self.folder, self.plan.slots, writes=True).close()
             # A registry in a database may be lost while the folder is still there.
             if applied.is_file() and json.loads(applied.read_text()) == facts and store.list_feature_services():
                 return store
@@ -97,38 +101,59 @@ class Features:
         `ts_ms` and `requests` are each row's time of request and request features. A feature that is absent, or that
         no view has, takes its default.
         """
-        rows = []
-        for item_id, at_ms, features in zip(item_ids, ts_ms, requests, strict=True):
-            row = {self.plan.user_key: user_id, self.plan.item_key: item_id, TS: at_ms}
-            for f in self.plan.features["request"]:
-                row[GIVEN + f.name] = _to_feast(f, features.get(f.name))
-            rows.append(row)
+        columns: dict[str, list[Any]] = {TS: list(ts_ms)}
+        for f in self.plan.features["request"]:
+            columns[GIVEN + f.name] = [_to_feast(f, features.get(f.name)) for features in requests]
         with locked(self._lock, shared=True):
             read_ms = now_ms()
-            columns = self.feast.get_online_features(features=self._service, entity_rows=rows).to_dict()
-        return self._declared(columns, [user_id] * len(rows), list(item_ids)), read_ms
+            columns |= self._columns(user_id, item_ids)
+        columns |= on_demand(self.source, columns) if self.plan.on_demand else {}
+        return self._declared(columns, [user_id] * len(item_ids), list(item_ids)), read_ms
+
+    def _columns(self, user_id: int, item_ids: Sequence[int]) -> dict[str, list[Any]]:
+        """The columns of the views that features need, a value an item."""
+        columns: dict[str, list[Any]] = {}
+        clock_ms = self._online.now_ms()
+        for view, of_view in self.plan.columns.items():
+            of_user = self.plan.key(view) == self.plan.user_key
+            keys = [user_id] if of_user else item_ids
+            if view in self.plan.inputs:
+                found = self._online.counted(view, self.plan.inputs[view], keys, clock_ms)
+            else:
+                rows = [row[1] if row else {} for row in self._online.rows.read(view, keys)]
+                found = {column.name: [row.get(column.name) for row in rows] for column in of_view}
+            columns |= {name: values * len(item_ids) if of_user else values for name, values in found.items()}
+        return columns
 
     def write(self, rows: Mapping[str, Mapping[str, Sequence[Any]]]) -> int:
         """Logs rows of views, and makes all of them readable at once. Returns the wall time of that (ms).
 
-        The columns of `rows[view]` are the entity's key, the view's columns and, if the view has no column of the
-        event time, `ts_ms`. A row that is older than the key's stored one is logged and changes nothing online.
+        The columns of `rows[view]` are the entity's key, the view's columns and `ts_ms`. A row that is older than the
+        key's stored one is logged and changes nothing online.
         """
         tables = {view: self.offline.table(view, columns) for view, columns in rows.items()}
         tables = {view: table for view, table in tables.items() if table.num_rows}
         if not tables:
             return now_ms()
-        prepared = {view: self._protos(view, table) for view, table in tables.items()}
-        with locked(self._lock):
-            # It waits for the next millisecond: every read of this one came before, every read of that one comes after.
-            arrived_ms = now_ms() + 1
+        with self.arriving() as arrived_ms:
             for view, table in tables.items():
                 self.offline.log(view, table, arrived_ms)
-            for view, protos in prepared.items():
-                self._online(view, protos, arrived_ms)
+            for view, table in tables.items():
+                self._online.rows.write(view, self._packed(view, table))
+        return arrived_ms
+
+    @contextmanager
+    def arriving(self) -> Iterator[int]:
+        """Holds the folder's lock while something becomes readable. Yields the wall time (ms) at which it is.
+
+        That is the next millisecond, for which the block waits at its end: every read of this one came before, every
+        read of that one comes after.
+        """
+        with locked(self._lock):
+            arrived_ms = now_ms() + 1
+            yield arrived_ms
             while now_ms() < arrived_ms:
                 time.sleep(0.0002)
-        return arrived_ms
 
     def repair(self, committed_ms: int) -> None:
         """Removes from the log the rows that a killed write logged and nobody could read.
@@ -146,7 +171,7 @@ class Features:
                     continue
                 table = pq.read_table(newest)
                 last = pc.equal(table["arrived"], pc.max(table["arrived"])).to_numpy()
-                stands = np.array(self._stands(view, self._protos(view, table)))
+                stands = np.array(self._stands(view, table), bool)
                 if (last & ~stands).any():
                     self.offline.write(newest, table.filter(pa.array(~last | stands)))
 
@@ -200,24 +225,15 @@ class Features:
             table = self.offline.newest(view, begin_ms, end_ms)
             counts[view] = table.num_rows
             for first in range(0, table.num_rows, _WRITE_ROWS):
-                protos = self._protos(view, table.slice(first, _WRITE_ROWS))
+                rows = self._packed(view, table.slice(first, _WRITE_ROWS))
                 with locked(self._lock):
-                    self._online(view, protos, now_ms())
+                    self._online.rows.write(view, rows)
         return counts
 
     def popular(self, limit: int) -> tuple[list[int], int]:
-        """Returns the items that were shown most, and the counters' event time (-1: nothing is counted).
-
-        They are ordered by the last hour of event time, then by the last day, the week, and all time.
-        """
-        table = self.offline.newest("counters")
-        if not table.num_rows:
-            return [], -1
-        now = pc.max(table["item_event_ms"]).as_py()
-        # A key gets a new row when an event leaves one of its windows, so the windows of an old row still hold.
-        order = [(f"item_shown_{window}", "descending") for window in ("1h", "1d", "7d")]
-        table = table.sort_by([*order, ("item_shown", "descending"), (self.plan.item_key, "ascending")])
-        return table[self.plan.item_key][:limit].to_pylist(), now
+        """Returns the items that were shown most lately, and the clock of event time (-1: nothing is counted)."""
+        now_ms = self._online.now_ms()
+        return (AddLog(self.folder).most(self.plan.slots, limit, now_ms), now_ms) if now_ms else ([], -1)
 
     def _declared(self, columns: Mapping[str, list[Any]], users: list[int], items: list[int]) -> list[dict[str, Any]]:
         """Makes rows of the declared features from Feast's columns and the entities' keys."""
@@ -227,52 +243,27 @@ class Features:
             declared[f.name] = [_plain(f.default if v is None else v) for v in values]
         return [dict(zip(declared, row, strict=True)) for row in zip(*declared.values(), strict=True)]
 
-    def _protos(self, view: str, table: pa.Table) -> list[Any]:
-        """Makes Feast's entity key, value protos and event time of each row, for its provider.
+    def _packed(self, view: str, table: pa.Table) -> dict[int, tuple[int, dict[str, Any]]]:
+        """The newest row of each key, as the online store has it."""
+        names = [column.name for column in self.plan.columns[view]]
+        packed: dict[int, tuple[int, dict[str, Any]]] = {}
+        times = pc.divide(table["event_timestamp"].cast(pa.int64()), 1000).to_pylist()
+        rows = zip(*(table[name].to_pylist() for name in names), strict=True) if names else [()] * len(times)
+        for key, at_ms, values in zip(table[self.plan.key(view)].to_pylist(), times, rows, strict=True):
+            if key not in packed or at_ms >= packed[key][0]:
+                packed[key] = at_ms, dict(zip(names, values, strict=True))
+        return packed
 
-        FeatureStore.write_to_online_store takes a pandas frame instead. It would turn a null integer into a float, drop
-        a table of nulls with a warning, and convert the rows while readers wait for the lock.
-        """
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.type_map import python_values_to_proto_values
-
-        def protos(field: Any) -> list[Any]:
-            column = table[field.name]
-            values = column.to_pylist() if column.null_count else column.to_numpy()  # NumPy has no null integer
-            return python_values_to_proto_values(values, field.dtype.to_value_type())
-
-        (key,) = self._views[view].entity_columns
-        entities = [EntityKey(join_keys=[key.name], entity_values=[value]) for value in protos(key)]
-        names = [field.name for field in self._views[view].features]
-        columns = [protos(field) for field in self._views[view].features]
-        values = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-        return list(zip(entities, values, table["event_timestamp"].to_pylist(), strict=True))
-
-    def _online(self, view: str, protos: list[Any], arrived_ms: int) -> None:
-        arrived = datetime.fromtimestamp(arrived_ms / 1000, UTC)
-        rows = [(*row, arrived) for row in protos]
-        self.feast.provider.online_write_batch(self.feast.config, self._views[view], rows, None)
-
-    def _stands(self, view: str, protos: list[Any]) -> list[bool]:
+    def _stands(self, view: str, table: pa.Table) -> list[bool]:
         """Returns of each row whether a read of its key gives it, or a row of a newer event."""
-        online = self.feast.provider.online_read(
-            self.feast.config, self._views[view], [entity for entity, *_ in protos], list(protos[0][1])
-        )
-
-        def event_time(at: datetime, values: Mapping[str, Any]) -> int:
-            """In seconds for a view without a column of it, as SQLite has it."""
-            if view in EVENT_MS:
-                return int(values[EVENT_MS[view]].int64_val)
-            return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
-
-        return [
-            stored is not None
-            and (
-                event_time(stored_at, stored) > event_time(at, values)
-                or stored == {name: value for name, value in values.items() if name in stored}  # the view has grown
-            )
-            for (stored_at, stored), (_, values, at) in zip(online, protos, strict=True)
-        ]
+        keys = table[self.plan.key(view)].to_pylist()
+        stored = dict(zip(keys, self._online.rows.read(view, keys), strict=True))
+        stands = []
+        for k, key in enumerate(keys):
+            (at_ms, values), row = self._packed(view, table.slice(k, 1))[key], stored[key]
+            of_view = row and {name: value for name, value in values.items() if name in row[1]}  # the view has grown
+            stands.append(bool(row) and (row[0] > at_ms or row[1] == of_view))
+        return stands
 
 
 @contextmanager
@@ -301,7 +292,7 @@ def _definitions() -> list[Any]:
 
 def _fingerprint(plan: Plan) -> str:
     features = {view: [f.name for f in of_view] for view, of_view in plan.features.items()}
-    return json.dumps([plan.columns, features, TIMES])
+    return json.dumps([plan.columns, features, plan.inputs, TIMES])
 
 
 def _to_feast(feature: Feature, value: Any) -> Any:

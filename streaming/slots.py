@@ -40,7 +40,8 @@ WINDOWS = {
     "all": Window(0, 1),
 }
 MAX_SLOTS = 64
-MAX_TOP = 1000
+MAX_TOP = 64
+"""A list of an impression's features has no more ids."""
 MAX_KEEP_MS = 3660 * DAY_MS
 
 

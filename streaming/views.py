@@ -1,8 +1,8 @@
 """The views of a source: columns of its users and items in the feature store, and the features that follow from them.
 
 There are four views (docs/features.md). `profile` of a user and `video` of an item hold the source's own columns, from
-its tables and from the topics `users` and `items`. `activity` of a user and `counters` of an item are counted from the
-impressions and actions, in the same way for every source.
+its tables and from the topics `users` and `items`. `activity` of a user and `counters` of an item hold what the slots
+of the source count (streaming/slots.py).
 
 A source has `views: Views`. Without it, it has the two counted views only, and all features come with the request.
 """
@@ -10,7 +10,7 @@ A source has `views: Views`. Without it, it has the two counted views only, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -18,7 +18,6 @@ import pyarrow as pa
 from streaming.declaration import Declaration
 from streaming.topics import ITEMS, USERS
 
-DAY_MS = 86_400_000
 VIEWS = {USERS: "profile", ITEMS: "video"}
 """Topic of attributes -> the view that it feeds."""
 Rows = Mapping[str, list[Any]]
@@ -42,10 +41,9 @@ class Views:
 
     `profile` and `video` are the columns of these two views beside the declared features of that view. `users` and
     `items` read the tables: the entity's key under its declared name, `ts_ms` (the begin of the row's validity), and
-    all columns. `derive` takes the columns of all four views, the request's features and `ts_ms`, one value a row. It
-    returns the declared features of view `derived`, computed as for training examples. `by` is a feature of view
-    `request`: `activity` also counts by its values. `ttl_ms`: a counted row older than this at the time of the request
-    is ignored.
+    all columns. `derive` takes the columns of `profile` and `video`, the counted columns that `inputs` names, the
+    request's features and `ts_ms`, one value a row. It returns the declared features of view `derived`, computed as for
+    training examples.
     """
 
     profile: tuple[Column, ...] = ()
@@ -53,8 +51,7 @@ class Views:
     users: Callable[[], pa.Table] = _nothing
     items: Callable[[], pa.Table] = _nothing
     derive: Callable[[Rows], dict[str, list[Any]]] = lambda rows: {}
-    by: str = ""
-    ttl_ms: Mapping[str, int] = field(default_factory=lambda: {"activity": 30 * DAY_MS, "counters": 30 * DAY_MS})
+    inputs: tuple[str, ...] = ()
 
     def columns(self, declaration: Declaration) -> dict[str, tuple[Column, ...]]:
         """The columns of `profile` and `video`: the declared features of that view, and the source's own."""

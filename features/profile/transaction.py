@@ -154,8 +154,9 @@ class Transaction:
         return rows
 
     def flush(self) -> None:
-        """Writes what was added: one piece for each bucket."""
+        """Writes what was added until now: one piece for each bucket. The end of the commit does it, too."""
         rows = self._unforgotten(np.concatenate(self._added, 1), self._tombstones) if self._added else None
+        self._added = []
         if rows is None or not rows.shape[1]:
             return
         buckets = database.buckets_of(self._entities[slots(rows[2])], rows[0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from streaming.contract.quick import Quick
 from streaming.contract.schema import (
     MAX_DEPTH,
     MAX_MESSAGE_BYTES,
@@ -44,12 +45,15 @@ class Contract:
             declared = {f.name: f.kind for f in declaration.features if f.view == view}
             allowed = {c.name: rule(declared.get(c.name) or KINDS[c.kind]) for c in of_view[view]}
             self._rules[topic]["properties"]["attributes"]["properties"] = allowed
+        self._quick = {topic: Quick(self._rules[topic]) for topic in ("impressions", "actions")}
 
     def read(self, topic: str, message: bytes | None) -> dict[str, Any]:
         """The event of a message of `topic`, or a heartbeat: {"heartbeat_ms": t, "lease": l}. Raises BadMessage.
 
         Users and items have no heartbeats.
         """
+        if message and topic in self._quick and (quick := self._quick[topic].event(message)) is not None:
+            return quick
         event = parsed(message or b"")
         if "heartbeat_ms" in event and topic not in VIEWS:
             check(self._rules["heartbeat"], event, "message")

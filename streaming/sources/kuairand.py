@@ -109,7 +109,7 @@ class KuaiRand:
             users=lambda: profiles(*self._tables()),
             items=lambda: attributes(*self._tables()),
             derive=_derive,
-            by="tab",
+            inputs=_INPUTS,
         )
 
     def _columns(self) -> dict[str, Any]:
@@ -201,6 +201,12 @@ def _formulas(
     }
 
 
+_INPUTS = (
+    *("user_shown_all", "user_click_all", "user_shown_ms", "item_shown_all", "item_click_all"),
+    *("user_tab_all", "user_tab_shown_all", "user_tab_click_all"),
+)
+
+
 def _derive(rows: Rows) -> dict[str, list[Any]]:
     """Computes `_formulas` from the columns of the views. A key that the store does not know has no counts yet."""
 
@@ -208,19 +214,22 @@ def _derive(rows: Rows) -> dict[str, list[Any]]:
         return np.array([value or 0 for value in rows[name]], np.int64)
 
     ts_ms = column("ts_ms")
-    last = np.array([-_DAY_MS if value is None else value for value in rows["user_last_ms"]], np.int64)
+    last = np.array([-_DAY_MS if value is None else value for value in rows["user_shown_ms"]], np.int64)
     of_tab = np.zeros((2, len(ts_ms)), np.int64)
-    for k, (tab, tabs) in enumerate(zip(rows["tab"], rows["user_by"], strict=True)):
-        if tabs and tab in tabs:
-            place = list(tabs).index(tab)
-            of_tab[:, k] = rows["user_by_shown"][k][place], rows["user_by_positives"][k][place]
+    counted = zip(
+        rows["tab"], rows["user_tab_all"], rows["user_tab_shown_all"], rows["user_tab_click_all"], strict=True
+    )
+    for k, (tab, tabs, shown, clicked) in enumerate(counted):
+        if tab in tabs:
+            place = tabs.index(tab)
+            of_tab[:, k] = shown[place], clicked[place]
     derived = _formulas(
         ts_ms,
         uploaded=column("uploaded"),
         since_ms=np.maximum(0, ts_ms - last),
-        user=(column("user_shown"), column("user_positives")),
+        user=(column("user_shown_all"), column("user_click_all")),
         user_tab=(of_tab[0], of_tab[1]),
-        video=(column("item_shown"), column("item_positives")),
+        video=(column("item_shown_all"), column("item_click_all")),
     )
     every = np.arange(len(ts_ms))
     return {name: _plain(values, every) for name, values in derived.items()}

@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from common.health import Health
 from common.interval import Interval, text
-from features.plan import COUNTERS
 from features.store import Features
 from tests.support import archived
 from tests.support.facts import write_platform
@@ -25,20 +24,20 @@ def test_materialize_makes_an_intervals_newest_rows_readable_and_one_without_row
     store = Features(folder, archived.SOURCE)
     clip = store.plan.item_key
     for k, at_ms in enumerate((INTERVAL.begin_ms, INTERVAL.end_ms - 1, INTERVAL.end_ms), 1):
-        store.write({"counters": {clip: [5], **{c.name: [k] for c in COUNTERS}, "item_event_ms": [at_ms]}})
+        store.write({"video": {clip: [5], "ts_ms": [at_ms], "maker": [k], "topics": [[k]], "born": [1.0]}})
     for file in [*folder.glob("online.db*"), folder / "applied.json"]:  # the online store is lost
         file.unlink()
     run = airflow.run("materialize_features", GIVEN, platform)
     assert run.state == "success", run.log[-6000:]
-    assert run.returned["materialize"] == dict.fromkeys(store.plan.columns, 0) | {"counters": 1}
-    asked = {"features": ["counters:item_shown"], "entity_rows": [{clip: 5}]}
+    assert run.returned["materialize"] == dict.fromkeys(store.plan.columns, 0) | {"video": 1}
+    asked = {"features": ["video:maker"], "entity_rows": [{clip: 5}]}
     online = Features(folder, archived.SOURCE).feast
-    assert online.get_online_features(**asked).to_dict()["item_shown"] == [2]
+    assert online.get_online_features(**asked).to_dict()["maker"] == [2]
 
     after = {"begin": text(INTERVAL.end_ms + 60_000), "end": text(INTERVAL.end_ms + 120_000)}
     run = airflow.run("materialize_features", after, platform)
     assert run.state == "success" and set(run.returned["materialize"].values()) == {0}
-    assert online.get_online_features(**asked).to_dict()["item_shown"] == [2]
+    assert online.get_online_features(**asked).to_dict()["maker"] == [2]
 
 
 @pytest.fixture

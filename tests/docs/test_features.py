@@ -26,6 +26,6 @@ def test_the_views_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     table = shop["views"].items()
     assert set(table.column_names) == {made.item_key, "ts_ms", *(c.name for c in made.columns["video"])}
     assert table["brands"].to_pylist() == [[1, 2], []]
-    derived = shop["derive"]({"euros": [9.5, None], "user_shown": [None, 3]})
+    derived = shop["derive"]({"euros": [9.5, None], "user_shown_all": [0, 3]})
     assert set(derived) == {f.name for f in made.features["derived"]}
     assert all(len(column) == 2 for column in derived.values())

@@ -9,7 +9,7 @@ import pytest
 
 from features import offline
 from features.offline import Offline
-from features.plan import ACTIVITY, COUNTERS, plan_of
+from features.plan import plan_of
 from tests.support import PROJECT
 
 PLAN = plan_of(str(PROJECT / "tests/support/shop_views.py"))
@@ -22,50 +22,41 @@ DAMAGES = {
 }
 
 
-def counted(view: str, at_ms: int, shown: int) -> dict[str, list[Any]]:
-    columns = {"activity": ACTIVITY, "counters": COUNTERS}[view]
-    values = {c.name: [[]] if c.kind == "ints" else [shown] for c in columns}
-    return {PLAN.key(view): [1], **values, columns[0].name: [at_ms]}
+def row(view: str, at_ms: int, value: int) -> dict[str, list[Any]]:
+    values = {"profile": {"city": [value]}, "video": {"brands": [[]], "price": [float(value)]}}[view]
+    return {PLAN.key(view): [1], **values, "ts_ms": [at_ms]}
 
 
 def logged(folder: Path) -> Offline:
-    """Three rows of one key in each counted view."""
+    """Three rows of one key in each view of attributes."""
     rows = Offline(folder, PLAN, folder / "lock")
     rows.fill()
     for k in (1, 2, 3):
-        for view in ("activity", "counters"):
-            rows.log(view, rows.table(view, counted(view, START_MS + k, k)), 10 * k)
+        for view in ("profile", "video"):
+            rows.log(view, rows.table(view, row(view, START_MS + k, k)), 10 * k)
     return rows
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-@pytest.mark.parametrize("use", ["newest", "arrivals", "pushed", "compact"])
+@pytest.mark.parametrize("use", ["newest", "arrivals", "compact"])
 def test_a_broken_file_is_set_aside(use: str, damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offline, "COMPACT_FILES", 2)
     rows = logged(tmp_path)
-    for view in ("activity", "counters"):
+    for view in ("profile", "video"):
         file = tmp_path / "offline" / view / "30.parquet"
         file.write_bytes(damage(file.read_bytes()))
-    arguments = {"newest": ["counters"], "arrivals": ["counters"], "pushed": ["counters", 0], "compact": []}
+    arguments = {"newest": ["video"], "arrivals": ["video"], "compact": []}
     getattr(rows, use)(*arguments[use])
-    assert (tmp_path / "offline/counters/30.parquet.broken").exists()
-    assert rows.newest("counters")["item_shown"].to_pylist() == [2]
-    assert rows.arrivals("counters")[1].tolist() == [10, 20]
-    assert rows.pushed("counters", 0) == {1: START_MS + 2}
+    assert (tmp_path / "offline/video/30.parquet.broken").exists()
+    assert rows.newest("video")["price"].to_pylist() == [2.0]
+    assert rows.arrivals("video")[1].tolist() == [10, 20]
 
 
 def test_a_view_without_a_readable_file_is_empty(tmp_path: Path) -> None:
     rows = logged(tmp_path)
     for file in (tmp_path / "offline").rglob("*.parquet"):
         file.write_bytes(b"")
-    assert rows.newest("counters").num_rows == 0 and rows.arrivals("activity") == {}
-    assert rows.pushed("counters", 0) == {}
-
-
-def test_what_was_pushed_since_a_commit_is_by_key(tmp_path: Path) -> None:
-    rows = logged(tmp_path)
-    assert rows.pushed("activity", 30) == rows.pushed("counters", 0) == {1: START_MS + 3}
-    assert rows.pushed("counters", 31) == {}
+    assert rows.newest("video").num_rows == 0 and rows.arrivals("profile") == {}
 
 
 def test_an_error_of_another_cause_is_raised_and_moves_nothing(tmp_path: Path) -> None:

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import heapq
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from kafka import KafkaProducer
 
-from features import offline
-from features.counters import Counters
-from features.push import push
+from features import adds, offline
+from features.profile.database import FILE
+from features.profile.judge import Judge
+from features.profile.transaction import Transaction
+from features.push import ARRIVED, Counts
 from features.reproduction import reproduce
+from features.rows import SqliteRows
 from features.store import Features, now_ms
 from infra.tail import Tail
 from streaming import topics
 from streaming.archive.rows import Decoder
 from streaming.publisher import Publisher, action, impression, item, user
 from streaming.source import Exposure, load
-from tests.features.test_counters import by_sql
 from tests.support import PROJECT
 from tests.support.broker import Broker
 from tests.support.metrics import get, metric
@@ -49,7 +54,7 @@ class Pusher:
 
     def start(self) -> None:
         where = ("--source", str(SHOP), "--kafka", self.broker.bootstrap, "--to", str(self.folder))
-        pace = ("--port", str(self.port), "--push-ms", "50", "--commit-ms", "300")
+        pace = ("--port", str(self.port), "--push-ms", "50")
         self.process = Process(self.log, "features.push", *where, *FLAGS, *pace)
         self.until(lambda: get(self.port, "/healthz")[0], "it answers")
 
@@ -92,6 +97,33 @@ def archived(events: list[dict[str, Any]]) -> pa.Table:
     return Decoder(DECLARATION, EVENT_TIME).rows(topics.IMPRESSIONS, 0, lines).table
 
 
+def by_sql(exposures: list[Exposure], now_ms: int) -> dict[int, tuple[int, ...]]:
+    """item -> shown and bought, so far and in each window, whose begin is at a minute, an hour or a day."""
+    done = [(e, e.outcomes["buy"]) for e in exposures if "buy" in e.outcomes]
+    kept = [(e.item_id, at) for e, at in done if at <= e.ts_ms + DECLARATION.window_ms]
+    log = pa.table(
+        {
+            "item": [e.item_id for e in exposures] + [item for item, _ in kept],
+            "moment": [e.ts_ms for e in exposures] + [at for _, at in kept],
+            "bought": [0] * len(exposures) + [1] * len(kept),
+        }
+    )
+    minute, day = 60_000, 86_400_000
+    edges = ((60 * minute, minute), (day, 60 * minute), (7 * day, day), (now_ms, 1))
+    sums = ", ".join(
+        f"count(*) FILTER (bought = {what} AND moment >= ({now_ms} - {length}) // {hop} * {hop})"
+        for length, hop in edges
+        for what in (0, 1)
+    )
+    with duckdb.connect() as connection:
+        connection.register("log", log)
+        rows = connection.execute(f"SELECT item, {sums} FROM log GROUP BY item").fetchall()
+    return {item: tuple(counts) for item, *counts in rows}
+
+
+COUNTS = [f"item_{action}_{window}" for window in ("1h", "1d", "7d", "all") for action in ("shown", "buy")]
+
+
 def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_served(
     broker: Broker, tmp_path: Path
 ) -> None:
@@ -117,14 +149,15 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
     pusher.until(lambda: pusher.metric("event_ms") == end_ms and pusher.metric("lag_records") == 0, "all is pushed")
     assert pusher.process.end() == 0, pusher.process.tail()
 
-    # The counters: SQL over the send log, window for window.
-    expected = by_sql([*history, *live], end_ms, DECLARATION.window_ms, "buy")
-    newest = store.offline.newest("counters").drop_columns(["item_event_ms", "event_timestamp", "arrived"])
-    assert {row[0]: row[1:] for row in zip(*newest.to_pydict().values(), strict=True)} == expected
+    # The counters: SQL over the send log, window for window, through Feast's own online read.
+    expected = by_sql([*history, *live], end_ms)
+    asked = {"features": [f"counters:{name}" for name in COUNTS], "entity_rows": [{"product": k} for k in expected]}
+    online = store.feast.get_online_features(**asked).to_dict()
+    assert dict(zip(expected, zip(*(online[name] for name in COUNTS), strict=True), strict=True)) == expected
 
-    # And the same through Feast's online read.
-    online, _ = store.read(1, list(expected), [end_ms] * len(expected), [{}] * len(expected))
-    assert [row["item_seen"] for row in online] == [float(counts[0]) for counts in expected.values()]
+    # And the same in the ranker's read.
+    rows, _ = store.read(1, list(expected), [end_ms] * len(expected), [{}] * len(expected))
+    assert [row["item_seen"] for row in rows] == [float(counts[-2]) for counts in expected.values()]
 
     # What was served is what the offline join says was readable then.
     found = reproduce(store, archived(sent))
@@ -140,7 +173,7 @@ def test_each_event_once_through_kill_9_and_the_offline_join_says_what_was_serve
         capture_output=True, text=True, timeout=WAIT_S, cwd=PROJECT,
     )  # fmt: skip
     pusher.process.kill()
-    assert second.returncode == 2 and "a feature folder has one pusher" in second.stderr
+    assert second.returncode == 2 and "one process writes the profiles" in second.stderr
 
 
 def test_attributes_are_in_the_store_within_a_push_through_kill_9(broker: Broker, tmp_path: Path) -> None:
@@ -200,80 +233,129 @@ def test_attributes_are_in_the_store_within_a_push_through_kill_9(broker: Broker
     assert expected[9000] == ([50], None) and expected[9001] == ([39], 39.0)
     assert reproduce(store, archived(asked))["share"] == 1
 
-    # The state of a version without these topics: they are read from their oldest record on, and change nothing.
-    state = json.loads((folder / "state.json").read_bytes())
+    # Positions without these topics: they are read from their oldest record on, and change nothing.
+    def positions() -> dict[str, Any]:
+        with closing(sqlite3.connect(folder / FILE)) as db:
+            return json.loads(db.execute("SELECT data FROM notes WHERE name = 'positions'").fetchone()[0])
+
+    left = positions()
     for topic in (topics.ITEMS, topics.USERS):
-        assert sum(state["positions"].pop(topic)["offsets"].values()) > 0
-    (folder / "state.json").write_text(json.dumps(state))
+        assert sum(left.pop(topic)["offsets"].values()) > 0
+    with closing(sqlite3.connect(folder / FILE)) as db, db:
+        db.execute("UPDATE notes SET data = ? WHERE name = 'positions'", (json.dumps(left).encode(),))
     files = {view: len(list((folder / "offline" / view).glob("*.parquet"))) for view in ("profile", "video")}
     pusher.start()
-    pusher.until(lambda: "items" in json.loads((folder / "state.json").read_bytes())["positions"], "it has read them")
+    pusher.until(lambda: "items" in positions(), "it has read them")
     assert pusher.process.end() == 0, pusher.process.tail()
     assert rows() == expected
     assert {view: len(list((folder / "offline" / view).glob("*.parquet"))) for view in files} == files
 
 
-class Dying(Features):
-    """Killed when the activity is readable, and the counters are logged."""
+class Served:
+    """An app in process: counts impressions, and reads and logs features."""
 
-    def _online(self, view: str, protos: list[Any], arrived_ms: int) -> None:
-        if view == "counters":
+    def __init__(self, folder: Path) -> None:
+        self.store, self.sent = Features(folder, str(SHOP)), []
+        self.judge = self._judge()
+        self.times = [e.ts_ms for e in SOURCE.live()]
+
+    def _judge(self) -> Judge:
+        return Judge(self.store.plan.slots, DECLARATION.window_ms, DISORDER_MS)
+
+    def shown(self, k: int, user: int, item: int) -> None:
+        """Counts the k-th impression, in a commit of its own."""
+        with Counts(self.store) as counts:
+            self.judge.shown(f"i{k}", user, item, self.times[k], {})
+            counts.commit(self.judge, {})
+
+    def asked(self, k: int, user: int, item: int) -> dict[str, Any]:
+        """Reads features at the time of the k-th impression."""
+        (row,), read_ms = self.store.read(user, [item], [self.times[k]], [{}])
+        self.sent.append(impression(f"i{k}", "r", user, item, self.times[k], 0, row, {}, read_ms=read_ms))
+        return row
+
+    def restart(self) -> None:
+        self.judge = self._judge()
+        with Counts(self.store) as counts:
+            counts.restore(self.judge)
+
+
+def test_a_commit_that_died_before_it_was_readable_never_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its adds are logged, and its process is killed before the transaction ends."""
+    app = Served(tmp_path)
+    for k in range(4):
+        app.shown(k, 1, 1 + k % 2)
+        app.asked(k, 1, 1 + k % 2)
+    log = adds.AddLog(tmp_path)
+    monkeypatch.setattr(adds, "COMPACT_FILES", 1)
+    log.compact()
+    assert len(list((tmp_path / "adds").glob("*.parquet"))) == 1 and len(log.commits()[0]) == 4
+
+    def dying(transaction: Transaction, name: str, data: bytes) -> None:
+        if name == ARRIVED:
             raise KeyboardInterrupt
-        super()._online(view, protos, arrived_ms)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Transaction, "note", dying)
+        app.shown(4, 1, 1)
+    assert len(log.commits()[0]) == 5
+    assert app.asked(5, 1, 1)["item_seen"] == 2
+    found = reproduce(app.store, archived(app.sent))
+    assert found["why"] == {"unfinished": 2} and found["missed"] == {"item_seen": 1, "user_seen": 1}
+
+    app.restart()
+    assert len(log.commits()[0]) == 4
+    app.shown(4, 1, 1)
+    assert app.asked(5, 1, 1)["item_seen"] == 3
+    assert reproduce(app.store, archived(app.sent))["share"] == 1
 
 
-def test_a_write_that_died_before_it_was_readable_never_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two views one was readable already. Older rows, merged into the same file, and a newer event stay."""
-    store = Features(tmp_path / "features", str(SHOP))
-    counters = Counters("buy", DECLARATION.window_ms, DISORDER_MS)
-    events, sent = list(SOURCE.live())[:6], []
+def test_attributes_that_died_before_they_were_readable_never_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two views one is readable already. Older rows, merged into the same file, stay."""
+    app, write = Served(tmp_path), SqliteRows.write
+    store, keys = app.store, {"profile": "shopper", "video": "product"}
 
-    def shown(e: Exposure, user: int, item: int) -> None:
-        counters.shown(e.impression_id, user, item, e.ts_ms, None)
-        push(store, *counters.take())
+    def rows(k: int) -> dict[str, dict[str, list[Any]]]:
+        values = {"profile": {"city": [k]}, "video": {"brands": [[k]], "price": [1.0]}}
+        return {view: {keys[view]: [1], "ts_ms": [app.times[k]], **values[view]} for view in keys}
 
-    def asked(e: Exposure, user: int, item: int) -> None:
-        (row,), read_ms = store.read(user, [item], [e.ts_ms], [e.features])
-        sent.append(impression(e.impression_id, "r", user, item, e.ts_ms, 0, row, {}, read_ms=read_ms))
-
-    for k, e in enumerate(events[:4]):
-        shown(e, 1, 1 + k % 2)
-        asked(e, 1, 1 + k % 2)
+    for k in range(3):
+        store.write(rows(k))
+        assert app.asked(k, 1, 1)["city"] == k
     monkeypatch.setattr(offline, "COMPACT_FILES", 1)
     store.offline.compact()
-    monkeypatch.undo()
     store.repair(0)  # all of it stands
-    rows = {view: len(store.offline.arrivals(view)[1]) for view in ("activity", "counters")}
-    assert rows == {"activity": 4, "counters": 2}
+    assert {view: len(store.offline.arrivals(view)[1]) for view in keys} == {"profile": 3, "video": 3}
 
-    counters.shown(events[4].impression_id, 1, 1, events[4].ts_ms, None)
-    with pytest.raises(KeyboardInterrupt):
-        push(Dying(store.folder, str(SHOP)), *counters.take())
-    asked(events[5], 1, 1)
-    assert sent[-1]["features"]["item_seen"] == 2
-    assert reproduce(store, archived(sent))["why"] == {"unfinished": 1}
-    last = max(int(part.stem.split("-")[0]) for part in (store.folder / "offline/counters").glob("*.parquet"))
+    def dying(self: SqliteRows, view: str, some: Any) -> None:
+        if view == "video":
+            raise KeyboardInterrupt
+        write(self, view, some)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SqliteRows, "write", dying)
+        store.write(rows(3))
+    assert app.asked(4, 2, 1)["brands"] == [2] and app.asked(4, 1, 2)["city"] == 3
+    assert reproduce(store, archived(app.sent))["missed"] == {"brands": 1, "city_brands": 1}
+    assert reproduce(store, archived(app.sent))["why"] == {"unfinished": 2}
+    last = max(int(part.stem.split("-")[0]) for part in (store.folder / "offline/video").glob("*.parquet"))
     Features(store.folder, str(SHOP)).repair(last)  # committed since: the online store lost it
-    assert {view: len(store.offline.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 3}
+    assert {view: len(store.offline.arrivals(view)[1]) for view in keys} == {"profile": 4, "video": 4}
     Features(store.folder, str(SHOP)).repair(last - 1)
-    assert {view: len(store.offline.arrivals(view)[1]) for view in rows} == {"activity": 5, "counters": 2}
-    assert reproduce(store, archived(sent))["share"] == 1
+    assert {view: len(store.offline.arrivals(view)[1]) for view in keys} == {"profile": 4, "video": 3}
 
 
 def test_a_miss_is_explained_by_the_version_that_was_served(tmp_path: Path) -> None:
-    store = Features(tmp_path / "features", str(SHOP))
-    counters = Counters("buy", DECLARATION.window_ms, DISORDER_MS)
-    sent = []
-    for k, e in enumerate(list(SOURCE.live())[:12]):
-        counters.shown(e.impression_id, 1, 1, e.ts_ms, None)
-        activity, counted = counters.take()
-        push(store, activity, counted)
-        (row,), read_ms = store.read(1, [1], [e.ts_ms], [e.features])
-        assert row["item_seen"] == k + 1
-        sent.append(impression(f"i{k}", "r", 1, 1, e.ts_ms, 0, row, {}, read_ms=read_ms))
-    assert reproduce(store, archived(sent))["share"] == 1
-    sent[5]["features"]["item_seen"] = 5.0  # as if the sixth write had been logged and not been readable yet
+    app = Served(tmp_path)
+    for k in range(12):
+        app.shown(k, 1, 1)
+        assert app.asked(k, 1, 1)["item_seen"] == k + 1
+    sent = app.sent
+    assert reproduce(app.store, archived(sent))["share"] == 1
+    sent[5]["features"]["item_seen"] = 5.0  # as if the sixth commit had been logged and not been readable yet
     sent[7]["features"]["item_seen"] = 99.0
-    found = reproduce(store, archived(sent))
+    found = reproduce(app.store, archived(sent))
     assert found["why"] == {"unfinished": 1, "unexplained": 1}
     assert found["share"] == 1 - 2 / found["values"]

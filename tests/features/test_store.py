@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,20 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from features.counters import Counters
-from features.plan import COUNTERS, plan_of
-from features.push import begin
+from common.errors import InputError
+from features.adds import AddLog
+from features.plan import plan_of
+from features.profile.judge import Judge
+from features.push import Counts, begin
 from features.store import REPO, Features, main, now_ms
+from streaming.slots import MINUTE_MS
 from streaming.source import load
 from tests.streaming.sources import test_kuairand
-from tests.support import PROJECT
+from tests.support import PROJECT, through_feast
 
 SHOP = str(PROJECT / "tests/support/shop_views.py")
 START_MS = 1_700_000_000_000
-DAY_MS = 86_400_000
+DECLARATION = load(SHOP).declaration
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +40,23 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Features:
     return store
 
 
-def counted(product: int, at_ms: int, shown: int) -> dict[str, list[Any]]:
-    return {"product": [product], **{c.name: [shown] for c in COUNTERS}, "item_event_ms": [at_ms]}
+def priced(product: int, at_ms: int, price: float) -> dict[str, list[Any]]:
+    return {"product": [product], "ts_ms": [at_ms], "brands": [[product]], "price": [price]}
 
 
-def seen(store: Features, product: int, at_ms: int) -> float:
-    (row,), _ = store.read(1, [product], [at_ms], [{}])
-    return float(row["item_seen"])
+def price(store: Features, product: int) -> Any:
+    """Through Feast's own online read."""
+    asked = {"features": ["video:price"], "entity_rows": [{"product": product}]}
+    return store.feast.get_online_features(**asked).to_dict()["price"][0]
+
+
+@contextmanager
+def counting(store: Features) -> Iterator[tuple[Judge, Callable[[], object]]]:
+    """A judge of the shop's events, and the commit of what it has judged."""
+    with Counts(store) as counts:
+        judge = Judge(store.plan.slots, DECLARATION.window_ms, 1000)
+        counts.restore(judge)
+        yield judge, lambda: counts.commit(judge, {})
 
 
 def test_feast_apply_by_its_own_command(tmp_path: Path) -> None:
@@ -82,60 +97,89 @@ def test_every_kind_of_feature_as_declared_with_defaults(shop: Features) -> None
 
 def test_an_older_event_never_overwrites_a_newer_one(shop: Features) -> None:
     at_ms = START_MS + 5000
-    other = Features(shop.folder, SHOP)  # a second pusher
-    shop.write({"counters": counted(3, at_ms, 7)})
-    other.write({"counters": counted(3, at_ms - 1, 4)})  # of the same second, which is all that SQLite keeps of a time
-    assert seen(shop, 3, at_ms) == seen(other, 3, at_ms) == 7
-    newer, older = counted(3, at_ms + 9, 9), counted(3, at_ms + 8, 8)
+    other = Features(shop.folder, SHOP)  # a second writer
+    shop.write({"video": priced(3, at_ms, 7)})
+    other.write({"video": priced(3, at_ms - 1, 4)})
+    assert price(shop, 3) == price(other, 3) == 7
+    newer, older = priced(3, at_ms + 9, 9), priced(3, at_ms + 8, 8)
     both = {name: [*newer[name], *older[name]] for name in newer}
-    other.write({"counters": both})  # within one write, the older one last
-    assert seen(shop, 3, at_ms) == 9
-    # Through Feast's own push, and by a store that was opened later.
-    frame = pd.DataFrame(counted(3, at_ms, 1))
+    other.write({"video": both})  # within one write, the older one last
+    assert price(shop, 3) == 9
+    # Through Feast's own write, and by a store that was opened later.
+    frame = pd.DataFrame({"product": [3], "brands": [[3]], "price": [1.0]})
     frame["event_timestamp"] = frame["arrived"] = pd.to_datetime([at_ms], unit="ms", utc=True)
-    shop.feast.push("counters_push", frame)
+    shop.feast.write_to_online_store("video", frame)
     again = Features(shop.folder, SHOP)
-    again.write({"counters": counted(3, at_ms + 2, 2)})
-    assert seen(again, 3, at_ms) == 9
-    again.write({"counters": counted(3, at_ms + 10, 10)})
-    assert seen(shop, 3, at_ms) == 10
+    again.write({"video": priced(3, at_ms + 2, 2)})
+    assert price(again, 3) == 9
+    again.write({"video": priced(3, at_ms + 10, 10)})
+    assert price(shop, 3) == 10
+
+
+def test_a_counted_view_takes_no_rows(shop: Features) -> None:
+    frame = pd.DataFrame({"product": [3], **{column.name: [7] for column in shop.plan.columns["counters"]}})
+    frame["event_timestamp"] = frame["arrived"] = pd.to_datetime([START_MS], unit="ms", utc=True)
+    with pytest.raises(InputError, match="view counters takes no rows, since the feature push counts"):
+        shop.feast.write_to_online_store("counters", frame)
 
 
 def test_materialize_fills_an_empty_online_store_and_never_goes_back(
     shop: Features, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for k in range(1, 4):
-        shop.write({"counters": counted(5, START_MS + k * 1000, k)})
-    assert shop.materialize(START_MS, START_MS + 2500)["counters"] >= 1
-    assert seen(shop, 5, START_MS + 9000) == 3
+        shop.write({"video": priced(5, START_MS + k * 1000, k)})
+    assert shop.materialize(START_MS, START_MS + 2500)["video"] >= 1
+    assert price(shop, 5) == 3
     for file in shop.folder.glob("online.db*"):
         file.rename(tmp_path / file.name)
-    fresh = Features(shop.folder, SHOP)
-    fresh.feast.refresh_registry()
-    (shop.folder / "applied.json").unlink()
     words = ["materialize", "--source", SHOP, "--folder", str(shop.folder), "--begin", str(START_MS)]
     assert main([*words, "--end", str(START_MS + 2500)]) == 0
-    assert '"counters": ' in capsys.readouterr().out
-    assert seen(Features(shop.folder, SHOP), 5, START_MS + 9000) == 2
+    assert '"video": ' in capsys.readouterr().out
+    assert price(Features(shop.folder, SHOP), 5) == 2
     for file in tmp_path.glob("online.db*"):
         file.rename(shop.folder / file.name)
 
 
-def test_a_row_past_its_time_to_live_counts_as_none_online_and_offline(shop: Features) -> None:
-    shop.write({"counters": counted(6, START_MS, 5)})
-    for at_ms, expected in ((START_MS + DAY_MS, 5.0), (START_MS + DAY_MS + 1, 0.0)):
-        assert seen(shop, 6, at_ms) == expected
-        asked = pa.table({"user_id": [1], "item_id": [6], "ts_ms": [at_ms], "read_ms": [now_ms() + 1000]})
-        assert shop.historical(asked)["item_seen"].to_pylist() == [expected]
+def test_an_idle_hour_empties_by_itself_online_and_in_the_past(shop: Features) -> None:
+    """Only the clock moves. What Feast reads, what the ranker reads and what the join says afterwards are equal."""
+    reads = []
+    with counting(shop) as (judge, commit):
+        for k in range(5):
+            judge.shown(f"idle {k}", 4, 6, START_MS + k, {})
+            judge.action(f"idle {k}", "buy", START_MS + k)
+        for minutes in (0, 60, 61):
+            judge.clock("impressions", 0, START_MS + minutes * MINUTE_MS, 1)
+            commit()
+            asked = [6, 2], [START_MS] * 2, [{}] * 2
+            rows, read_ms = shop.read(4, *asked)
+            assert rows == through_feast.read(shop, 4, *asked)
+            reads.append((rows[0]["item_hot"], rows[0]["item_seen"], read_ms))
+    assert [hot for hot, *_ in reads] == [5, 5, 0] and [seen for _, seen, _ in reads] == [5, 5, 5]
+    asked = {"user_id": [4] * 3, "item_id": [6] * 3, "ts_ms": [START_MS] * 3, "read_ms": [at for *_, at in reads]}
+    past = shop.historical(pa.table(asked))
+    assert past["item_hot"].to_pylist() == [5, 5, 0] and past["item_seen"].to_pylist() == [5, 5, 5]
+    unread = [
+        "counters:item_buy_rate_1h",
+        "counters:item_buy_rate_all",
+        "counters:item_buy_ms",
+        "activity:user_item_7d",
+    ]
+    asked_of = [{"product": 6, "shopper": 4}, {"product": 14, "shopper": 5}]
+    online = shop.feast.get_online_features(features=unread, entity_rows=asked_of).to_dict()
+    assert [online[name.split(":")[1]] for name in unread] == [[None] * 2, [1.0, None], [START_MS + 4, None], [[6], []]]
 
 
 def test_the_past_is_as_it_was_readable_row_for_row(shop: Features) -> None:
     """Rows come back in their order and none is dropped: of unknown keys, of times before anything, and repeated."""
     reads = []
-    for k in range(5):
-        shop.write({"counters": counted(7, START_MS + 100 * k, k)})
-        (row,), read_ms = shop.read(2, [7], [START_MS + 600], [{"search": [k], "page": k}])
-        reads.append((7, read_ms, row))
+    with counting(shop) as (judge, commit):
+        for k in range(5):
+            if k:
+                judge.shown(f"past {k}", 3, 7, judge.now_ms + 1, {})
+            commit()
+            (row,), read_ms = shop.read(2, [7], [START_MS + 600], [{"search": [k], "page": k}])
+            assert row["item_seen"] == k
+            reads.append((7, read_ms, row))
     asked = [reads[k] for k in (3, 0, 4, 1, 3, 2)]
     table = pa.table(
         {
@@ -155,21 +199,27 @@ def test_the_past_is_as_it_was_readable_row_for_row(shop: Features) -> None:
 
 
 def test_merged_files_say_the_same(shop: Features, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = shop.offline.newest("counters"), shop.offline.arrivals("counters")
+    log = AddLog(shop.folder)
+    before = shop.offline.newest("video"), shop.offline.arrivals("video"), log.of([2], [6, 7])
     monkeypatch.setattr("features.offline.COMPACT_FILES", 2)
-    shop.offline.compact()
-    assert len(list((shop.folder / "offline" / "counters").glob("*.parquet"))) == 1
-    assert shop.offline.newest("counters").equals(before[0])
-    assert {k: v.tolist() for k, v in shop.offline.arrivals("counters").items()} == {
+    monkeypatch.setattr("features.adds.COMPACT_FILES", 2)
+    for _ in range(2):
+        shop.offline.compact()
+        log.compact()
+    for folder in ("offline/video", "adds"):
+        assert len(list((shop.folder / folder).glob("*.parquet"))) == 1
+    assert shop.offline.newest("video").equals(before[0])
+    assert {k: v.tolist() for k, v in shop.offline.arrivals("video").items()} == {
         k: v.tolist() for k, v in before[1].items()
     }
+    assert log.of([2], [6, 7]).equals(before[2])
 
 
 def test_a_broken_file_stops_neither_repair_nor_the_past(shop: Features) -> None:
-    folder = shop.folder / "offline" / "counters"
+    folder = shop.folder / "offline" / "video"
     asked = pa.table({"user_id": [1], "item_id": [8], "ts_ms": [START_MS + 9], "read_ms": [now_ms() + 60_000]})
     for use in (lambda: shop.repair(0), lambda: shop.historical(asked)):
-        arrived_ms = shop.write({"counters": counted(8, START_MS, 5)})
+        arrived_ms = shop.write({"video": priced(8, START_MS, 5)})
         (folder / f"{arrived_ms}.parquet").write_bytes(b"PAR1")
         use()
         assert (folder / f"{arrived_ms}.parquet.broken").exists()
@@ -185,12 +235,15 @@ def test_kuairands_features_from_the_store_are_those_of_its_log(
     source = load("kuairand")
     store = Features(tmp_path / "features", "kuairand")
     declaration = source.declaration
-    begin(store, source, Counters(declaration.judged, declaration.window_ms, 1000))
+    with Counts(store) as counts:
+        begin(store, counts, Judge(store.plan.slots, declaration.window_ms, 1000), source.history())
     fixed = {"user", "video", "author", "music", "tags", "profile", "tab", "upload_type", "hour", "age"}
     shown = list(source.live())
     history = list(source.history())
     for e in shown[:20]:
-        (row,), _ = store.read(e.user_id, [e.item_id], [e.ts_ms], [e.features])
+        asked = e.user_id, [e.item_id], [e.ts_ms], [e.features]
+        (row,), _ = store.read(*asked)
+        assert [row] == through_feast.read(store, *asked)
         assert {name: row[name] for name in fixed} == {name: e.features[name] for name in fixed}
         of_user = sum(h.user_id == e.user_id for h in history)
         assert row["user_shown"] == pytest.approx(np.log1p(of_user) / 2 - 1, abs=1e-4)

@@ -45,7 +45,7 @@ def test_a_window_begins_at_its_hop() -> None:
             lambda: Slot("s", "user", keep_ms=DAY_MS),
             "slot s: keep_ms is 86400000, allowed is a whole number, 6912",
         ),
-        (lambda: Slot("s", "user", top=0), "slot s: top is 0, allowed is a whole number, 1 to 1000"),
+        (lambda: Slot("s", "user", top=0), "slot s: top is 0, allowed is a whole number, 1 to 64"),
         (lambda: Slots((), ("shown",)), "slots: 0 are declared, allowed are 1 to 64"),
         (lambda: Slots((USER,), ("buy",)), "slots: actions are ('buy',), allowed is shown, then up to 64 tasks"),
         (lambda: Slots((USER, USER), ("shown",)), "slots: slot 'user' is declared twice"),

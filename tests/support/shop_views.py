@@ -39,9 +39,9 @@ def derive(rows: Rows) -> dict[str, list[Any]]:
     pairs = zip(rows["city"], rows["brands"], strict=True)
     return {
         "city_brands": [[1000 * (city or 0) + brand for brand in brands or []] for city, brands in pairs],
-        "item_seen": [float(n or 0) for n in rows["item_shown"]],
-        "item_hot": [float(n or 0) for n in rows["item_positives_1h"]],
-        "user_seen": [float(n or 0) for n in rows["user_shown"]],
+        "item_seen": [float(n or 0) for n in rows["item_shown_all"]],
+        "item_hot": [float(n or 0) for n in rows["item_buy_1h"]],
+        "user_seen": [float(n or 0) for n in rows["user_shown_all"]],
     }
 
 
@@ -61,8 +61,7 @@ views = Views(
     users=users,
     items=items,
     derive=derive,
-    by="page",
-    ttl_ms={"activity": 86_400_000, "counters": 86_400_000},
+    inputs=("item_shown_all", "item_buy_1h", "user_shown_all"),
 )
 
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 import pyarrow as pa
 
 from common.interval import Interval

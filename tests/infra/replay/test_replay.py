@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from features.counters import Counters
+from features.profile.judge import Judge
+from features.push import Counts
 from features.push import begin as begin_store
 from features.store import Features, now_ms
 from infra.replay.replay import between
@@ -186,7 +187,8 @@ def test_features_from_the_store_are_scored_and_logged_with_the_time_of_the_read
     """The simulator's features are the same wherever they come from; only the log says which it was."""
     source = load(SOURCE)
     store = Features(tmp_path / "features", SOURCE)
-    begin_store(store, source, Counters("watch", source.declaration.window_ms, 1000))
+    with Counts(store) as counts:
+        begin_store(store, counts, Judge(store.plan.slots, source.declaration.window_ms, 1000), source.history())
     begin, out, from_ms = ends(broker), tmp_path / "out", now_ms()
     some = ["--until-ms", str(next(source.live()).ts_ms + 20_000), "--speed", "30"]
     process = replay(broker, serving, out, *some, "--features", "feast", "--feature-folder", str(tmp_path / "features"))

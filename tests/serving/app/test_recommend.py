@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from features.counters import Counters
 from features.plan import plan
-from features.push import push
+from features.profile.judge import Judge
+from features.push import Counts
 from features.store import Features
 from infra.cli import main as cli
 from serving.app.problem import Problem
@@ -38,11 +38,12 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(own_rig: Rig, capsys: p
     with pytest.raises(Problem, match="^no item is known yet"):
         Recommender(store, scorers, [Popular(store)]).recommend(users[0], 5, NOW_MS)
 
-    counters = Counters("click", D.window_ms, 1000)
-    for k, item in enumerate(items):
-        for n in range(30 - k):  # the first is the most popular
-            counters.shown(f"{k}-{n}", users[1], item, NOW_MS + k, None)
-    push(store, *counters.take())
+    with Counts(store) as counts:
+        judge = Judge(store.plan.slots, D.window_ms, 1000)
+        for k, item in enumerate(items):
+            for n in range(30 - k):  # the first is the most popular
+                judge.shown(f"{k}-{n}", users[1], item, NOW_MS + k, {})
+        counts.commit(judge, {})
     popular = Popular(store)
     assert [c.item_id for c in popular.candidates(7, 5)] == items[:5] and popular.now_ms == NOW_MS + 29
     assert Newest(store).candidates(7, 5) == []  # the source's items have no attributes

@@ -58,7 +58,7 @@ def is_event(case: Case) -> bool:
     return not case.kind and "heartbeat_ms" not in CONTRACT.read(case.topic, case.message)
 
 
-class Counters:
+class Judge:
     """Takes what the feature push counts."""
 
     def __init__(self) -> None:
@@ -77,17 +77,17 @@ class Counters:
         return None
 
 
-UNUSED: dict[str, Any] = {"state": None, "counters": None, "push_ms": 1000, "commit_ms": 1000, "gauges": None}
+UNUSED: dict[str, Any] = {"counts": None, "judge": None, "push_ms": 1000, "gauges": None}
 
 
 @each
 def test_the_feature_push(case: Case) -> None:
-    plan = SimpleNamespace(declaration=DECLARATION, views=Views(by="user"))
+    plan = SimpleNamespace(declaration=DECLARATION, views=Views())
     reader = SimpleNamespace(partitions=lambda topic: [0])
-    counters = Counters()
-    push = Push(SimpleNamespace(plan=plan), None, reader, counters, EventTime(2**62), 1000, 1000, None)  # type: ignore[arg-type]
+    judge = Judge()
+    push = Push(SimpleNamespace(plan=plan), None, reader, judge, EventTime(2**62), 1000, None)  # type: ignore[arg-type]
     push.take(case.topic, 0, 5, case.message)
-    assert (len(counters.events), counters.ignored) == (is_event(case), bool(case.kind))
+    assert (len(judge.events), judge.ignored) == (is_event(case), bool(case.kind))
 
 
 def test_each_message_of_attributes_in_the_contract_and_in_the_feature_push(monkeypatch: pytest.MonkeyPatch) -> None:
