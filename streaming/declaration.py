@@ -7,6 +7,7 @@ import json
 import keyword
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ RESERVED_IDS = (INT64_MIN, INT64_MIN + 1)
 MAX_TASKS = 64
 """The join has one bit of a long for each task."""
 MAX_WINDOW_MS = 366 * 86_400_000
+MAX_EXPONENT = 100
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """A name is one in TensorFlow, in Feast, in SQL and in a path."""
@@ -153,6 +155,11 @@ class Declaration:
     the headline figures. `window_ms` is how long after an impression an action counts. The shape of a model is no part
     of it (training/models).
 
+    `values` are the tasks that learn the expected value of their action (training/models/losses.py), such as seconds
+    of watching; the others learn whether it happens. `rank` is task -> exponent of its score in the number that ranks
+    an item (serving/ranking.py), {"click": 1, "hate": -2}. Without it the judged task ranks. It is no part of JSON
+    and sha256.
+
     `policies`, at most one a table, and `online` are for the trainer only. They change which rows exist and how weights
     learn, and not what a row means. So neither JSON nor sha256 has them, and a lineage continues under others.
     """
@@ -164,11 +171,14 @@ class Declaration:
     window_ms: int
     policies: tuple[Policy, ...] = ()
     online: Online = Online()
+    values: tuple[str, ...] = ()
+    rank: tuple[tuple[str, float], ...] | Mapping[str, float] = ()
 
     def __post_init__(self) -> None:
         self._take_tuple("features", Feature)
         self._take_tuple("tasks", str)
         self._take_tuple("policies", Policy)
+        self._take_tuple("values", str)
         for task in self.tasks:
             check_name(f"declaration {self.name}: a task", task)
             if task == "seq":
@@ -188,6 +198,7 @@ class Declaration:
             for value in values:
                 if values.count(value) > 1:
                     raise ValueError(f"declaration {self.name}: {kind} {value!r} is declared twice")
+        self._check_kinds()
         if self.judged not in self.tasks:
             raise ValueError(f"declaration {self.name}: judged is {self.judged!r}, allowed are {', '.join(self.tasks)}")
         for table in governed:
@@ -199,6 +210,25 @@ class Declaration:
         if type(self.window_ms) is not int or not 1 <= self.window_ms <= MAX_WINDOW_MS:
             allowed = f"a whole number, 1 to {MAX_WINDOW_MS} (366 days)"
             raise ValueError(f"declaration {self.name}: window_ms is {shown(self.window_ms)}, allowed is {allowed}")
+
+    def _check_kinds(self) -> None:
+        """Checks the tasks of `values` and `rank`, and makes a tuple of `rank`."""
+        binary = [task for task in self.tasks if task not in self.values]
+        if wrong := [task for task in self.values if task not in self.tasks]:
+            allowed = ", ".join(self.tasks)
+            raise ValueError(f"declaration {self.name}: a value task is {wrong[0]!r}, allowed are {allowed}")
+        if self.judged in self.values:
+            allowed = f"allowed is a task without a value: {', '.join(binary) or 'there is none'}"
+            raise ValueError(f"declaration {self.name}: judged is {self.judged!r}, {allowed}")
+        exponents = dict(self.rank)
+        for task, exponent in exponents.items():
+            if task not in self.tasks:
+                allowed = ", ".join(self.tasks)
+                raise ValueError(f"declaration {self.name}: rank has {shown(task)}, allowed are {allowed}")
+            if type(exponent) not in (int, float) or not abs(exponent) <= MAX_EXPONENT:
+                allowed = f"allowed is a number, {-MAX_EXPONENT} to {MAX_EXPONENT}"
+                raise ValueError(f"declaration {self.name}: rank of {task} is {shown(exponent)}, {allowed}")
+        object.__setattr__(self, "rank", tuple((task, float(exponent)) for task, exponent in exponents.items()))
 
     def _check_cases(self) -> None:
         """TensorFlow takes two names of a call for one if they differ in capital letters only."""
@@ -231,14 +261,21 @@ class Declaration:
         """The inputs of the served model: all features but the logged ones."""
         return tuple(f for f in self.features if not f.logged)
 
+    @property
+    def exponents(self) -> dict[str, float]:
+        """Task -> its exponent in the rank score; empty if the source declares none."""
+        return dict(self.rank)
+
     def policy(self, table: str) -> Policy:
         """The table's policy. The default one admits every id and expires nothing."""
         return next((p for p in self.policies if p.table == table), Policy(table))
 
     def to_json(self) -> str:
-        """The declaration for the join and the sha256: without policies, `online` and the features' views."""
+        """The declaration for the join and the sha256: without policies, `online`, `rank` and the features' views."""
         fields = asdict(self)
-        del fields["policies"], fields["online"]
+        del fields["policies"], fields["online"], fields["rank"]
+        if not self.values:  # absent, as in declarations from before there were value tasks
+            del fields["values"]
         for feature in fields["features"]:
             del feature["view"]
             if not feature["logged"]:  # absent, as in declarations from before there were logged features

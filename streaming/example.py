@@ -161,11 +161,14 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
     place, window_ms = {task: k for k, task in enumerate(tasks)}, declaration.window_ms
     positives = [
         (row, place[action])
-        for row, (_, _, _, shown_ms, _, outcomes) in enumerate(shown)
-        for action, at_ms in outcomes.items()
-        if action in place and shown_ms <= at_ms <= shown_ms + window_ms
+        for row, e in enumerate(shown)
+        for action, at_ms in e.outcomes.items()
+        if action in place and e.ts_ms <= at_ms <= e.ts_ms + window_ms
     ]
     labels[tuple(zip(*positives, strict=True)) or ([], [])] = 1
+    values = np.where(labels > 0, 1.0, np.nan)
+    for row, task in positives:
+        values[row, task] = shown[row].values.get(tasks[task], 1.0)
     features = [e.features for e in shown]
     return Batch(
         impression_id=pa.array([e.impression_id for e in shown], pa.string()),
@@ -183,7 +186,7 @@ def from_exposures(exposures: Iterable[Exposure], declaration: Declaration) -> B
         labels=labels,
         weights=np.ones_like(labels),
         scores=np.full_like(labels, np.nan),
-        values=np.where(labels > 0, 1.0, np.nan),
+        values=values,
         line=np.arange(n),
         features={f.name: _python_column(features, f) for f in declaration.features},
     )
@@ -274,6 +277,10 @@ def _judge(table: pa.Table, declaration: Declaration) -> dict[int, str]:
         values, rows = _flat(table[name])
         outside = ~((values == 0) | (values == 1)) if name == "labels" else ~((values >= 0) & (values < _NUMBER_LIMIT))
         refuse(np.isin(np.arange(len(length)), rows[outside]), f"{name}: a value out of range")
+    for task in declaration.values:
+        place = declaration.tasks.index(task)
+        label, value = (_per_task(table[name], tasks, np.nan)[:, place] for name in ("labels", "values"))
+        refuse((label > 0) & ~((value >= 0) & (value < _NUMBER_LIMIT)), f"the value of {task} is not 0 or more")
     for f in declaration.features:
         column = pc.struct_field(table["features"], f.name)
         if f.kind == "number":

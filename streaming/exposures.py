@@ -31,6 +31,8 @@ EARLIEST_MS = 10**11
 class Exposure(NamedTuple):
     """One item shown to one user. `outcomes` is action -> the time of the user's action (ms, >= ts_ms).
 
+    `values` is action -> its value, a number >= 0 such as seconds of watching; 1 if it is absent.
+
     Numbers of NumPy and pandas are as good as Python's, and a tuple or an array of ids as good as a list.
     """
 
@@ -40,6 +42,7 @@ class Exposure(NamedTuple):
     ts_ms: int
     features: dict[str, Any]
     outcomes: dict[str, int]
+    values: dict[str, float] = {}
 
 
 def judged(part: str, read: Callable[[], Iterable[Exposure]], declaration: Declaration) -> Iterator[Exposure]:
@@ -99,7 +102,7 @@ class _Judge:
         """Whether all exposures are in order for certain: a few passes over whole columns, without an error's text."""
         if set(map(type, chunk)) != {Exposure}:
             return False
-        names, users, items, times, features, outcomes = zip(*chunk, strict=True)
+        names, users, items, times, features, outcomes, values = zip(*chunk, strict=True)
         return (
             self._are_names(names)
             and set(map(type, times)) == {int}
@@ -107,6 +110,7 @@ class _Judge:
             and all(map(le, (self._last_ms, *times), times))
             and set(map(type, features)) == {dict} == set(map(type, outcomes))
             and self._are_outcomes(times, outcomes)
+            and self._are_values(outcomes, values)
             and self._are_features(users, items, features)
         )
 
@@ -128,6 +132,13 @@ class _Judge:
             and max(at_ms) <= MAX_TIME_MS
             and all(map(le, shown_ms, at_ms))
         )
+
+    def _are_values(self, outcomes: Sequence[dict[Any, Any]], values: Sequence[Any]) -> bool:
+        if set(map(type, values)) != {dict}:
+            return False
+        packed = _packed(list(chain.from_iterable(map(dict.values, values))), "d", {int, float})
+        in_range = packed is not None and bool(np.all((packed >= 0) & (packed < self._number_limit)))
+        return in_range and all(value.keys() <= outcome.keys() for outcome, value in zip(outcomes, values, strict=True))
 
     def _are_features(self, users: Sequence[Any], items: Sequence[Any], rows: Sequence[dict[Any, Any]]) -> bool:
         whole: list[Iterable[Any]] = [users, items]
@@ -162,11 +173,11 @@ class _Judge:
     def _plain(self, exposure: Any) -> Exposure:
         if not isinstance(exposure, Exposure):
             raise InputError(f"{self._part} has {shown(exposure)}, allowed is a streaming.source.Exposure")
-        *keys, features, outcomes = exposure
-        for name, mapping in (("features", features), ("outcomes", outcomes)):
+        *keys, features, outcomes, values = exposure
+        for name, mapping in (("features", features), ("outcomes", outcomes), ("values", values)):
             if not isinstance(mapping, dict):
                 raise self.error(exposure.impression_id, f"{name} is {shown(mapping)}, allowed is a dict")
-        plainly = ({name: plain(value) for name, value in mapping.items()} for mapping in (features, outcomes))
+        plainly = ({name: plain(value) for name, value in mapping.items()} for mapping in (features, outcomes, values))
         return Exposure(*map(plain, keys), *plainly)
 
     def _judge_each(self, chunk: Sequence[Exposure]) -> None:
@@ -196,6 +207,12 @@ class _Judge:
         self._contract.check(IMPRESSIONS, {**dict(zip(Exposure._fields[:4], e, strict=False)), "features": e.features})
         if e.ts_ms < EARLIEST_MS:
             raise BadMessage("range", f"ts_ms is {e.ts_ms}, allowed are milliseconds since 1970, {EARLIEST_MS} or more")
+        for task, value in e.values.items():
+            if task not in e.outcomes:
+                allowed = ", ".join(e.outcomes) or "none"
+                raise BadMessage("task", f"a value is of {shown(task)}, allowed are its outcomes: {allowed}")
+            if type(value) not in (int, float) or not 0 <= value < self._number_limit:
+                raise BadMessage("range", f"value of {task} is {shown(value)}, allowed is a number, 0 or more")
         for task, at_ms in e.outcomes.items():
             self._contract.check(ACTIONS, {"impression_id": e.impression_id, "action": task, "ts_ms": at_ms})
             if at_ms < e.ts_ms:

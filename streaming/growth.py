@@ -48,6 +48,8 @@ def compare(old: Declaration, new: Declaration) -> Growth:
         for field in ("name", "judged", "window_ms")
         if getattr(new, field) != getattr(old, field)
     ]
+    kinds = [task for task in old.tasks if (task in old.values) != (task in new.values)]
+    changed += [f"task {task} is {'of a' if task in new.values else 'without a'} value, was not" for task in kinds]
     return Growth(tuple(added), tuple(sorted(refused) + removed + changed))
 
 

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     )
     p.add_argument("--user", type=_user, required=True, metavar="U", help="the user's id; one that is new works too")
     p.add_argument("--top", type=int, default=10, metavar="N", help="how many items (default: %(default)s)")
-    p.add_argument("--task", help="rank by this task's score (default: the source's judged one)")
+    p.add_argument("--task", help="rank by this task's score (default: as the source declares with `rank`)")
     p.add_argument(
         "--given", action="append", default=[], metavar="NAME=VALUE", help="a feature of the request, as JSON; repeated"
     )

@@ -61,7 +61,7 @@ class Replay:
         last = max(max([e.ts_ms + declaration.window_ms, *e.outcomes.values()]) for e in exposures)
         self.end_ms = last + max_disorder_ms + 1  # after this heartbeat the join closes the last window
         self.clock_ms = float(self.start_ms - 1)
-        self._outcomes: list[tuple[int, int, str, str]] = []  # a heap; its first is the next outcome
+        self._outcomes: list[tuple[int, int, str, str, float]] = []  # a heap; its first is the next outcome
         self._next = 0  # the first exposure that is not sent
         self._held = False
 
@@ -134,13 +134,13 @@ class Replay:
         if self.publisher.send(IMPRESSIONS, event):
             self.send_log.impression(e, served, shown.frozen, lineage)
         for task, ts_ms in e.outcomes.items():
-            heapq.heappush(self._outcomes, (ts_ms, self._next, e.impression_id, task))
+            heapq.heappush(self._outcomes, (ts_ms, self._next, e.impression_id, task, e.values.get(task, 1.0)))
 
     def _act(self, until_ms: float) -> None:
         """Sends the outcomes up to `until_ms`."""
         while self._outcomes and self._outcomes[0][0] <= until_ms:
-            ts_ms, _, impression_id, task = heapq.heappop(self._outcomes)
-            if self.publisher.send(ACTIONS, action(impression_id, task, ts_ms)):
+            ts_ms, _, impression_id, task, value = heapq.heappop(self._outcomes)
+            if self.publisher.send(ACTIONS, action(impression_id, task, ts_ms, value)):
                 self.send_log.outcome(impression_id, task, ts_ms)
 
     def _report(self, finished: bool = False) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from common import auc
 from delta_log.manifest import Manifest
+from serving.ranking import rank_scores
 from streaming.declaration import Declaration
 from streaming.hashing import draw, learned_sum
 
@@ -195,6 +196,17 @@ def over_time(sent: Sent, rows: Array, labels: Array, judged: int, seed: int) ->
     return points
 
 
+def rank_aucs(declaration: Declaration, sent: Sent, later: Array, labels: Array) -> dict[str, Any]:
+    """The AUCs of the judged task by the score that ranks; nothing if the source declares no `rank`."""
+    if not declaration.rank:
+        return {}
+    served, frozen = (
+        rank_scores(declaration, {task: scores[later, k] for k, task in enumerate(declaration.tasks)})
+        for scores in (sent.served, sent.frozen)
+    )
+    return {"task": declaration.judged, **both_aucs(labels, served, frozen)}
+
+
 def calibration(scores: Array, labels: Array) -> float | None:
     """Mean score / rate."""
     return round(float(scores.mean() / labels.mean()), 4) if labels.sum() else None
@@ -260,6 +272,7 @@ def build(
         "failed_predictions": int((~sent.ok).sum()),
         "predict_ms": {f"p{p}": round(float(np.percentile(sent.predict_ms[sent.ok], p)), 2) for p in (50, 99)},
         "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
+        "rank_auc": rank_aucs(declaration, sent, later, labels),
         "auc_over_time": over_time(sent, np.flatnonzero(later), labels, judged, about["seed"]),
         "auc_new_items": both_aucs(labels[new], served[new], frozen[new]),
         "calibration": calibration(served, labels),

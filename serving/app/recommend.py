@@ -21,6 +21,7 @@ from features.store import Features
 from serving.app.problem import Problem
 from serving.app.sources import Source, gather
 from serving.client import PredictionFailed, Scorer
+from serving.ranking import rank_scores
 from streaming.contract.schema import BadMessage, check, rule, shown
 from streaming.declaration import Declaration
 
@@ -144,11 +145,12 @@ class Recommender:
     ) -> Recommendation:
         """Returns the k best of the candidates for a user. Equal scores go by item id.
 
-        `task` ranks them (None: the declaration's judged one). `given` are the features of the request, `at_ms` is its
+        `task` ranks them (None: the declaration's `rank`). `given` are the features of the request, `at_ms` is its
         event time. Raises Problem: a wrong argument, a source whose items look alike, no candidate, no model server.
         """
-        task = self._declaration.judged if task is None else task
-        self._check(task, given or {})
+        ranking = list(self._declaration.exponents) or [self._declaration.judged]
+        needed = ranking if task is None else [task]
+        self._check(needed[0], given or {})
         made = Recommendation(uuid.uuid4().hex, user_id, at_ms)
         with made.stage("candidates"):
             found = gather(self._sources, user_id, max(k, candidates))
@@ -159,11 +161,12 @@ class Recommender:
             rows, made.read_ms = self._store.read(user_id, ids, times, [given or {}] * len(found))
         with made.stage("scores"):
             scores, made.state = self._scorers.score(rows)
-        if task not in scores:
-            raise Problem(503, f"the served model has no task {task!r} yet; ask again after the next warm start")
+        if missing := [name for name in needed if name not in scores]:
+            raise Problem(503, f"the served model has no task {missing[0]!r} yet; ask again after the next warm start")
+        ranks = rank_scores(self._declaration, scores).tolist() if task is None else scores[task]
         made.items = sorted(
             (
-                Item(c.item_id, scores[task][n], {t: of_task[n] for t, of_task in scores.items()}, c.source, rows[n])
+                Item(c.item_id, ranks[n], {t: of_task[n] for t, of_task in scores.items()}, c.source, rows[n])
                 for n, c in enumerate(found)
             ),
             key=lambda item: (-item.rank_score, item.item_id),

@@ -72,7 +72,9 @@ class Learner:
         matrix = tf.TensorSpec([None, len(self.declaration.tasks)], tf.float32)
         vector = tf.TensorSpec([None], tf.float32)
         logged = Logged(tf.TensorSpec([None], tf.int64), vector)
-        self._train = tf.function(self._step, input_signature=[features, numbers, logged, matrix, matrix, vector])
+        self._train = tf.function(
+            self._step, input_signature=[features, numbers, logged, matrix, matrix, matrix, vector]
+        )
         self._score = tf.function(self._find, input_signature=[features, numbers])
 
     def train(self, batch: Batch) -> Outcome:
@@ -80,7 +82,8 @@ class Learner:
         if batch.size > self.settings.batch:
             raise ValueError(f"a step takes at most batch={self.settings.batch} examples, given were {batch.size}")
         pi = batch.pi.astype(np.float32)
-        logits, value = self._train(*self._inputs(batch), self._logged(batch), batch.labels, batch.weights, pi)
+        judged = batch.labels, np.nan_to_num(batch.values.astype(np.float32)), batch.weights, pi
+        logits, value = self._train(*self._inputs(batch), self._logged(batch), *judged)
         return Outcome(logits.numpy(), float(value))
 
     def score(self, batch: Batch) -> npt.NDArray[np.float32]:
@@ -137,7 +140,7 @@ class Learner:
         return self.model.logits(self._outputs(self._pooled(rows, places, features), numbers))
 
     def _step(
-        self, features: dict[str, Any], numbers: Any, logged: Logged, labels: Any, weights: Any, pi: Any
+        self, features: dict[str, Any], numbers: Any, logged: Logged, labels: Any, values: Any, weights: Any, pi: Any
     ) -> tuple[Any, Any]:
         """Tests, then trains: the logits are of the state before the step. Unknown ids read zeros, as in serving."""
         ids, places, sights = self._unique(features)
@@ -149,7 +152,7 @@ class Learner:
             tape.watch([*rows.values(), *dense])
             of_features = self._pooled(rows, places, features)
             outputs = self.model.as_logged(self._outputs(of_features, numbers), of_features, logged)
-            value = self.model.loss(outputs, labels, weights, pi, self.settings.batch)
+            value = self.model.loss(outputs, labels, weights, pi, self.settings.batch, values)
         zero = tf.UnconnectedGradients.ZERO  # of what travels with the rows and is not learned
         of_rows, of_dense = tape.gradient(value, [list(rows.values()), dense], unconnected_gradients=zero)
         for name, gradient in zip(ids, of_rows, strict=True):

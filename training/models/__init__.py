@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 
-SEAM = ("model", "pooling", "ranker")
+SEAM = ("losses", "model", "pooling", "ranker")
 
 
 def names() -> list[str]:

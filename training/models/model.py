@@ -24,7 +24,7 @@ from streaming.declaration import Declaration
 from training.cuckoo import SGD, Adagrad, Segment
 from training.cuckoo.optimizers import Optimizer
 from training.cuckoo.segments import Initializer
-from training.models import names
+from training.models import losses, names
 
 Tensors = Mapping[str, Any]
 DEFAULT = "deepfm"
@@ -123,22 +123,29 @@ class Model(ABC):
         """
         return outputs
 
-    def loss(self, outputs: Tensors, labels: Any, weights: Any, pi: Any, batch: int) -> Any:
-        """Returns sum(weight * logloss(sigmoid(f - log pi))) / batch; labels and weights are float32[n, tasks].
+    def loss(self, outputs: Tensors, labels: Any, weights: Any, pi: Any, batch: int, values: Any = None) -> Any:
+        """Returns sum(weight * loss of the task's kind) / batch, by the formulas of training/models/losses.py.
 
-        Keeping negatives with probability pi float32[n] multiplies the odds by 1 / pi. So f - log pi is the logit among
-        the kept examples, and f the logit among all (Wang et al., NeurIPS 2021, arXiv 2110.13048, section 4). `batch`
-        is constant, so that it does not matter in which steps the records of an impression come.
+        Labels, weights and values are float32[n, tasks], and pi float32[n]; only value tasks read `values`. `batch` is
+        constant, so that it does not matter in which steps the records of an impression come.
         """
         shifted = self.logits(outputs) - tf.math.log(pi)[:, None]
-        return tf.reduce_sum(weights * tf.nn.sigmoid_cross_entropy_with_logits(labels, shifted)) / batch
+        if not self.declaration.values:
+            return tf.reduce_sum(weights * losses.binary(labels, shifted)) / batch
+        each = [
+            losses.value(labels[:, k], values[:, k], shifted[:, k], pi)
+            if task in self.declaration.values
+            else losses.binary(labels[:, k], shifted[:, k])
+            for k, task in enumerate(self.declaration.tasks)
+        ]
+        return tf.reduce_sum(weights * tf.stack(each, axis=1)) / batch
 
     def logits(self, outputs: Tensors) -> Any:
         """Returns the outputs as one matrix float32[n, tasks]."""
         return tf.stack([outputs[task] for task in self.declaration.tasks], axis=1)
 
     def scores(self, outputs: Tensors) -> dict[str, Any]:
-        """Returns task -> probability float32[n], which `serving_default` answers."""
+        """Returns task -> sigmoid(f) float32[n], which `serving_default` answers: the probability of a binary task."""
         return {task: tf.sigmoid(outputs[task]) for task in self.declaration.tasks}
 
     def signatures(self) -> dict[str, Signature]:

@@ -23,12 +23,13 @@ def bodies(declaration: Declaration, views: Views) -> dict[str, dict[str, Any]]:
     """The schema of each route's body, for a declaration."""
     contract = Contract(declaration, views)
     context = {f.name: _shown(rule(f.kind)) for f in declaration.features if f.view == "request"}
+    ranking = "the score that the source declares" if declaration.rank else declaration.judged
     question: dict[str, Any] = {
         "user_id": ids.SCHEMA,
         "k": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": K, "description": "how many items"},
         "context": {"type": "object", "properties": context, "additionalProperties": False,
                     "description": "the features of the request"},
-        "task": {"enum": list(declaration.tasks), "description": f"what ranks the items ({declaration.judged})"},
+        "task": {"enum": list(declaration.tasks), "description": f"what ranks the items ({ranking})"},
         "log": {"type": "boolean", "default": True, "description": "false: a look, which nobody is shown"},
     }  # fmt: skip
     impressions, actions = (_event(contract, topic, ("ts_ms",)) for topic in (IMPRESSIONS, ACTIONS))
