@@ -76,11 +76,8 @@ def multiplications(model: str, declaration: Declaration) -> int:
 
 def equal(experts: str, bottom: str, declaration: Declaration) -> str:
     """The model of one expert, `bottom` without its units, whose multiplications are nearest those of `experts`."""
-    wanted = multiplications(experts, declaration)
-    return min(
-        (f"{bottom}&experts=1&units={units}" for units in range(8, 400)),
-        key=lambda model: abs(multiplications(model, declaration) - wanted),
-    )
+    one, two = (multiplications(f"{bottom}&experts=1&units={units}", declaration) for units in (1, 2))
+    return f"{bottom}&experts=1&units={1 + round((multiplications(experts, declaration) - one) / (two - one))}"
 
 
 def on_kuairand(seeds: Sequence[int]) -> tuple[list[dict[str, Any]], float]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from streaming.declaration import Declaration, Feature
 from tests.training.models.test_deepfm import ID_FEATURES, SMALL, a_batch, contents, ids_of
 from training.learn.learner import Learner, Settings
 from training.models.model import load
+
+PROJECT = Path(__file__).parents[3]
 
 
 def test_the_forward_function_is_the_formula() -> None:
@@ -27,6 +31,15 @@ def test_the_forward_function_is_the_formula() -> None:
         expected[row] += np.array(numbers) @ weights["number_weights"]
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(learner.score(batch), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_worked_example_of_the_page_is_short_and_defines_what_the_page_says() -> None:
+    text = (PROJECT / "training" / "models" / "logistic.py").read_text()
+    assert (
+        len(text.splitlines()) <= 60 and "](../training/models/logistic.py)" in (PROJECT / "docs/models.md").read_text()
+    )
+    for part in ("self.tables =", "self.dense =", "def outputs(", "build = "):
+        assert part in text
 
 
 def test_it_learns_what_a_row_says_and_works_without_numbers() -> None:
