@@ -27,8 +27,8 @@ from features.plan import plan_of
 from features.profile.store import Profiles
 from features.rows import RedisRows, Rows, SqliteRows
 
-NOW = "now_ms"
-"""The note of the profile store with the clock of event time at its last commit."""
+NOW, ARRIVED = "now_ms", "arrived_ms"
+"""Notes of the profile store: event time at the last commit, and the wall time at which it became readable."""
 
 
 class MergingOnlineStoreConfig(FeastConfigBaseModel):
@@ -84,7 +84,7 @@ class MergingOnlineStore(OnlineStore):
         keys, online = [_key(entity) for entity in entity_keys], self.of(config)
         if table.name in ENTITY:
             now_ms = online.now_ms()
-            columns = online.counted(table.name, names, keys, now_ms)
+            columns = online.counted(table.name, names, keys)
             times: list[int | None] = [now_ms] * len(keys)
         else:
             found = online.rows.read(table.name, keys)
@@ -119,6 +119,8 @@ class Online:
     def __init__(self, folder: Path, source: str, redis: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._plan = folder, plan_of(source)
+        self._cache: dict[tuple[str, ...], dict[int, tuple[Any, ...]]] = {}
+        self._cached_at: bytes | None = None
         self.rows: Rows = RedisRows(redis) if redis else SqliteRows(folder / "online.db")
 
     @cached_property
@@ -129,9 +131,22 @@ class Online:
         """The push's clock of event time at its last commit; 0 before the first one."""
         return max(0, int(self._profiles.noted(NOW) or 0))
 
-    def counted(self, view: str, names: Sequence[str], keys: Sequence[int], now_ms: int) -> dict[str, list[Any]]:
-        """Columns of a counted view, merged at a time of event time: column -> value of each key."""
-        return self._plan.counted.read(self._profiles, view, names, keys, now_ms)
+    def counted(self, view: str, names: Sequence[str], keys: Sequence[int]) -> dict[str, list[Any]]:
+        """Columns of a counted view, merged at the push's clock: column -> value of each key.
+
+        Between two commits a key's values do not change. So they are merged once, and kept until the next commit.
+        """
+        if not names or not keys:
+            return {name: [] for name in names}
+        state = self._profiles.noted(ARRIVED)
+        if state != self._cached_at:
+            self._cached_at, self._cache = state, {}
+        kept = self._cache.setdefault((view, *names), {})
+        if missing := [key for key in keys if key not in kept]:
+            found = self._plan.counted.read(self._profiles, view, names, missing, self.now_ms())
+            kept.update(zip(missing, zip(*(found[name] for name in names), strict=True), strict=True))
+        columns = zip(*(kept[key] for key in keys), strict=True)
+        return {name: list(values) for name, values in zip(names, columns, strict=True)}
 
 
 def _key(entity: Any) -> int:

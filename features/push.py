@@ -26,7 +26,7 @@ from common import process
 from features.adds import AddLog
 from features.attributes import Attributes
 from features.batch_views import refresh
-from features.online_store import NOW
+from features.online_store import ARRIVED, NOW
 from features.profile.judge import Judge
 from features.profile.store import Profiles
 from features.store import Features
@@ -41,8 +41,8 @@ COUNTED, UPSERTS = (IMPRESSIONS, ACTIONS), (ITEMS, USERS)
 READ_AT_ONCE = 4096
 MOST_EVENTS = 20_000
 """So many events are committed at once, before `push_ms` has passed."""
-CLOCK, ARRIVED = "clock", "arrived_ms"
-"""Notes of the profile store: the judge's clock, and when the last commit became readable (wall time)."""
+CLOCK = "clock"
+"""The note of the profile store with the judge's clock."""
 
 log = process.logger("features")
 

@@ -113,12 +113,11 @@ class Features:
     def _columns(self, user_id: int, item_ids: Sequence[int]) -> dict[str, list[Any]]:
         """The columns of the views that features need, a value an item."""
         columns: dict[str, list[Any]] = {}
-        clock_ms = self._online.now_ms()
         for view, of_view in self.plan.columns.items():
             of_user = self.plan.key(view) == self.plan.user_key
             keys = [user_id] if of_user else item_ids
             if view in self.plan.inputs:
-                found = self._online.counted(view, self.plan.inputs[view], keys, clock_ms)
+                found = self._online.counted(view, self.plan.inputs[view], keys)
             else:
                 rows = [row[1] if row else {} for row in self._online.rows.read(view, keys)]
                 found = {column.name: [row.get(column.name) for row in rows] for column in of_view}
@@ -240,7 +239,8 @@ class Features:
         declared: dict[str, list[Any]] = {}
         for f in self.plan.declaration.features:
             values = {"user": users, "item": items}.get(f.view) or columns[f.name]
-            declared[f.name] = [_plain(f.default if v is None else v) for v in values]
+            filled: list[Any] = [f.default if v is None else v for v in values]
+            declared[f.name] = [list(v) for v in filled] if f.kind == "ids" else filled
         return [dict(zip(declared, row, strict=True)) for row in zip(*declared.values(), strict=True)]
 
     def _packed(self, view: str, table: pa.Table) -> dict[int, tuple[int, dict[str, Any]]]:
@@ -299,10 +299,6 @@ def _to_feast(feature: Feature, value: Any) -> Any:
     """Converts a request feature for Feast. An empty list becomes None, because Feast cannot tell its type."""
     value = feature.default if value is None else value
     return list(value) or None if feature.kind == "ids" else float(value) if feature.kind == "number" else int(value)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -188,7 +188,7 @@ class Settings(BaseSettings):
     mlflow: Switch = Field(True, description="start the MLflow server and keep the record there")
     archive: Switch = Field(True, description="keep what the topics held as Parquet, for the DAGs")
     feast: Switch = Field(True, description="push features into Feast's stores, for recommend and the DAGs")
-    features_from: FeaturesFrom = Field("source", description="a replay's features: of the source, or read from Feast")
+    features_from: FeaturesFrom = Field("feast", description="a replay's features: of the store, or of the source")
     app: Switch = Field(True, description="start the service that apps talk to; it needs feast")
     airflow: Switch = Field(True, description="start Airflow with the DAGs of dags/")
     airflow_db: AirflowDb = Field(

@@ -34,6 +34,16 @@ from streaming.slots import MAX_SLOTS, WINDOWS, Slots
 _OLDEST_LEVEL = {name: level for level, name in enumerate(WINDOWS)}
 """Window -> the oldest level of slices that can hold a part of it."""
 
+_FRESH = f"""
+SELECT asked.value, rows FROM json_each(?) AS asked
+CROSS JOIN fresh ON fresh.key BETWEEN asked.value << {COMMIT_BITS} AND (asked.value + 1 << {COMMIT_BITS}) - 1
+"""
+_SLICES = """
+SELECT asked.value ->> 0, rows FROM json_each(?) AS asked
+CROSS JOIN profiles ON bucket = asked.value ->> 1 AND entity = ? AND profile = asked.value ->> 2
+CROSS JOIN slices ON slices.key IN ({})
+"""
+
 
 class Profiles:
     """The store of one folder. Its methods may be called from any thread; commits and compaction take turns.
@@ -144,11 +154,8 @@ class Profiles:
 
     def _fresh_rows(self, ids: Int64s, buckets: Int64s) -> Rows:
         """What no compaction has folded yet, of either entity: the slots that are asked for tell them apart."""
-        query, parts = "SELECT rows FROM fresh WHERE key BETWEEN ? AND ?", []
-        for bucket in np.unique(buckets).tolist():
-            keys = (bucket << COMMIT_BITS, (bucket + 1 << COMMIT_BITS) - 1)
-            whose = f"{self._path}: bucket {bucket}"
-            parts += [unsealed(blob, whose) for (blob,) in self._reader.execute(query, keys)]
+        found = self._reader.execute(_FRESH, (json.dumps(np.unique(buckets).tolist()),))
+        parts = [unsealed(blob, f"{self._path}: bucket {bucket}") for bucket, blob in found]
         if not parts:
             return empty()
         profile, feature, place, count = matrix(parts, FRESH_WIDTH)
@@ -157,18 +164,14 @@ class Profiles:
         return Rows(owner, feature, place, count).where(ids[owner] == profile)
 
     def _slices(self, entity: int, ids: list[int], buckets: list[int], levels: range) -> Rows:
-        keys = ", ".join(f"number + {level * LEVEL}" for level in levels)
-        query = (
-            f"SELECT rows FROM profiles CROSS JOIN slices ON key IN ({keys})"
-            " WHERE bucket = ? AND entity = ? AND profile = ?"
-        )
+        query = _SLICES.format(", ".join(f"number + {level * LEVEL}" for level in levels) or "NULL")
         parts, owners, sizes = [], [], []
-        for owner, (profile, bucket) in enumerate(zip(ids, buckets, strict=True)):
-            for (blob,) in self._reader.execute(query, (bucket, entity, profile)):
-                data = unsealed(blob, f"{self._path}: {ENTITIES[entity]} {profile}")
-                parts.append(data)
-                owners.append(owner)
-                sizes.append(len(data) // 24)
+        asked = json.dumps([[k, bucket, profile] for k, (bucket, profile) in enumerate(zip(buckets, ids, strict=True))])
+        for owner, blob in self._reader.execute(query, (asked, entity)):
+            data = unsealed(blob, f"{self._path}: {ENTITIES[entity]} {ids[owner]}")
+            parts.append(data)
+            owners.append(owner)
+            sizes.append(len(data) // 24)
         if not parts:
             return empty()
         return Rows(np.repeat(np.array(owners, np.int64), sizes), *matrix(parts, 3))

@@ -186,7 +186,7 @@ def replay(args: argparse.Namespace) -> int:
     features = None
     if not args.lease:
         raise InputError("--lease is missing; allowed is the lease of a platform whose event_time is replay")
-    if args.features == "feast":
+    if args.features == "feast" or args.features is None and args.feature_folder:
         from features.store import Features
 
         features = Features(args.feature_folder, args.source)
@@ -216,7 +216,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", required=True, type=Path, metavar="DIR", help="where the send log goes; a former one is replaced")
     EventTime.arguments(parser)
     add("--frozen", default="none", metavar="MODEL", help="a model to compare with, such as frozen (default: none)")
-    add("--features", choices=("source", "feast"), default="source", help="whose features are scored and logged")
+    whose = "whose features are scored and logged (default: feast if --feature-folder is given, else source)"
+    add("--features", choices=("source", "feast"), help=whose)
     add("--feature-folder", type=Path, metavar="DIR", help="with feast: the folder that features.push fills")
     lag = "the platform's sync_every: the loop lags when it is more than one sync behind (default: %(default)s)"
     add("--sync-every-ms", type=process.above(0), default=60_000, metavar="MS", help=lag)

@@ -28,7 +28,8 @@ KEYS = {
 
 
 def demo(var: Path, **more: object) -> Process:
-    words = [f"{port}=0" for port in PORTS] + [f"var={var}", "sync_every=1s", "airflow=false", "feast=false"]
+    words = [f"{port}=0" for port in PORTS] + [f"var={var}", "sync_every=1s", "airflow=false"]
+    words += ["feast=false", "features_from=source"]
     words += [f"{k}={v}" for k, v in more.items()]
     flags = [part for word in words for part in ("--set", word)]
     words = ["demo", "--source", SOURCE, "--wall", "20s", *flags]

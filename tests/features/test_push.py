@@ -19,10 +19,11 @@ import pytest
 from kafka import KafkaProducer
 
 from features import adds, offline
+from features.online_store import ARRIVED
 from features.profile.database import FILE
 from features.profile.judge import Judge
 from features.profile.transaction import Transaction
-from features.push import ARRIVED, Counts
+from features.push import Counts
 from features.reproduction import reproduce
 from features.rows import SqliteRows
 from features.store import Features, now_ms
