@@ -29,7 +29,9 @@ from tests.support.wait import until
 NOW_MS = 1_700_000_000_000
 
 
-def test_the_best_of_the_popular_first_scored_as_by_hand(own_rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_of_the_popular_first_scored_as_by_hand(
+    own_rig: Rig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_rig.start_server()
     items, users = sorted(own_rig.lineage.tables["item"])[:30], sorted(own_rig.lineage.tables["user"])
     store = Features(own_rig.folder / "features", SOURCE)
@@ -61,6 +63,12 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(own_rig: Rig, capsys: p
     assert best.state == ModelState(own_rig.lineage.name, seq, scorer.status()["learned_until_ms"])
     liked = recommender.recommend(users[0], 3, NOW_MS, candidates=20, given=request, task="like")
     assert [r.rank_score for r in liked.items] == sorted(scores["like"], reverse=True)[:3]
+    declared = replace(D, rank={"click": 1, "like": -2})
+    with monkeypatch.context() as changed:
+        changed.setattr(store, "plan", store.plan._replace(declaration=declared))
+        ranked = Recommender(store, scorers, [popular]).recommend(users[0], 20, NOW_MS, candidates=20, given=request)
+    by_both = sorted((c / k**2 for c, k in zip(scores["click"], scores["like"], strict=True)), reverse=True)
+    assert [r.rank_score for r in ranked.items] == pytest.approx(by_both)
 
     # The command asks a platform's service.
     with app(own_rig.folder / "app", store=store, models=scorers) as running:
