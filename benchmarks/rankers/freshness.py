@@ -155,19 +155,18 @@ def _add(figures: dict[str, list[float]], name: str, value: float) -> None:
     figures.setdefault(name, []).append(value)
 
 
-_GAIN = "AUC of click, KuaiRand, 7 days after a base of 7 days: online less frozen, synced each"
-_SIMULATOR = "AUC of watch, simulator, 60 minutes after 60, synced each minute: online less frozen"
+_GAIN = "KuaiRand, click: gain, synced each"
 _RATES = {"0": "held", "0.1": "at a tenth of their rate", "1": "at their rate"}
 LABELS = {
-    "kuairand_frozen": "AUC of click, KuaiRand, 7 days after a base of 7 days: frozen",
+    "kuairand_frozen": "KuaiRand, click: AUC of the frozen copy",
     "online_gain_10min": f"{_GAIN} 10 minutes",
     "online_gain_1h": f"{_GAIN} hour",
     "online_gain_5h": f"{_GAIN} 5 hours",
     "online_gain_1day": f"{_GAIN} day",
-    "forgetting": "AUC of click, KuaiRand, the last day before: base less online, after those 7 days",
-    "simulator_frozen": "AUC of watch, simulator, 60 minutes after 60: frozen",
-    "simulator_gain": f"{_SIMULATOR}, its own rate",
-    **{f"kuairand_dense_{rate}": f"{_GAIN} hour, dense weights {text}" for rate, text in _RATES.items()},
-    **{f"simulator_dense_{rate}": f"{_SIMULATOR}, dense weights {text}" for rate, text in _RATES.items()},
+    **{f"kuairand_dense_{rate}": f"... each hour, dense weights {text}" for rate, text in _RATES.items()},
+    "forgetting": "KuaiRand, click: AUC lost on the base's last day, synced each 10 minutes",
+    "simulator_frozen": "simulator, watch: AUC of the frozen copy",
+    "simulator_gain": "simulator, watch: gain, synced each minute",
+    **{f"simulator_dense_{rate}": f"... dense weights {text}" for rate, text in _RATES.items()},
 }
 GOALS = {"online_gain_10min": "> 0", "online_gain_1h": "> 0", "simulator_gain": "> 0", "forgetting": "<= 0.002"}

@@ -92,7 +92,7 @@ def lag(trainer: Trainer) -> float:
 def test_all_is_learned_once_through_two_kills(topic: Broker, start: Callable[..., Trainer], tmp_path: Path) -> None:
     sender, third = Sender(topic.bootstrap), len(RECORDS) // 3
     for k in range(3):
-        trainer = start("--base-every", "3")
+        trainer = start("--base-every", "3", "--dense-every", "2")
         part = RECORDS[k * third : (k + 1) * third if k < 2 else None]
         for at in range(0, len(part), 500):
             sender.send(part[at : at + 500], progress_ms=LAST_MS if k == 2 and at + 500 >= len(part) else 0)
@@ -109,6 +109,7 @@ def test_all_is_learned_once_through_two_kills(topic: Broker, start: Callable[..
     assert newest(tmp_path).learned == learned_by(RECORDS)
     kinds = {kind: 0 for kind in ("positive", "negative")}
     base, deltas = log.chain(last.lineage, log.seqs(last.lineage, "base")[0])
+    assert {m.seq - m.dense_seq for m in deltas if m.metrics["examples"]} <= {0, 1}, "dense weights in each second one"
     if base.seq == 0:
         for manifest in deltas:
             for kind, bins in manifest.written_ms.items():
@@ -126,9 +127,10 @@ def test_bad_lines_are_kept_aside_and_the_rest_is_learned(
     sender.send(good[:200], 0, raw=bad)
     sender.send(good[200:], LAST_MS)
     sender.close()
-    trainer = start()
+    trainer = start("--dense-rate", "0")
     last = until(lambda: (m := newest(tmp_path)).learned_until_ms >= LAST_MS and m, "learned_until")
     assert last.learned == learned_by(good)
+    assert last.seq > last.dense_seq == 0 and "dense.arrow" not in last.files
     dead = dead_letters(topic, len(bad))
     assert sorted(base64.b64decode(d["message"]) for d in dead) == sorted(bad)
     for d in dead:
