@@ -2,6 +2,7 @@
 
     python -m benchmarks.profiles [--events 4000000] [--users 100000] [--items 10000] [--peer-events 200000]
 
+`push` is the feature push on the simulator's slots: a backlog, then 500 events/s. The rest is the store by itself.
 An event makes seven adds: five slots of its user and two of its item. `history` is ten days at once: slices age all the
 time. `live` is a writer for which a second of event time passes with 20,000 events. The peers and a store of ours hold
 the same adds: ten days of fewer events, for a fiftieth of the users and items, so that profiles are as full. `SQLite
@@ -34,6 +35,7 @@ import psutil  # noqa: E402
 
 from benchmarks.common.figures import commit, machine  # noqa: E402
 from benchmarks.features import redis_server  # noqa: E402
+from benchmarks.load import push  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import Refused  # noqa: E402
 from features.profile.query import Query  # noqa: E402
@@ -258,6 +260,7 @@ def measure(args: argparse.Namespace) -> None:
     few = argparse.Namespace(users=max(1, args.users // 50), items=max(1, args.items // 50))
     with tempfile.TemporaryDirectory(prefix="minutehand-profiles-") as name:
         folder = Path(name)
+        pushed = push.measure(args.push_events, args.users, args.items, live_s=20, rate=500)
         now_ms, store = filled(args, folder / "full")
         reading = beside(args, folder / "full", now_ms)
         peers = {"profile store": ours(few, folder / "peer", n), "SQLite rows": sqlite_rows(few, folder, n)}
@@ -270,6 +273,8 @@ def measure(args: argparse.Namespace) -> None:
         "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
         "summary": {
+            "push_events_per_s_core": pushed["events_per_s_core"],
+            "visible_p99_s": pushed["visible_p99_s"],
             "store_live_events_per_s_core": reading["live_events_per_s_core"],
             "store_history_events_per_s_core": store["events_per_s_core"],
             "read_p50_ms": reading["one"]["p50_ms"],
@@ -277,17 +282,19 @@ def measure(args: argparse.Namespace) -> None:
             "batch100_p99_ms": reading["batch100"]["p99_ms"],
             "bytes_per_profile": store["bytes_per_profile"],
         },
+        "push": pushed,
         "history": store,
         "live": reading,
         "peers": {"events": n * BATCH, **peers},
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("summary", "history", "live", "peers")}, indent=1))
+    print(json.dumps({key: result[key] for key in ("summary", "push", "history", "live", "peers")}, indent=1))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = process.Arguments("benchmarks.profiles", __doc__)
-    for name, default in (("events", 4_000_000), ("users", 100_000), ("items", 10_000), ("peer-events", 200_000)):
+    numbers = {"events": 4_000_000, "users": 100_000, "items": 10_000, "peer-events": 200_000, "push-events": 200_000}
+    for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=process.at_least(1), default=default, help="(default: %(default)s)")
     args = parser.parse_args(argv)
     return process.run(lambda: measure(args))
