@@ -43,6 +43,8 @@ POSITION = len(DECLARED.slots)
 STREAMS, BATCH, PROFILES, FEATURES = 4, 60, 800, 300
 STEP_MS = 40 * MINUTE_MS
 """Event time from batch to batch of a stream."""
+FILLED = 30
+"""Batches of each stream that are there before the first read."""
 BEGIN_MS = 1_790_000_000_000
 
 
@@ -183,7 +185,9 @@ def equality(samples: int, seed: int) -> dict[str, Any]:
         pid = started(Path(name), mmap.mmap(-1, 1))
         try:
             with Profiles(Path(name), SLOTS) as store:
-                snapshot, n, at_once = [0] * STREAMS, 0, 20
+                while min(snapshot := [store.positions().get(str(stream), 0) for stream in range(STREAMS)]) < FILLED:
+                    time.sleep(0.01)
+                n, at_once = 0, 20
                 while n < samples:
                     try:
                         one = sample(store, draw, min(snapshot), at_once)

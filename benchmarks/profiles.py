@@ -2,9 +2,13 @@
 
     python -m benchmarks.profiles [--events 4000000] [--users 100000] [--items 10000] [--peer-events 200000]
 
-An event makes seven adds: five slots of its user and two of its item. The peers hold the same adds of fewer events, one
-count a day. `SQLite rows` upserts a row a count and reads by GROUP BY. `Redis` has a sorted set a profile, slot, action
-and day, and reads by ZUNION. It starts the redis-server on PATH, without persistence.
+`push` is the feature push on the simulator's slots: a backlog, then 500 events/s. The rest is the store by itself.
+An event makes seven adds: five slots of its user and two of its item. `history` is ten days at once: slices age all the
+time. `live` is a writer for which a second of event time passes with 20,000 events. The peers and a store of ours hold
+the same adds: ten days of fewer events, for a fiftieth of the users and items, so that profiles are as full. `SQLite
+rows` upserts a row a count and minute, as the window of an hour needs, and reads by GROUP BY. `Redis` has a sorted set
+a profile, slot, action and day, and reads by ZUNION: it answers 7 days alone. It starts the redis-server on PATH,
+without persistence.
 """
 
 from __future__ import annotations
@@ -31,12 +35,13 @@ import psutil  # noqa: E402
 
 from benchmarks.common.figures import commit, machine  # noqa: E402
 from benchmarks.features import redis_server  # noqa: E402
+from benchmarks.load import push  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import Refused  # noqa: E402
 from features.profile.query import Query  # noqa: E402
 from features.profile.store import Profiles  # noqa: E402
 from features.profile.transaction import Adds  # noqa: E402
-from streaming.slots import DAY_MS, WINDOWS, Slot, Slots  # noqa: E402
+from streaming.slots import DAY_MS, MINUTE_MS, WINDOWS, Slot, Slots  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "profiles.json"
 ACTIONS = ("shown", "click", "like", "long_view")
@@ -73,14 +78,14 @@ def batches(args: argparse.Namespace, n: int, events: int, step_ms: int, first: 
         yield now_ms, Adds(slot, profile, np.concatenate(features), *columns)
 
 
-def written(store: Profiles, some: Iterator[tuple[int, Adds]]) -> tuple[int, list[float]]:
+def written(store: Profiles, some: Iterator[tuple[int, Adds]], topic: str = "history") -> tuple[int, list[float]]:
     """Adds batches, with the compaction that falls due. Returns the last time, and the seconds of CPU of each batch."""
     now_ms, cpu_s = 0, []
     for batch, (now_ms, adds) in enumerate(some):
         begun = time.process_time()
         with store.writing() as commit:
             commit.add(adds)
-            commit.positions({"events": {"offsets": {"0": batch}}})
+            commit.positions({topic: (batch + 1) * BATCH})
         while store.compact(now_ms):
             pass
         cpu_s.append(time.process_time() - begun)
@@ -118,7 +123,7 @@ def writer(args: argparse.Namespace, folder: Path, now_ms: int) -> int:
         return pid
     try:
         with Profiles(folder, SLOTS, writes=True) as store:
-            written(store, batches(args, 1_000_000, BATCH, 1000, (now_ms - BEGIN_MS) // 1000))
+            written(store, batches(args, 1_000_000, BATCH, 1000, (now_ms - BEGIN_MS) // 1000), "live")
     finally:
         os._exit(1)
 
@@ -138,25 +143,38 @@ def reads(read: Callable[[list[int]], Any], users: int, times: int, at_once: int
     return {name: round(float(value), 3) for name, value in figures.items()}
 
 
+def cpu_of(pid: int) -> float:
+    """Seconds of CPU of a process. It makes the batches, too."""
+    return float(sum(psutil.Process(pid).cpu_times()[:2]))
+
+
+def events(store: Profiles) -> int:
+    """How many events the writer of `beside` has committed."""
+    committed: int = store.positions().get("live", 0)
+    return committed
+
+
 def beside(args: argparse.Namespace, folder: Path, now_ms: int) -> dict[str, Any]:
     """Reads while another process writes at full speed."""
     pid = writer(args, folder, now_ms)
     try:
         with Profiles(folder, SLOTS) as store:
-            before = store.positions()
-            while store.positions() == before:
+            while events(store) < 10 * BATCH:  # what has piled up in the history is folded first
                 time.sleep(0.05)
 
             def read(ids: list[int]) -> Any:
                 return store.read("user", ids, [TOP], now_ms)
 
-            begun, cpu = time.monotonic(), sum(psutil.Process(pid).cpu_times()[:2])
+            begun, cpu_s, before = time.monotonic(), cpu_of(pid), events(store)
             figures: dict[str, Any] = {
                 "one": reads(read, args.users, 3000, 1),
-                "batch100": reads(read, args.users, 300, 100),
+                "batch100": reads(read, args.users, 1000, 100),
             }
-            share = (sum(psutil.Process(pid).cpu_times()[:2]) - cpu) / (time.monotonic() - begun)
-            figures["writer_share_of_a_core"] = round(share, 2)
+            cpu_s, took_s, live = cpu_of(pid) - cpu_s, time.monotonic() - begun, events(store) - before
+            figures["live_us_per_event"] = round(1e6 * cpu_s / live, 2)
+            figures["live_events_per_s_core"] = round(live / cpu_s)
+            figures["live_events_per_s"] = round(live / took_s)
+            figures["writer_share_of_a_core"] = round(cpu_s / took_s, 2)
             figures["reader_mb"] = round(psutil.Process().memory_info().rss / 1e6)
             figures["writer_mb"] = round(psutil.Process(pid).memory_info().rss / 1e6)
     finally:
@@ -179,33 +197,33 @@ def add_us(seconds: float, n: int) -> float:
     return round(1e6 * seconds / n / BATCH / 7, 2)
 
 
-def keyed(adds: Adds) -> Iterator[tuple[int, ...]]:
-    """slot, profile, action, day, feature of each add."""
-    columns = adds.slot, adds.profile, adds.action, adds.ts_ms // DAY_MS, adds.feature
+def keyed(adds: Adds, slice_ms: int) -> Iterator[tuple[int, ...]]:
+    """slot, profile, action, slice, feature of each add."""
+    columns = adds.slot, adds.profile, adds.action, adds.ts_ms // slice_ms, adds.feature
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def sqlite_rows(args: argparse.Namespace, folder: Path, n: int) -> dict[str, Any]:
     upsert = "INSERT INTO counts VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1"
     top = (
-        "SELECT feature, sum(count) AS n FROM counts WHERE slot = 0 AND profile = ? AND action = 0 AND day >= ?"
+        "SELECT feature, sum(count) AS n FROM counts WHERE slot = 0 AND profile = ? AND action = 0 AND minute >= ?"
         " GROUP BY feature ORDER BY n DESC, feature LIMIT 50"
     )
     with closing(sqlite3.connect(folder / "rows.sqlite", isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(
-            "CREATE TABLE counts (slot, profile, action, day, feature, count,"
-            " PRIMARY KEY (slot, profile, action, day, feature)) WITHOUT ROWID"
+            "CREATE TABLE counts (slot, profile, action, minute, feature, count,"
+            " PRIMARY KEY (slot, profile, action, minute, feature)) WITHOUT ROWID"
         )
         seconds = 0.0
         for now_ms, adds in batches(args, n, BATCH, DAY_MS):  # noqa: B007
             begun = time.process_time()
             db.execute("BEGIN")
-            db.executemany(upsert, keyed(adds))
+            db.executemany(upsert, keyed(adds, MINUTE_MS))
             db.execute("COMMIT")
             seconds += time.process_time() - begun
-        day = WINDOWS["7d"].begin_ms(now_ms) // DAY_MS
-        figures = reads(lambda ids: db.execute(top, (ids[0], day)).fetchall(), args.users, 1000, 1)
+        first = WINDOWS["7d"].begin_ms(now_ms) // MINUTE_MS
+        figures = reads(lambda ids: db.execute(top, (ids[0], first)).fetchall(), args.users, 1000, 1)
     return {"add_us": add_us(seconds, n), "read": figures, "mb": round((folder / "rows.sqlite").stat().st_size / 1e6)}
 
 
@@ -223,7 +241,7 @@ def redis_sets(args: argparse.Namespace, port: int, n: int) -> dict[str, Any]:
     for now_ms, adds in batches(args, n, BATCH, DAY_MS):  # noqa: B007
         begun = cpu()
         with client.pipeline(transaction=False) as pipe:
-            for slot, profile, action, day, feature in keyed(adds):
+            for slot, profile, action, day, feature in keyed(adds, DAY_MS):
                 pipe.zincrby(f"{slot}:{profile}:{action}:{day}", 1, str(feature))
             pipe.execute()
         seconds += cpu() - begun
@@ -239,13 +257,15 @@ def redis_sets(args: argparse.Namespace, port: int, n: int) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> None:
     n = max(1, args.peer_events // BATCH)
+    few = argparse.Namespace(users=max(1, args.users // 50), items=max(1, args.items // 50))
     with tempfile.TemporaryDirectory(prefix="minutehand-profiles-") as name:
         folder = Path(name)
+        pushed = push.measure(args.push_events, args.users, args.items, live_s=20, rate=500)
         now_ms, store = filled(args, folder / "full")
         reading = beside(args, folder / "full", now_ms)
-        peers = {"profile store": ours(args, folder / "peer", n), "SQLite rows": sqlite_rows(args, folder, n)}
+        peers = {"profile store": ours(few, folder / "peer", n), "SQLite rows": sqlite_rows(few, folder, n)}
         with redis_server(folder) as port:
-            peers["Redis sorted sets"] = redis_sets(args, port, n)
+            peers["Redis sorted sets"] = redis_sets(few, port, n)
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": commit(),
@@ -253,23 +273,28 @@ def measure(args: argparse.Namespace) -> None:
         "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
         "summary": {
-            "store_events_per_s_core": store["events_per_s_core"],
+            "push_events_per_s_core": pushed["events_per_s_core"],
+            "visible_p99_s": pushed["visible_p99_s"],
+            "store_live_events_per_s_core": reading["live_events_per_s_core"],
+            "store_history_events_per_s_core": store["events_per_s_core"],
             "read_p50_ms": reading["one"]["p50_ms"],
             "read_p99_ms": reading["one"]["p99_ms"],
             "batch100_p99_ms": reading["batch100"]["p99_ms"],
             "bytes_per_profile": store["bytes_per_profile"],
         },
-        "store": store,
-        "beside_a_writer": reading,
+        "push": pushed,
+        "history": store,
+        "live": reading,
         "peers": {"events": n * BATCH, **peers},
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("summary", "store", "beside_a_writer", "peers")}, indent=1))
+    print(json.dumps({key: result[key] for key in ("summary", "push", "history", "live", "peers")}, indent=1))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = process.Arguments("benchmarks.profiles", __doc__)
-    for name, default in (("events", 4_000_000), ("users", 100_000), ("items", 10_000), ("peer-events", 200_000)):
+    numbers = {"events": 4_000_000, "users": 100_000, "items": 10_000, "peer-events": 200_000, "push-events": 200_000}
+    for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=process.at_least(1), default=default, help="(default: %(default)s)")
     args = parser.parse_args(argv)
     return process.run(lambda: measure(args))
