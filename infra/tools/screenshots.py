@@ -42,9 +42,13 @@ class Browser:
         from websockets.sync.client import connect
 
         pages = [t for t in json.loads(fetch(f"http://127.0.0.1:{port}/json/list")) if t["type"] == "page"]
-        self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
+        self._open = contextlib.ExitStack()
+        self._socket = self._open.enter_context(connect(pages[0]["webSocketDebuggerUrl"], max_size=None))
         self._count = 0
         self.call("Page.enable")
+
+    def close(self) -> None:
+        self._open.close()
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._count += 1
@@ -103,9 +107,9 @@ def chromium() -> Iterator[Browser]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise PlatformError("chromium did not start")
                 time.sleep(0.1)
-            browser = Browser(int(port_file.read_text().splitlines()[0]))
-            browser.size(*SIZE)
-            yield browser
+            with contextlib.closing(Browser(int(port_file.read_text().splitlines()[0]))) as browser:
+                browser.size(*SIZE)
+                yield browser
 
 
 def airflow_pages(browser: Browser, client: Airflow, to: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -20,6 +21,13 @@ from serving.app.web.gate import Gate, body_of
 from streaming.declaration import Declaration
 from streaming.topics import ITEMS, USERS
 from streaming.views import Views
+
+PAGE = Path(__file__).with_name("page.html")
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+"""It loads nothing from elsewhere, and no other site may show it in a frame, where a click would be somebody else's."""
 
 Body = Annotated[Any, Depends(body_of)]
 
@@ -45,6 +53,7 @@ class Api:
             more = openapi.operation(schema, secured=bool(key))
             answers = openapi.ANSWERS[path]
             self._app.post(path, responses=answers, openapi_extra=more, name=path.rpartition("/")[2])(route)
+        self._app.get("/", include_in_schema=False)(self._page)
         self._app.get("/healthz", name="healthz", response_class=Response)(self._healthz)
         self._app.get("/metrics", name="metrics", response_class=Response)(self._metrics)
         self._app.add_exception_handler(Problem, _problem)
@@ -74,6 +83,9 @@ class Api:
     def _users(self, body: Body) -> Response:
         """The attributes of a new or changed user, or of several under `users`."""
         return _json(*self._ready().attributes(USERS, body))
+
+    async def _page(self) -> Response:
+        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     async def _healthz(self) -> Response:
         """200 when the service is ready, or 503 with the reason."""
