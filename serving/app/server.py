@@ -37,6 +37,8 @@ from serving.signatures import RANKER
 from streaming.event_time import MAX_DISORDER_MS
 from streaming.publisher import Publisher
 
+KEEP_ALIVE_S = 75
+"""An idle connection is kept for so long: apps keep pools of them, and a request on a closed one fails."""
 FORGET_MS = 86_400_000
 """A recommendation is forgotten so long after the window of its actions."""
 
@@ -46,7 +48,10 @@ def listening(app: Any, host: str, port: int) -> Iterator[int]:
     """Serves an ASGI application in a thread, until the block ends. Gives the port, which is free if `port` is 0."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as server:
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )  # fmt: skip
         web = uvicorn.Server(config)
         thread = threading.Thread(target=web.run, args=([server],), name="web", daemon=True)
         thread.start()
