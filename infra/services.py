@@ -275,8 +275,13 @@ def _consumer(site: Site, name: str) -> Service:
     module = {"archive": "streaming.archive.archiver", "features": "features.push"}[name]
     flags = {"kafka": site.addresses["kafka"], "to": getattr(site.layout, name), "port": site.ports[f"{name}_port"]}
     command = python(module, source=site.settings.source, **flags, **site.layout.event_time_flags())
-    env = {"MINUTEHAND_FEATURES": str(site.layout.features)} if name == "features" else {}
+    env = _feature_repo(site) if name == "features" else {}
     return _ours(site, name, command, after=("topics",), env=env, nice=airflow.NICE)
+
+
+def _feature_repo(site: Site) -> dict[str, str]:
+    """The variables that feature_repo's files name."""
+    return {"MINUTEHAND_FEATURES": str(site.layout.features), "MINUTEHAND_SOURCE": site.settings.source}
 
 
 def _app(site: Site) -> Service:
@@ -294,7 +299,7 @@ def _app(site: Site) -> Service:
         "max-disorder-ms": settings.max_disorder_ms,
     }
     key = {APP_KEY: value} if (value := site.secrets.get(APP_KEY)) else {}
-    env = {"MINUTEHAND_FEATURES": str(site.layout.features), **key, **settings.tls_environment()}
+    env = {**_feature_repo(site), **key, **settings.tls_environment()}
     return _ours(site, "app", python("serving.app.server", **flags), after=("features",), env=env)
 
 
