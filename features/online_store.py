@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,7 @@ from feast.type_map import python_values_to_proto_values
 
 from common.errors import InputError
 from features.counted import ENTITY
-from features.plan import plan_of
-from features.profile.store import Profiles
-from features.rows import RedisRows, Rows, SqliteRows
-
-NOW, ARRIVED = "now_ms", "arrived_ms"
-"""Notes of the profile store: event time at the last commit, and the wall time at which it became readable."""
+from features.online import Online
 
 
 class MergingOnlineStoreConfig(FeastConfigBaseModel):
@@ -111,42 +105,6 @@ class MergingOnlineStore(OnlineStore):
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Any]) -> None:
         self.of(config).rows.clear(table.name for table in tables)
-
-
-class Online:
-    """What reads need, of one feature folder and source: the rows of attributes, and the profile store."""
-
-    def __init__(self, folder: Path, source: str, redis: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._plan = folder, plan_of(source)
-        self._cache: dict[tuple[str, ...], dict[int, tuple[Any, ...]]] = {}
-        self._cached_at: bytes | None = None
-        self.rows: Rows = RedisRows(redis) if redis else SqliteRows(folder / "online.db")
-
-    @cached_property
-    def _profiles(self) -> Profiles:
-        return Profiles(self._folder, self._plan.slots)
-
-    def now_ms(self) -> int:
-        """The push's clock of event time at its last commit; 0 before the first one."""
-        return max(0, int(self._profiles.noted(NOW) or 0))
-
-    def counted(self, view: str, names: Sequence[str], keys: Sequence[int]) -> dict[str, list[Any]]:
-        """Columns of a counted view, merged at the push's clock: column -> value of each key.
-
-        Between two commits a key's values do not change. So they are merged once, and kept until the next commit.
-        """
-        if not names or not keys:
-            return {name: [] for name in names}
-        state = self._profiles.noted(ARRIVED)
-        if state != self._cached_at:
-            self._cached_at, self._cache = state, {}
-        kept = self._cache.setdefault((view, *names), {})
-        if missing := [key for key in keys if key not in kept]:
-            found = self._plan.counted.read(self._profiles, view, names, missing, self.now_ms())
-            kept.update(zip(missing, zip(*(found[name] for name in names), strict=True), strict=True))
-        columns = zip(*(kept[key] for key in keys), strict=True)
-        return {name: list(values) for name, values in zip(names, columns, strict=True)}
 
 
 def _key(entity: Any) -> int:

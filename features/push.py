@@ -26,7 +26,7 @@ from common import process
 from features.adds import AddLog
 from features.attributes import Attributes
 from features.batch_views import refresh
-from features.online_store import ARRIVED, NOW
+from features.online import ARRIVED, NOW
 from features.profile.judge import Judge
 from features.profile.store import Profiles
 from features.store import Features

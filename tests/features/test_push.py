@@ -19,7 +19,7 @@ import pytest
 from kafka import KafkaProducer
 
 from features import adds, offline
-from features.online_store import ARRIVED
+from features.online import ARRIVED
 from features.profile.database import FILE
 from features.profile.judge import Judge
 from features.profile.transaction import Transaction
