@@ -28,15 +28,20 @@ demo: setup ## replay real traffic through the whole platform, then a report (SO
 
 # A test's JVM lives for seconds. The second compiler and the parallel collector would double its processor time.
 test: export JDK_JAVA_OPTIONS := -XX:TieredStopAtLevel=1 -XX:+UseSerialGC
+test: export PATH := $(CURDIR)/tests/support/bin:$(PATH)
+# Each module is compiled once, and not in each of the hundreds of processes.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run all tests: those of C++, of the core alone and of the join beside each other, then all others, then the real processes
 	@infra/setup.sh test
 	@$(MAKE) -s -j$$(nproc) --output-sync=target test-core test-cuckoo test-join
+	$(call step,$(PYTHON_IN) -m tests.support.classes)
 	@# Two at a time, a file to one worker, the longest first (tests/conftest.py); then whole platforms in the same way.
 	$(call step,$(PYTHON_IN) -m pytest tests -m 'not e2e' $(CORE_TESTS:%=--ignore=%) -n 2 --dist loadfile --no-loadscope-reorder --durations=25)
 	$(call step,$(PYTHON_IN) -m pytest tests -m e2e -n 2 --dist loadfile --no-loadscope-reorder --durations=25)
 
-test-core: # an environment without Airflow, Feast, MLflow and Great Expectations
-	$(call step,UV_PROJECT_ENVIRONMENT=$(CORE_VENV) build/tools/bin/uv sync -q --frozen --python $(PYTHON_IN) && \
+test-core: # an environment without Airflow, Feast, MLflow and Great Expectations: a copy of .venv (links), less those
+	$(call step,{ [ -e $(CORE_VENV) ] || cp -al $(VENV) $(CORE_VENV); } && \
+	    UV_PROJECT_ENVIRONMENT=$(CORE_VENV) build/tools/bin/uv sync -q --frozen --python $(PYTHON_IN) && \
 	    $(CORE_VENV)/bin/python -m pytest -q $(CORE_TESTS))
 
 test-cuckoo: # the table's core, in C++

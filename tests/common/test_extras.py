@@ -11,16 +11,16 @@ from common.extras import PRODUCTS, MissingExtra, require
 from tests.support import PROJECT
 
 NEED_AN_EXTRA = (
-    {"features.online_store"}
+    {"features.online_store", "features.offline_store"}
     | {f"training.pipeline.{name}" for name in ("expectations", "validation", "delta_check", "feature_check")}
     | {f"serving.app.{name}" for name in ("client", "server", "web.api", "web.gate")}
 )
-"""Feast loads the first; the DAGs start some, and Great Expectations is installed with Airflow; the last are HTTP."""
+"""Feast loads the first two; the DAGs start some, and Great Expectations is installed with Airflow; the last are HTTP."""
 IMPORT_ALL = """
 import importlib, sys
 from pathlib import Path
 
-ABSENT = {"airflow", "duckdb", "fastapi", "feast", "great_expectations", "httpx", "mlflow", "pandas", "uvicorn"}
+ABSENT = {"airflow", "duckdb", "fastapi", "feast", "great_expectations", "httpx", "ibis", "mlflow", "pandas", "uvicorn"}
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
