@@ -22,7 +22,7 @@ from infra.replay.send_log import SendLog
 from serving.client import Scorer, light
 from serving.signatures import RANKER
 from streaming.declaration import Declaration
-from streaming.event_time import EventTime
+from streaming.event_time import FUTURE_MS, EventTime
 from streaming.publisher import Publisher, Stopped, action, impression
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS
@@ -33,6 +33,8 @@ TURN_ROWS = 512
 """The most exposures between two heartbeats, however fast the clock runs."""
 MOST_TURN_S = 1.0
 """A turn moves the clock on by this time at most: after a stall (a broker restarts) no burst makes up for it."""
+HEARTBEAT_MS = FUTURE_MS // 2
+"""A turn moves the clock this far past the newest heartbeat at most: the join refuses events that are further ahead."""
 REPORT_EVERY_S = 0.5
 
 log = process.logger("replay")
@@ -60,7 +62,7 @@ class Replay:
         self.start_ms = exposures[0].ts_ms
         last = max(max([e.ts_ms + declaration.window_ms, *e.outcomes.values()]) for e in exposures)
         self.end_ms = last + max_disorder_ms + 1  # after this heartbeat the join closes the last window
-        self.clock_ms = float(self.start_ms - 1)
+        self.clock_ms = self._heartbeat_ms = float(self.start_ms - 1)
         self._outcomes: list[tuple[int, int, str, str, float]] = []  # a heap; its first is the next outcome
         self._next = 0  # the first exposure that is not sent
         self._held = False
@@ -82,8 +84,8 @@ class Replay:
             clock_ms = self._limit(self.pace.after(self.clock_ms, min(now - turned, MOST_TURN_S)))
             turned = now
             behind = self._turn(clock_ms)
-            if time.monotonic() - beat >= TURN_S:
-                beat = time.monotonic()
+            if time.monotonic() - beat >= TURN_S or self.clock_ms >= self._heartbeat_ms + HEARTBEAT_MS:
+                beat, self._heartbeat_ms = time.monotonic(), self.clock_ms
                 self.publisher.heartbeat(int(self.clock_ms))
             if time.monotonic() - reported >= REPORT_EVERY_S:
                 reported = time.monotonic()
@@ -96,8 +98,8 @@ class Replay:
         self.publisher.flush()
 
     def _limit(self, clock_ms: float) -> float:
-        """The clock, or where it must stop: at the end, or at the event time in the stage file."""
-        clock_ms, self._held = min(clock_ms, self.end_ms), False
+        """The clock, or where it must stop: at the end, far past a heartbeat, or at the time in the stage file."""
+        clock_ms, self._held = min(clock_ms, self.end_ms, self._heartbeat_ms + HEARTBEAT_MS), False
         if self.stage_file is not None:
             text = self.stage_file.read_text().strip() if self.stage_file.exists() else ""
             if text != "end":
@@ -184,8 +186,6 @@ def replay(args: argparse.Namespace) -> int:
     speed = args.speed or span_s / args.wall_s
     log.info("%d exposures over %.0f s of event time, at %.1f times their pace", len(exposures), span_s, speed)
     features = None
-    if not args.lease:
-        raise InputError("--lease is missing; allowed is the lease of a platform whose event_time is replay")
     if args.features == "feast" or args.features is None and args.feature_folder:
         from features.store import Features
 

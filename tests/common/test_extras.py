@@ -15,7 +15,7 @@ NEED_AN_EXTRA = (
     | {f"training.pipeline.{name}" for name in ("expectations", "validation", "delta_check", "feature_check")}
     | {f"serving.app.{name}" for name in ("client", "server", "web.api", "web.gate")}
 )
-"""Feast loads the first two; the DAGs start some, and Great Expectations is installed with Airflow; the last are HTTP."""
+"""Feast loads the first two. The DAGs start some: Great Expectations is installed with Airflow. The last are HTTP."""
 IMPORT_ALL = """
 import importlib, sys
 from pathlib import Path

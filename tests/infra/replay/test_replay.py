@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +17,10 @@ from features.profile.judge import Judge
 from features.push import Counts
 from features.push import begin as begin_store
 from features.store import Features, now_ms
-from infra.replay.replay import between
-from infra.replay.scoring import requests
+from infra.replay.replay import Replay, between
+from infra.replay.scoring import FAILED, Shown, requests
+from infra.replay.send_log import SendLog
+from streaming.event_time import FUTURE_MS
 from streaming.source import Exposure, load
 from streaming.topics import ACTIONS, IMPRESSIONS, create
 from tests.support import PROJECT
@@ -199,6 +204,51 @@ def test_features_from_the_store_are_scored_and_logged_with_the_time_of_the_read
     for event in sent:
         assert event["features"] == shown[event["impression_id"]].features
         assert from_ms < event["read_ms"] <= now_ms() and event["scores"]
+
+
+def test_no_event_is_far_ahead_of_its_heartbeat_at_any_speed(tmp_path):
+    step_ms, declaration = 1_200_000, load(SOURCE).declaration
+    task = declaration.tasks[0]
+    exposures = [Exposure(f"i{k}", 1, 1, k * step_ms, {}, {task: k * step_ms + 60_000}) for k in range(1, 21)]
+
+    class Sent:
+        """What a publisher is given: (heartbeat before it, event time) of each event."""
+
+        sent = refused = heartbeats = 0
+        stop = threading.Event()
+        heartbeat_ms = exposures[0].ts_ms
+        times: ClassVar[list] = []
+
+        def send(self, topic, event):
+            self.times.append((self.heartbeat_ms, event["ts_ms"]))
+            return True
+
+        def heartbeat(self, ms):
+            self.heartbeat_ms = ms
+
+        def flush(self):
+            pass
+
+    class Unscored:
+        served = SimpleNamespace(replica=0)
+
+        def show(self, exposures):
+            return [Shown(e, e.impression_id, 0, FAILED, FAILED, 0) for e in exposures]
+
+    class AtOnce:
+        speed, throttled, replicas = 1e9, False, SimpleNamespace(lineage=lambda replica: "")
+
+        def after(self, clock_ms, elapsed_s):
+            return clock_ms + 1000 * elapsed_s * self.speed
+
+        def lag_s(self, clock_ms):
+            return 0.0
+
+    sent = Sent()
+    log = SendLog(tmp_path / "replay", declaration)
+    assert Replay(exposures, declaration, sent, log, Unscored(), AtOnce(), DISORDER_MS).run()
+    assert len(sent.times) == 40
+    assert max(ts_ms - heartbeat_ms for heartbeat_ms, ts_ms in sent.times) < FUTURE_MS
 
 
 def test_sigterm_ends_it_with_a_log_of_what_was_sent(broker, serving, tmp_path):
