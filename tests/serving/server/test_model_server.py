@@ -216,6 +216,7 @@ def test_tensors_that_are_none(server: Server) -> None:
 def test_writes_need_the_token(server: Server) -> None:
     """As exported the token is empty, and empty refuses all: over REST, too."""
     call = {"lineage": server.lineage.name, "seq": 1, "token": "", "chunk": 0, "chunks": 1, "learned_until_ms": 1}
+    call |= {"dense_seq": 0}
     empty = {f"{t}_{k}": np.empty(0, np.int64) for t in D.tables for k in ("keys", "removed")}
     empty |= {f"{t}_rows": np.empty((0, ROW_DIM), "f4") for t in D.tables}
     with pytest.raises(grpc.RpcError) as refused:
