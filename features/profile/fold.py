@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.profile import database
 from features.profile.database import COMMIT_BITS, LEVEL, NUMBER_BITS, Connection
-from features.profile.rows import LEVELS, Int64s, Rows, empty, joined, matrix, merged, seal, slots, times, unsealed
+from features.profile.rows import LEVELS, Int64s, Rows, joined, matrix, merged, of_owners, seal, slots, times, unsealed
 from features.profile.transaction import ENTITIES, FRESH_WIDTH
 from streaming.slots import DAY_MS, HOUR_MS, WINDOWS, Slots
 
@@ -137,16 +137,12 @@ class Fold:
 
     def _stored(self, level: int, touched: Int64s, owned: Owned) -> Rows:
         """The stored rows of a level: of the touched owners, or of all in a sweep."""
-        parts, owners, sizes = [], [], []
-        for owner, blob in self._blobs(level, touched, owned):
+
+        def whose(owner: int) -> str:
             entity, profile = owned.names[owner]
-            data = unsealed(blob, f"{self._path}: {ENTITIES[entity]} {profile}")
-            parts.append(data)
-            owners.append(owner)
-            sizes.append(len(data) // 24)
-        if not parts:
-            return empty()
-        return Rows(np.repeat(np.array(owners, np.int64), sizes), *matrix(parts, 3))
+            return f"{self._path}: {ENTITIES[entity]} {profile}"
+
+        return of_owners((owner, unsealed(blob, whose(owner))) for owner, blob in self._blobs(level, touched, owned))
 
     def _blobs(self, level: int, touched: Int64s, owned: Owned) -> Iterator[tuple[int, bytes]]:
         if owned.swept is None:

@@ -109,3 +109,13 @@ def unsealed(blob: Any, whose: str) -> memoryview:
 def matrix(parts: list[memoryview], width: int) -> Int64s:
     """The columns of packed rows, int64[width, n]."""
     return np.ascontiguousarray(np.frombuffer(b"".join(parts), "<i8").reshape(-1, width).T)
+
+
+def of_owners(parts: Iterable[tuple[int, memoryview]]) -> Rows:
+    """The packed rows of some owners, 24 bytes a row."""
+    owned = list(parts)
+    if not owned:
+        return empty()
+    sizes = [len(data) // 24 for _, data in owned]
+    owners = np.repeat(np.array([owner for owner, _ in owned], np.int64), sizes)
+    return Rows(owners, *matrix([data for _, data in owned], 3))

@@ -27,7 +27,7 @@ from features.profile import compaction, database, pending
 from features.profile.database import COMMIT_BITS, FILE, LEVEL
 from features.profile.fold import READER_LAG_MS
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
-from features.profile.rows import Int64s, Rows, empty, joined, matrix, slots, unsealed
+from features.profile.rows import Int64s, Rows, empty, joined, matrix, of_owners, slots, unsealed
 from features.profile.transaction import ENTITIES, FRESH_WIDTH, Fresh, Transaction
 from streaming.slots import MAX_SLOTS, WINDOWS, Slots
 
@@ -165,16 +165,10 @@ class Profiles:
 
     def _slices(self, entity: int, ids: list[int], buckets: list[int], levels: range) -> Rows:
         query = _SLICES.format(", ".join(f"number + {level * LEVEL}" for level in levels) or "NULL")
-        parts, owners, sizes = [], [], []
         asked = json.dumps([[k, bucket, profile] for k, (bucket, profile) in enumerate(zip(buckets, ids, strict=True))])
-        for owner, blob in self._reader.execute(query, (asked, entity)):
-            data = unsealed(blob, f"{self._path}: {ENTITIES[entity]} {ids[owner]}")
-            parts.append(data)
-            owners.append(owner)
-            sizes.append(len(data) // 24)
-        if not parts:
-            return empty()
-        return Rows(np.repeat(np.array(owners, np.int64), sizes), *matrix(parts, 3))
+        found = self._reader.execute(query, (asked, entity))
+        whose = f"{self._path}: {ENTITIES[entity]} "
+        return of_owners((owner, unsealed(blob, f"{whose}{ids[owner]}")) for owner, blob in found)
 
     def close(self) -> None:
         with self._reading, self._writing:
