@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -65,6 +66,7 @@ class Profiles:
             self._reader = opened.enter_context(closing(database.connect(self._path, writes=False)))
             database.adopt(self._reader, self._path, declared, writes=False)
             self._opened = opened.pop_all()
+        weakref.finalize(self, self._opened.close)
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:

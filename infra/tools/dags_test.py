@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 from common import process
@@ -51,7 +52,7 @@ class Bench:
     def run(self, dag: str, conf: str) -> tuple[bool, list[tuple[str, str, float]]]:
         """Returns True if the run succeeds, and each task's name, state and seconds, in the order of their start."""
         code = self._airflow("dags", "test", dag, *(["--conf", conf] if conf else []), to=dag)
-        with sqlite3.connect(self.folder / "airflow.db") as db:
+        with closing(sqlite3.connect(self.folder / "airflow.db")) as db:
             (state, run) = db.execute(
                 "select state, run_id from dag_run where dag_id = ? order by id desc", (dag,)
             ).fetchone() or ("not run", "")

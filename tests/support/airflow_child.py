@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -45,8 +46,9 @@ class Airflow:
         home.mkdir(parents=True, exist_ok=True)
         if like is not None:
             like.ask(verb="look", daily=False)  # there is one now, and nobody writes to it
-            with sqlite3.connect(like.home / "airflow.db") as old, sqlite3.connect(home / "airflow.db") as new:
-                old.backup(new)
+            old, new = (closing(sqlite3.connect(of / "airflow.db")) for of in (like.home, home))
+            with old as from_there, new as to_here:
+                from_there.backup(to_here)
         settings = {
             "CORE__DAGS_FOLDER": PROJECT / "dags",
             "CORE__LOAD_EXAMPLES": False,
