@@ -287,7 +287,7 @@ def _feature_repo(site: Site) -> dict[str, str]:
 def _app(site: Site) -> Service:
     """The service that apps talk to. It reads the feature store, so it starts when the store is filled."""
     settings = site.settings
-    flags = {
+    flags: dict[str, object] = {
         "source": settings.source,
         "kafka": site.addresses["kafka"],
         "serving": ",".join(site.addresses[model_server(i)] for i in range(settings.replicas)),
@@ -297,8 +297,9 @@ def _app(site: Site) -> Service:
         "port": site.ports["app_port"],
         "event-time": settings.event_time,
         "max-disorder-ms": settings.max_disorder_ms,
-        "arms": settings.arms,
     }
+    if len(settings.experiment) > 1:
+        flags["arms"] = settings.arms
     key = {APP_KEY: value} if (value := site.secrets.get(APP_KEY)) else {}
     env = {**_feature_repo(site), **key, **settings.tls_environment()}
     return _ours(site, "app", python("serving.app.server", **flags), after=("features",), env=env)

@@ -14,6 +14,7 @@ from infra.platform import Platform, PlatformError
 from infra.settings import Settings
 from serving.experiment.results import Results, results
 from streaming.archive.archive import Archive
+from streaming.source import load
 
 
 def add_parser(commands: Any) -> None:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     platform = Platform(settings_of(args))
     settings = _as_started(platform)
     times = (milliseconds(name, text) if (text := getattr(args, name)) else None for name in ("begin", "end"))
-    found = results(Archive(Layout(settings).archive), platform.declaration(), settings.experiment, *times)
+    found = results(Archive(Layout(settings).archive), load(settings.source).declaration, settings.experiment, *times)
     if args.record:
         _record(platform, found)
     if args.json:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 ALPHA = 0.05
 EFFECT = 0.1
@@ -98,7 +98,7 @@ def mismatch(counts: Sequence[int], shares: Sequence[float]) -> float:
     return min(1.0, least * (1 if len(counts) == 2 else len(counts)))
 
 
-def _theta(z: ArrayLike, x: ArrayLike) -> float:
+def _theta(z: Array, x: Array) -> float:
     covariance = np.cov(z, x)
     return float(covariance[0, 1] / covariance[1, 1]) if covariance[1, 1] > 0 else 0.0
 

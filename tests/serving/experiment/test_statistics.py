@@ -34,10 +34,9 @@ def alarm(arm: Users, other: Users) -> bool:
 def test_looking_thirty_times_raises_few_alarms_where_the_usual_interval_raises_many() -> None:
     runs, alarms, usual = 150, 0, 0
     for seed in range(runs):
-        looks = [compared(*look) for look in experiment(seed)]
-        alarms += any(d.low > 0 or d.high < 0 for d in looks)
-        # The usual interval of the same estimate: its standard error from an interval of known width.
-        usual += any(abs(d.difference) > 1.96 * _standard_error(*look) for d, look in zip(looks, experiment(seed), strict=True))
+        looks = experiment(seed)
+        alarms += any(alarm(*look) for look in looks)
+        usual += any(abs(compared(*look).difference) > 1.96 * _standard_error(*look) for look in looks)
     assert alarms / runs <= 0.05
     assert usual / runs > 0.15, "the test sees what peeking does"
 
