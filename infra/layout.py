@@ -40,6 +40,11 @@ def base(model: str) -> str:
     return "base" if model == RANKER else f"base-{model}"
 
 
+def frozen(i: int) -> str:
+    """The service that makes the frozen copy of a replica's ranker, for an experiment."""
+    return f"frozen-{i}"
+
+
 class Layout:
     """The folders and files of a platform."""
 
@@ -83,7 +88,7 @@ class Layout:
         return self.replica(i) / model / "served"
 
     def frozen(self, i: int) -> Path:
-        """The copy of the ranker's base that no delta changes. Only a demo has one."""
+        """The copy of the ranker that no delta changes: a demo has one, and an experiment with a frozen arm."""
         return self.replica(i) / FROZEN
 
     def confirmations(self, i: int, model: str = RANKER) -> Path:

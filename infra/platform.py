@@ -29,6 +29,7 @@ from infra.supervise.manager import Manager
 from infra.supervise.processes import alive, die_with_parent, end, read_json, send, write_json
 from infra.supervise.reports import STATE, report, tail
 from infra.supervise.sentinel import lock, supervise, sweep
+from infra.supervise.service import select
 
 DECLARE = "import sys; from infra.growth import declared; print(declared(*sys.argv[1:]))"
 
@@ -112,7 +113,7 @@ class Platform:
         site = services.Site(settings, resolved, addresses, secrets)
         declared = services.declare(site, declaration)
         names = [s.name for s in declared]
-        chosen = services.select(declared, tuple(only))
+        chosen = select(declared, tuple(only))
         write_json(self.layout.facts, layout.facts(settings, resolved, addresses, names))
         for name, port in resolved.items():
             first, _, i = name.partition(".")

@@ -20,14 +20,14 @@ from common.extras import MissingExtra, require
 from delta_log.log import SERVING
 from infra import kafka_server
 from infra.airflow import services as airflow
-from infra.layout import Layout, base, model_server, rest, sync, trainer, url_host
+from infra.layout import Layout, base, frozen, model_server, rest, sync, trainer, url_host
 from infra.models import ServedModel
 from infra.ports import nth
-from infra.settings import PROJECT, SettingError, Settings
+from infra.settings import PROJECT, Settings
 from infra.supervise import checks
 from infra.supervise.service import Service
 from serving.app.address import APP_KEY, check_address
-from serving.signatures import FROZEN
+from serving.signatures import FROZEN, RANKER
 
 JOIN_MAIN = "minutehand.join.JoinJob"
 TRANSACTION_TIMEOUT_MS = 600_000
@@ -114,7 +114,7 @@ def declare(site: Site, declaration: str) -> list[Service]:
     for i, model in enumerate(settings.models):
         services += [_base(site, model), _trainer(site, model, i)]
     for i in range(settings.replicas):
-        services += [_sync(site, i), _model_server(site, i)]
+        services += [*_frozen(site, i), _sync(site, i), _model_server(site, i)]
     consumers = {"archive": settings.archive, "features": settings.feast}
     services += [_consumer(site, name) for name, on in consumers.items() if on]
     if "app" in site.addresses:
@@ -287,7 +287,7 @@ def _feature_repo(site: Site) -> dict[str, str]:
 def _app(site: Site) -> Service:
     """The service that apps talk to. It reads the feature store, so it starts when the store is filled."""
     settings = site.settings
-    flags = {
+    flags: dict[str, object] = {
         "source": settings.source,
         "kafka": site.addresses["kafka"],
         "serving": ",".join(site.addresses[model_server(i)] for i in range(settings.replicas)),
@@ -298,6 +298,8 @@ def _app(site: Site) -> Service:
         "event-time": settings.event_time,
         "max-disorder-ms": settings.max_disorder_ms,
     }
+    if len(settings.experiment) > 1:
+        flags["arms"] = settings.arms
     key = {APP_KEY: value} if (value := site.secrets.get(APP_KEY)) else {}
     env = {**_feature_repo(site), **key, **settings.tls_environment()}
     return _ours(site, "app", python("serving.app.server", **flags), after=("features",), env=env)
@@ -326,6 +328,15 @@ def _sync(site: Site, i: int) -> Service:
     return _ours(site, sync(i), command, after=tuple(base(name) for name in names), env=env)
 
 
+def _frozen(site: Site, i: int) -> list[Service]:
+    """Copies the ranker as it is when an experiment first asks for a frozen arm. No delta changes the copy."""
+    if not any(arm.model == FROZEN for arm in site.settings.experiment):
+        return []
+    folder, flags = site.layout.frozen(i), {"source": site.settings.source, "log": site.layout.log()}
+    command = python("serving.export", "--frozen", **flags, seq=sys.maxsize, to=folder)
+    return [Service(frozen(i), command, after=(base(RANKER),), once=True, unless=lambda: has_version(folder))]
+
+
 def _model_server(site: Site, i: int) -> Service:
     """Starts when sync-<i> has installed a version: a stock tensorflow_model_server does not start without one.
 
@@ -352,7 +363,7 @@ def _model_server(site: Site, i: int) -> Service:
     return Service(
         model_server(i),
         stock if binary else python("serving.server.model_server", host=settings.host, **flags),
-        after=tuple(base(name) for name in names),
+        after=(*(base(name) for name in names), *(service.name for service in _frozen(site, i))),
         needs=(sync(i),),
         when=waits_for,
         prepare=prepare,
@@ -370,20 +381,3 @@ def minute_loop(settings: Settings) -> tuple[str, ...]:
     replicas = [name(i) for i in range(settings.replicas) for name in (sync, model_server)]
     trainers = [trainer(model.name) for model in settings.models]
     return ("join", *trainers, *replicas, *(name for name, wanted in on.items() if wanted))
-
-
-def select(services: list[Service], only: tuple[str, ...]) -> set[str]:
-    """The names in `only`, and of the services that those come after or need; all if `only` is empty.
-
-    Raises SettingError.
-    """
-    named = {s.name: s for s in services}
-    if wrong := [name for name in only if name not in named]:
-        raise SettingError(f"there is no service {wrong[0]!r}; allowed are {', '.join(named)}")
-    wanted: set[str] = set()
-    queue = list(only or named)
-    while queue:
-        if (name := queue.pop()) not in wanted:
-            wanted.add(name)
-            queue += (*named[name].after, *named[name].needs)
-    return wanted

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from common.errors import InputError
 from infra.models import ServedModel, models_of
+from serving.experiment.arms import SERVED, Arm, arms_of
 from streaming import topics
 from streaming.contract.schema import MAX_SUBTASKS
 from streaming.event_time import MAX_DISORDER_MS
@@ -132,6 +133,11 @@ ModelSpecs = Annotated[
     AfterValidator(lambda value: models_of(value) and value),
     Kind(f"one of {', '.join(names())}, or several with commas, as in deepfm?dim=8,other=logistic"),
 ]
+Arms = Annotated[
+    str,
+    AfterValidator(lambda value: arms_of(value) and value),
+    Kind("a name and its weight, or several with commas, as in served:50,frozen:50"),
+]
 FeaturesFrom = Annotated[Literal["source", "feast"], Kind("source or feast")]
 EventTimeOf = Annotated[Literal["live", "replay"], Kind("live or replay")]
 DenseRate = Annotated[
@@ -190,6 +196,7 @@ class Settings(BaseSettings):
     feast: Switch = Field(True, description="push features into Feast's stores, for recommend and the DAGs")
     features_from: FeaturesFrom = Field("feast", description="a replay's features: of the store, or of the source")
     app: Switch = Field(True, description="start the service that apps talk to; it needs feast")
+    arms: Arms = Field(f"{SERVED}:100", description="an experiment: which part of the users each model answers")
     airflow: Switch = Field(True, description="start Airflow with the DAGs of dags/")
     airflow_db: AirflowDb = Field(
         "sqlite", description="Airflow's database: sqlite, or postgresql://..., which backfills need"
@@ -251,6 +258,11 @@ class Settings(BaseSettings):
     def models(self) -> list[ServedModel]:
         """The models of the setting `model`; the first is served as `ranker`."""
         return models_of(self.model)
+
+    @property
+    def experiment(self) -> list[Arm]:
+        """The arms of the setting `arms`."""
+        return arms_of(self.arms)
 
     @property
     def sync_every_ms(self) -> int:
@@ -317,11 +329,20 @@ def _read(sources: Mapping[str, Mapping[str, Any]]) -> Settings:
             raise SettingError(
                 f"tls is '' and ssl_config_file is {settings.ssl_config_file!r}; allowed are both or none"
             )
+        _check_arms(settings)
         return settings
     except ValidationError as e:
         name = str(e.errors()[0]["loc"][0])
     where, value = values[name]
     raise SettingError(f"{where}{name} is {kind(name).shown(value)!r}; allowed is {allowed(name)}")
+
+
+def _check_arms(settings: Settings) -> None:
+    """Raises SettingError for an arm that no model of the platform answers."""
+    try:
+        arms_of(settings.arms, [model.name for model in settings.models])
+    except ValueError as e:
+        raise SettingError(f"arms is {settings.arms!r}: {e}") from None
 
 
 def _flags(flags: Sequence[str]) -> dict[str, str]:

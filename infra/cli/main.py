@@ -18,7 +18,7 @@ from infra.supervise.reports import tail
 from infra.supervise.sentinel import lock
 
 # Modules with more subcommands. Each has add_parser(commands), which calls infra.cli.command.add.
-COMMANDS = ("infra.cli.demo", "infra.cli.deltas", "infra.cli.pipeline", "infra.cli.recommend", "infra.cli.source")
+COMMANDS = tuple(f"infra.cli.{name}" for name in ("demo", "deltas", "pipeline", "recommend", "source", "ab"))
 OWN = ("up", "down", "status", "start", "restart", "logs")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from infra.supervise.processes import Identity, die_with_parent
 
 
@@ -104,3 +105,20 @@ class Run:
             "ready_s": round(self.ready_s, 1),
             "address": self.service.address,
         }
+
+
+def select(services: list[Service], only: tuple[str, ...]) -> set[str]:
+    """The names in `only`, and of the services that those come after or need; all if `only` is empty.
+
+    Raises InputError.
+    """
+    named = {s.name: s for s in services}
+    if wrong := [name for name in only if name not in named]:
+        raise InputError(f"there is no service {wrong[0]!r}; allowed are {', '.join(named)}")
+    wanted: set[str] = set()
+    queue = list(only or named)
+    while queue:
+        if (name := queue.pop()) not in wanted:
+            wanted.add(name)
+            queue += (*named[name].after, *named[name].needs)
+    return wanted

@@ -1,6 +1,7 @@
 """Recommends items: candidates, their features from the feature store, and the scores of the served model.
 
-recommender = Recommender(store, Scorers(["127.0.0.1:8500"], "ranker", declaration), [Popular(store)])
+scorers = Scorers(["127.0.0.1:8500"], "ranker", declaration)
+recommender = Recommender(store, {"served": scorers}, [Popular(store)])
 for item in recommender.recommend(user_id=7, k=10, at_ms=now).items:
     print(item.item_id, item.rank_score)
 """
@@ -21,6 +22,7 @@ from features.store import Features
 from serving.app.problem import Problem
 from serving.app.sources import Source, gather
 from serving.client import PredictionFailed, Scorer
+from serving.experiment.arms import SERVED, Arm, arm_of
 from serving.ranking import rank_scores
 from streaming.contract.schema import BadMessage, check, rule, shown
 from streaming.declaration import Declaration
@@ -28,7 +30,6 @@ from streaming.declaration import Declaration
 CANDIDATES = 200
 OF_THE_ITEM = ("item", "video", "derived")
 """The views whose features differ between the items of one request."""
-ARM = "served"
 _BUSY_S = 2.0
 """The longest time that a request waits for others before it is refused."""
 _STATUS_S = 10.0
@@ -64,7 +65,7 @@ class Recommendation:
     at_ms: int
     read_ms: int = 0
     items: list[Item] = field(default_factory=list)
-    arm: str = ARM
+    arm: str = SERVED
     state: ModelState = ModelState("", -1, 0)
     ms: dict[str, float] = field(default_factory=dict)
 
@@ -123,10 +124,13 @@ class Scorers:
 
 
 class Recommender:
-    """Ranks the candidates of `sources` by the served model."""
+    """Ranks the candidates of `sources` by the model of the user's arm: `scorers` has one a name of `arms`."""
 
-    def __init__(self, store: Features, scorers: Scorers, sources: Sequence[Source]) -> None:
-        self._store, self._scorers, self._sources = store, scorers, sources
+    def __init__(
+        self, store: Features, scorers: Mapping[str, Scorers], sources: Sequence[Source],
+        arms: Sequence[Arm] = (Arm(SERVED, 1.0),),
+    ) -> None:  # fmt: skip
+        self._store, self._scorers, self._sources, self._arms = store, scorers, sources, arms
         self._reading = threading.Lock()
         plan = store.plan
         self._declaration = plan.declaration
@@ -151,7 +155,7 @@ class Recommender:
         ranking = list(self._declaration.exponents) or [self._declaration.judged]
         needed = ranking if task is None else [task]
         self._check(needed[0], given or {})
-        made = Recommendation(uuid.uuid4().hex, user_id, at_ms)
+        made = Recommendation(uuid.uuid4().hex, user_id, at_ms, arm=arm_of(user_id, self._arms))
         with made.stage("candidates"):
             found = gather(self._sources, user_id, max(k, candidates))
         if not found:
@@ -160,7 +164,7 @@ class Recommender:
             ids, times = [c.item_id for c in found], [at_ms] * len(found)
             rows, made.read_ms = self._store.read(user_id, ids, times, [given or {}] * len(found))
         with made.stage("scores"):
-            scores, made.state = self._scorers.score(rows)
+            scores, made.state = self._scorers[made.arm].score(rows)
         if missing := [name for name in needed if name not in scores]:
             raise Problem(503, f"the served model has no task {missing[0]!r} yet; ask again after the next warm start")
         ranks = rank_scores(self._declaration, scores).tolist() if task is None else scores[task]

@@ -33,7 +33,7 @@ from serving.app.service import Service
 from serving.app.sources import Newest, Popular
 from serving.app.web.api import Api
 from serving.client import light
-from serving.signatures import RANKER
+from serving.experiment.arms import SERVED, arms_of
 from streaming.event_time import MAX_DISORDER_MS
 from streaming.publisher import Publisher
 
@@ -82,8 +82,9 @@ def serve(args: argparse.Namespace) -> None:
         store = Features(args.features, args.source)
         database = Database(args.to / "app.sqlite", plan.declaration.window_ms + FORGET_MS)
         stack.callback(database.close)
-        scorers = Scorers(args.serving.split(","), RANKER, plan.declaration)
-        stack.callback(scorers.close)
+        scorers = {arm.name: Scorers(args.serving.split(","), arm.model, plan.declaration) for arm in args.arms}
+        for each in scorers.values():
+            stack.callback(each.close)
 
         def connect() -> Publisher:
             return Publisher(args.kafka, plan.declaration, "minutehand-app", views=plan.views, within_s=WITHIN_S)
@@ -95,7 +96,7 @@ def serve(args: argparse.Namespace) -> None:
         popular = Popular(store)
         now = clock(popular, args.event_time)
         intake = Intake(plan.declaration, plan.views, database, now, args.max_disorder_ms)
-        recommender = Recommender(store, scorers, [popular, Newest(store)])
+        recommender = Recommender(store, scorers, [popular, Newest(store)], args.arms)
         api.service = Service(plan.declaration, recommender, intake, event_log, database, gauges, now)
         service.health.reason = ""
         service.stopping.wait()
@@ -111,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", required=True, type=int, metavar="N", help="of HTTP")
     parser.add_argument("--event-time", choices=("live", "replay"), default="live", help="whose clock events follow")
     parser.add_argument("--max-disorder-ms", type=int, default=MAX_DISORDER_MS, metavar="MS")
+    parser.add_argument("--arms", type=arms_of, default=f"{SERVED}:100", metavar="ARM:WEIGHT,...",
+                        help="which part of the users each model answers (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
     return process.run(lambda: serve(args))
 

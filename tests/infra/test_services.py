@@ -10,6 +10,7 @@ import pytest
 from common.errors import InputError
 from infra import prepare, services
 from infra.settings import Settings
+from infra.supervise.service import select
 from serving.app.address import APP_KEY
 
 
@@ -38,9 +39,20 @@ def test_with_tls_the_servers_get_their_file_and_their_clients_theirs(tmp_path: 
 
 def test_what_a_service_needs_starts_with_it() -> None:
     declared = list(prepare.declared(Settings(), defaultdict(str)).values())
-    assert {"sync-0", "base"} < services.select(declared, ("model-server-0",))
-    assert "trainer" not in services.select(declared, ("model-server-0",))
-    assert services.select(declared, ()) == {service.name for service in declared}
+    assert {"sync-0", "base"} < select(declared, ("model-server-0",))
+    assert "trainer" not in select(declared, ("model-server-0",))
+    assert select(declared, ()) == {service.name for service in declared}
+
+
+def test_an_experiment_with_a_frozen_arm_has_a_copy_of_the_ranker_before_its_server(tmp_path: Path) -> None:
+    settings = Settings(var=str(tmp_path), arms="served:50,frozen:50")
+    declared = prepare.declared(settings, defaultdict(str))
+    assert "--frozen" in declared["frozen-0"].command and declared["frozen-0"].after == ("base",)
+    assert "frozen-0" in declared["model-server-0"].after
+    assert declared["app"].command[-2:] == ["--arms", settings.arms]
+    (settings.folder / "models/replica-0/frozen/1").mkdir(parents=True)
+    assert declared["frozen-0"].unless() and 'name: "frozen"' in services.model_config(settings, 0)
+    assert "frozen-0" not in prepare.declared(Settings(), defaultdict(str))
 
 
 def test_a_stock_server_tries_a_version_once_so_that_a_broken_one_blocks_no_other() -> None:

@@ -22,6 +22,7 @@ from serving.app.server import listening
 from serving.app.service import Service
 from serving.app.sources import Popular
 from serving.app.web.api import Api
+from serving.experiment.arms import SERVED
 from streaming.contract.contract import Contract
 from tests.support import shop_views
 
@@ -118,7 +119,7 @@ def app(folder: Path, *, key: str = "", store: Any = None, models: Any = None) -
     intake = Intake(declaration, views, database, now, 60_000)
     topics = Topics(intake.contract)
     event_log = EventLog(topics.connect)
-    recommender = Recommender(store, models, [Popular(store)])
+    recommender = Recommender(store, {SERVED: models}, [Popular(store)])
     api = Api(declaration, views, key, gauges, lambda: "" if api.service else "starting")
     api.service = Service(declaration, recommender, intake, event_log, database, gauges, now)
     try:

@@ -85,15 +85,15 @@ def client_of(url: str) -> Any:
 
 
 @_of_client
-def run_of(client: Any, source: str, lineage: str) -> str:
-    """Finds the lineage's run by its tag, or makes it. Returns its id."""
+def run_of(client: Any, source: str, value: str, tag: str = "lineage") -> str:
+    """Finds the run of the source whose `tag` has this value, such as a lineage's, or makes it. Returns its id."""
     name = experiment_of(source)
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
     if experiment and experiment.lifecycle_stage == "deleted":  # on MLflow's page
         client.restore_experiment(experiment_id)
-    runs = client.search_runs([experiment_id], f"tags.lineage = '{lineage}'", max_results=1)
-    run = runs[0] if runs else client.create_run(experiment_id, tags={"lineage": lineage}, run_name=lineage)
+    runs = client.search_runs([experiment_id], f"tags.{tag} = '{value}'", max_results=1)
+    run = runs[0] if runs else client.create_run(experiment_id, tags={tag: value}, run_name=value)
     return str(run.info.run_id)
 
 

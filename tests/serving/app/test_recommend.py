@@ -19,6 +19,7 @@ from serving.app.problem import Problem
 from serving.app.recommend import ModelState, Recommender, Scorers
 from serving.app.sources import Newest, Popular
 from serving.client import Scorer
+from serving.experiment.arms import SERVED
 from tests.support import shop_views
 from tests.support.app import App, app
 from tests.support.grpc_replica import LINEAGE, GrpcReplica
@@ -38,7 +39,7 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(
     address = f"127.0.0.1:{own_rig.port}"
     scorer, scorers = Scorer([address], "ranker", D), Scorers([address], "ranker", D)
     with pytest.raises(Problem, match="^no item is known yet"):
-        Recommender(store, scorers, [Popular(store)]).recommend(users[0], 5, NOW_MS)
+        Recommender(store, {SERVED: scorers}, [Popular(store)]).recommend(users[0], 5, NOW_MS)
 
     with Counts(store) as counts:
         judge = Judge(store.plan.slots, D.window_ms, 1000)
@@ -51,7 +52,7 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(
     assert Newest(store).candidates(7, 5) == []  # the source's items have no attributes
     until(lambda: scorer.score([{}]), "the server is up", 90)
 
-    recommender, request = Recommender(store, scorers, [popular]), {"hour": 0.5, "tags": [1, 2]}
+    recommender, request = Recommender(store, {SERVED: scorers}, [popular]), {"hour": 0.5, "tags": [1, 2]}
     best = recommender.recommend(users[0], 7, NOW_MS, candidates=20, given=request)
     by_hand = [
         {"user": users[0], "item": item, "tags": [1, 2], "seen": [], "price": 0.0, "hour": 0.5} for item in items
@@ -66,7 +67,9 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(
     declared = replace(D, rank={"click": 1, "like": -2})
     with monkeypatch.context() as changed:
         changed.setattr(store, "plan", store.plan._replace(declaration=declared))
-        ranked = Recommender(store, scorers, [popular]).recommend(users[0], 20, NOW_MS, candidates=20, given=request)
+        ranked = Recommender(store, {SERVED: scorers}, [popular]).recommend(
+            users[0], 20, NOW_MS, candidates=20, given=request
+        )
     by_both = sorted((c / k**2 for c, k in zip(scores["click"], scores["like"], strict=True)), reverse=True)
     assert [r.rank_score for r in ranked.items] == pytest.approx(by_both)
 
@@ -94,7 +97,7 @@ def test_a_source_whose_items_all_look_the_same_is_refused() -> None:
     source = SimpleNamespace(declaration=replace(D, features=tuple(replace(f, view="request") for f in D.features)))
     store = SimpleNamespace(plan=plan(source), source="shop.py")  # type: ignore[arg-type]
     with pytest.raises(Problem, match=r"shop.py: every item would get one score.*\(one of user, item\)") as e:
-        Recommender(store, None, []).recommend(7, 5, NOW_MS)  # type: ignore[arg-type]
+        Recommender(store, {}, []).recommend(7, 5, NOW_MS)  # type: ignore[arg-type]
     assert e.value.status == 409
 
 
