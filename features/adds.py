@@ -11,7 +11,7 @@ counted columns as they were readable at any time, for the offline join and for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +79,24 @@ class AddLog:
             self._put(small[-1].with_name(f"{_arrived(small[-1])}-merged.parquet"), merged)
             for file in small:
                 file.unlink()
+
+    def names(self) -> list[str]:
+        """The names of all files."""
+        return sorted(file.name for file in self._files())
+
+    def blank(self, name: str, cover: Callable[[Int64s, Int64s, Int64s], NDArray[np.bool_]]) -> None:
+        """Takes out of a file the adds that `cover` finds, by slot, profile and time. A row of count 0 stays."""
+        file = self._folder / name
+        table = pq.read_table(file)
+        covered = pa.array(cover(*(table[column].to_numpy() for column in ("slot", "profile", "ts_ms"))))
+        if pc.any(covered).as_py():
+            columns = [
+                table[field.name]
+                if field.name in ("arrived", "clock_ms")
+                else pc.if_else(covered, pa.scalar(0, field.type), table[field.name])
+                for field in SCHEMA
+            ]
+            self._put(file, pa.table(columns, SCHEMA))
 
     def commits(self) -> tuple[Int64s, Int64s]:
         """The wall times of all commits, in order, and the clock of each."""

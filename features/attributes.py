@@ -7,7 +7,7 @@
 Of each attribute the newest `ts_ms` wins, in whatever order the messages come; of equal times the later message. So
 each logged row has the time of each attribute, in a column of the log that Feast does not know. A row is complete. It
 has null where nobody sent a value, and a read gives the default there. What the source's tables have is merged by the
-same rule.
+same rule. A message that forgets a user is a row without values: it takes the place of all older ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from features.offline import TIMES
 from features.plan import TS
 from features.store import Features, now_ms
 from streaming.hashing import text_id
-from streaming.topics import KEYS
+from streaming.topics import FORGET, KEYS
 from streaming.views import VIEWS, Column
 
 BATCH_ROWS = 5000
@@ -36,8 +36,9 @@ class Attributes:
 
     def take(self, topic: str, event: Mapping[str, Any]) -> None:
         """Takes a message that the contract allows."""
-        if event["attributes"]:
-            self._taken[VIEWS[topic]][event[KEYS[topic]]].append(event)
+        view = VIEWS[topic]
+        if event.get("attributes") or FORGET in event and view in self._store.plan.columns:
+            self._taken[view][event[KEYS[topic]]].append(event)
 
     def push(self) -> dict[str, int]:
         """Writes the rows that the taken messages change. Returns the number of each view."""
@@ -49,9 +50,14 @@ class Attributes:
                 rows = rows_of(self._store, view, some)
                 for key, row in rows.items():
                     for event in taken[key]:
-                        row.upsert(event[TS], event["attributes"])
+                        if FORGET in event:
+                            row.forget(event[FORGET])
+                        else:
+                            row.upsert(event[TS], event["attributes"])
                 if changed := write(self._store, view, rows):
                     written[view] = written.get(view, 0) + changed
+                if forgotten := [key for key in some if any(FORGET in event for event in taken[key])]:
+                    self._store.offline.forget(view, forgotten)
             taken.clear()
         return written
 
@@ -98,6 +104,10 @@ class Row:
                 self._times.pop(text_id(name), None)
         self.base_ms = max(self.base_ms, ts_ms)
         self._newest_ms = max(self._newest_ms, ts_ms)
+
+    def forget(self, at_ms: int) -> None:
+        """Takes the values of all attributes up to a time. An older message does not bring them back."""
+        self.replace(at_ms + 1, dict.fromkeys(self.values))
 
     def next_event_ms(self, now: int) -> int:
         """The event time of the merged row: later than the stored one, so that each online store takes it.

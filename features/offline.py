@@ -109,6 +109,17 @@ class Offline:
         )  # fmt: skip
         return rows.cast(self._schema(view))
 
+    def forget(self, view: str, keys: Iterable[int]) -> None:
+        """Removes all rows of keys but the newest one of each, which is readable already."""
+        newest = self.newest(view, keys=keys).select([self._plan.key(view), "arrived"])
+        for file in self.files(view):
+            table = pq.read_table(file)
+            place = pc.index_in(table[self._plan.key(view)], newest[self._plan.key(view)])
+            older = pc.fill_null(pc.less(table["arrived"], newest["arrived"].take(place)), False)
+            if pc.any(older).as_py():
+                with locked(self._lock):
+                    self.write(file, table.filter(pc.invert(older)))
+
     def arrivals(self, view: str) -> dict[int, NDArray[np.int64]]:
         """Key -> the wall times (ms) at which its rows became readable, in order."""
         key = self._plan.key(view)

@@ -3,19 +3,20 @@
     python -m features.push --source simulator --kafka 127.0.0.1:9092 --to var/features --port 8591
 
 It judges impressions and actions (read_committed, features/profile/judge.py), and merges attributes of users and items
-into their rows (features/attributes.py). About every `push_ms` it commits what it has read: the counts, the topics'
-positions, the open impressions and the clock are one transaction of the store. So a killed process continues there, and
-each event is counted once. At each start it writes what the batch views lack, and at the first one it counts the
-source's history. On SIGTERM it makes a last commit and exits with 0.
+into their rows (features/attributes.py). A message that forgets a user reaches both. About every `push_ms` it commits
+what it has read: the counts, the topics' positions, the open impressions and the clock are one transaction of the
+store. So a killed process continues there, and each event is counted once. At each start it writes what the batch views
+lack, and at the first one it counts the source's history. On SIGTERM it makes a last commit and exits with 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,14 @@ from streaming.contract.schema import BadMessage
 from streaming.event_time import EventTime
 from streaming.reader import Reader
 from streaming.source import Exposure, load
-from streaming.topics import ACTIONS, IMPRESSIONS, ITEMS, USERS
+from streaming.topics import ACTIONS, FORGET, IMPRESSIONS, ITEMS, USERS
 
 COUNTED, UPSERTS = (IMPRESSIONS, ACTIONS), (ITEMS, USERS)
 READ_AT_ONCE = 4096
 MOST_EVENTS = 20_000
 """So many events are committed at once, before `push_ms` has passed."""
-CLOCK = "clock"
-"""The note of the profile store with the judge's clock."""
+CLOCK, FORGETTING = "clock", "forgetting"
+"""Notes of the profile store: the judge's clock, and the files of the log that may hold adds of forgotten profiles."""
 
 log = process.logger("features")
 
@@ -64,11 +65,15 @@ class Gauges:
 
 
 class Counts:
-    """What a feature folder holds of the counted events: the profile store, and the log of its adds."""
+    """What a feature folder holds of the counted events: the profile store, and the log of its adds.
+
+    `forgetting`: the files of the log that may still hold adds of forgotten profiles.
+    """
 
     def __init__(self, store: Features) -> None:
         self._store, self._log = store, AddLog(store.folder)
         self._profiles = Profiles(store.folder, store.plan.slots, writes=True)
+        self.forgetting: list[str] = json.loads(self._profiles.noted(FORGETTING) or b"[]")
 
     def __enter__(self) -> Counts:
         return self
@@ -87,26 +92,47 @@ class Counts:
             judge.restore(clock, self._profiles.pending())
         return self._profiles.positions()
 
-    def commit(self, judge: Judge, positions: Mapping[str, Any]) -> int:
-        """Makes what was judged since the last commit readable and durable, with the positions. Returns the adds."""
+    def commit(self, judge: Judge, positions: Mapping[str, Any], forgets: Sequence[tuple[int, int]] = ()) -> int:
+        """Makes what was judged since the last commit readable and durable, with the positions. Returns the adds.
+
+        `forgets`: users that are forgotten, each with the time up to which.
+        """
         changes = judge.take()
         with ExitStack() as behind:  # the folder's lock is released when the transaction is readable
             with self._profiles.writing() as commit:
                 commit.add(changes.adds)
+                for user_id, at_ms in forgets:
+                    commit.forget("user", user_id, at_ms)
+                forgetting = self._log.names() if forgets else self.forgetting
+                commit.note(FORGETTING, json.dumps(forgetting).encode())
                 commit.pend(changes.pending)
                 commit.settle(changes.closed_ms)
                 commit.positions(positions)
+                adds = changes.adds
+                adds = adds.where(~self._profiles.tombstones.cover(adds.slot, adds.profile, adds.ts_ms))
                 commit.flush()  # readers wait from here on
                 arrived_ms = behind.enter_context(self._store.arriving())
-                self._log.write(arrived_ms, judge.now_ms, changes.adds)
+                self._log.write(arrived_ms, judge.now_ms, adds)
                 for name, data in ((CLOCK, changes.clock), (NOW, b"%d" % judge.now_ms), (ARRIVED, b"%d" % arrived_ms)):
                     commit.note(name, data)
+        self.forgetting = forgetting
         return len(changes.adds.slot)
 
     def compact(self, judge: Judge) -> bool:
         """Compacts for a moment. Returns whether more is to do."""
-        self._log.compact()
+        if self.forgetting:
+            self._forget()
+        else:
+            self._log.compact()
         return judge.now_ms >= 0 and self._profiles.compact(judge.now_ms)
+
+    def _forget(self) -> None:
+        """Takes the adds of forgotten profiles out of one more file of the log."""
+        *left, name = self.forgetting
+        self._log.blank(name, self._profiles.tombstones.cover)
+        with self._profiles.writing() as commit:
+            commit.note(FORGETTING, json.dumps(left).encode())
+        self.forgetting = left
 
 
 class Push:
@@ -122,6 +148,7 @@ class Push:
         self._contract = Contract(store.plan.declaration, store.plan.views)
         self._partitions = sum(len(reader.partitions(topic)) for topic in COUNTED)
         self._next_commit = time.monotonic()
+        self._forgets: list[tuple[int, int]] = []
         self._read = 0
 
     def run(self, stopping: threading.Event) -> None:
@@ -149,7 +176,8 @@ class Push:
         begun = time.monotonic()
         for view, rows in self._attributes.push().items():  # no position may pass a message that is in no row
             self._gauges.rows.labels(view).inc(rows)
-        self._gauges.adds.inc(self._counts.commit(self._judge, self._reader.positions()))
+        self._gauges.adds.inc(self._counts.commit(self._judge, self._reader.positions(), self._forgets))
+        self._forgets = []
         self._read = 0
         self._gauges.push_s.set(time.monotonic() - begun)
         self._gauges.counted.set(self._judge.counted)
@@ -183,12 +211,15 @@ class Push:
         try:
             event = self._contract.read(topic, record.value)
             latest_ms = record.timestamp + self._event_time.max_disorder_ms
-            if event["ts_ms"] > latest_ms:
-                raise BadMessage("future", f"ts_ms is {event['ts_ms']}, allowed is up to {latest_ms}")
+            name = FORGET if FORGET in event else "ts_ms"
+            if event[name] > latest_ms:
+                raise BadMessage("future", f"{name} is {event[name]}, allowed is up to {latest_ms}")
         except BadMessage as e:
             self._reader.bury(topic, partition, record.offset, record.value or b"", e.kind, str(e))
         else:
             self._attributes.take(topic, event)
+            if FORGET in event:
+                self._forgets.append((event["user_id"], event[FORGET]))
 
 
 def begin(store: Features, counts: Counts, judge: Judge, history: Iterable[Exposure]) -> None:

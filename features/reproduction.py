@@ -26,6 +26,7 @@ from common import process
 from common.interval import milliseconds
 from features.adds import AddLog
 from features.counted import ENTITY
+from features.profile.store import Profiles
 from features.store import Features
 from streaming.archive.archive import Archive
 from streaming.topics import IMPRESSIONS
@@ -36,11 +37,13 @@ LEAST = 0.999
 def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
     """Compares impressions of an archive's table whose features were read from the store.
 
-    Returns impressions, values, reproduced, share, missed (feature -> values), why (reason -> values), misses
-    ([impression_id, feature, served, joined, why], the first 100).
+    Those of users that were forgotten since are left out. Returns impressions, forgotten (how many are left out),
+    values, reproduced, share, missed (feature -> values), why (reason -> values), misses ([impression_id, feature,
+    served, joined, why], the first 100).
     """
     names = [f.name for f in store.plan.declaration.features]
-    requests = impressions.filter(pc.greater(impressions["read_ms"], 0))
+    read = impressions.filter(pc.greater(impressions["read_ms"], 0))
+    requests = read.filter(pa.array(_remembered(store, read)))
     served = requests.select([f"feature_{name}" for name in names]).rename_columns(names).to_pylist()
     joined = store.historical(requests).to_pylist() if requests.num_rows else []
     wrong = {}
@@ -57,6 +60,7 @@ def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
     values = len(served) * len(names)
     return {
         "impressions": len(served),
+        "forgotten": len(read) - len(served),
         "values": values,
         "reproduced": values - len(misses),
         "share": 1 - len(misses) / values if values else 1.0,
@@ -64,6 +68,14 @@ def reproduce(store: Features, impressions: pa.Table) -> dict[str, Any]:
         "why": dict(Counter(why.values())),
         "misses": misses[:100],
     }
+
+
+def _remembered(store: Features, impressions: pa.Table) -> list[bool]:
+    """Whether the store still has what it knew of each impression's user."""
+    with Profiles(store.folder, store.plan.slots) as profiles:
+        until = profiles.forgotten("user")
+    pairs = zip(impressions["user_id"].to_pylist(), impressions["ts_ms"].to_pylist(), strict=True)
+    return [ts_ms > until.get(user, -1) for user, ts_ms in pairs]
 
 
 def _explain(

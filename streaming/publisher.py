@@ -24,7 +24,7 @@ from streaming.contract.contract import Contract
 from streaming.contract.schema import MAX_MESSAGE_BYTES, BadMessage, plain, shown
 from streaming.dead_letters import close_producer, dead
 from streaming.declaration import Declaration
-from streaming.topics import ACTIONS, DEAD, IMPRESSIONS, KEYS
+from streaming.topics import ACTIONS, DEAD, FORGET, IMPRESSIONS, KEYS
 from streaming.views import Views
 
 
@@ -78,6 +78,11 @@ def item(item_id: int, ts_ms: int, attributes: Mapping[str, Any]) -> dict[str, A
 def user(user_id: int, ts_ms: int, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The same of a user: columns of the view `profile`."""
     return {"user_id": user_id, "ts_ms": ts_ms, "attributes": dict(attributes)}
+
+
+def forget(user_id: int, forget_ms: int) -> dict[str, Any]:
+    """Asks to forget what a user did, and each attribute of it, up to `forget_ms` (docs/profiles.md)."""
+    return {"user_id": user_id, FORGET: forget_ms}
 
 
 class Stopped(RuntimeError):

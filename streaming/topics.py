@@ -14,6 +14,8 @@ IMPRESSIONS, ACTIONS, EXAMPLES = "impressions", "actions", "examples"
 ITEMS, USERS = "items", "users"
 KEYS = {IMPRESSIONS: "impression_id", ACTIONS: "impression_id", ITEMS: "item_id", USERS: "user_id"}
 """Topic of apps -> the field that is the key of its records."""
+FORGET = "forget_ms"
+"""The field of a record of USERS that asks to forget the user up to this time."""
 DEAD = {topic: f"{topic}.dead" for topic in (IMPRESSIONS, ACTIONS, EXAMPLES, ITEMS, USERS)}
 LATE = {topic: f"{topic}.late" for topic in (IMPRESSIONS, ACTIONS)}
 ALL = (IMPRESSIONS, ACTIONS, EXAMPLES, ITEMS, USERS, *DEAD.values(), *LATE.values())

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from features.profile import database
 from features.profile.database import COMMIT_BITS, LEVEL, NUMBER_BITS, Connection
 from features.profile.rows import LEVELS, Int64s, Rows, joined, matrix, merged, of_owners, seal, slots, times, unsealed
-from features.profile.transaction import ENTITIES, FRESH_WIDTH
+from features.profile.tombstones import ENTITIES
+from features.profile.transaction import FRESH_WIDTH
 from streaming.slots import DAY_MS, HOUR_MS, WINDOWS, Slots
 
 READER_LAG_MS = HOUR_MS

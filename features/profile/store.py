@@ -29,7 +29,8 @@ from features.profile.database import COMMIT_BITS, FILE, LEVEL
 from features.profile.fold import READER_LAG_MS
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
 from features.profile.rows import Int64s, Rows, empty, joined, matrix, of_owners, slots, unsealed
-from features.profile.transaction import ENTITIES, FRESH_WIDTH, Fresh, Transaction
+from features.profile.tombstones import ENTITIES, Tombstones
+from features.profile.transaction import FRESH_WIDTH, Fresh, Transaction
 from streaming.slots import MAX_SLOTS, WINDOWS, Slots
 
 _OLDEST_LEVEL = {name: level for level, name in enumerate(WINDOWS)}
@@ -62,7 +63,7 @@ class Profiles:
                 opened.enter_context(hold(Path(folder) / "profiles.lock", "one process writes the profiles"))
                 self._writer = opened.enter_context(closing(database.connect(self._path, writes=True)))
                 database.adopt(self._writer, self._path, declared, writes=True)
-                self._fresh = Fresh(self._writer)
+                self._fresh, self.tombstones = Fresh(self._writer), Tombstones(self._writer, declared)
             self._reader = opened.enter_context(closing(database.connect(self._path, writes=False)))
             database.adopt(self._reader, self._path, declared, writes=False)
             self._opened = opened.pop_all()
@@ -72,7 +73,7 @@ class Profiles:
     def writing(self) -> Iterator[Transaction]:
         """One commit: durable and visible at the end of the block, undone if the block raises."""
         with self._writing, self._undoing(), database.transaction(self._open(), self._path, "BEGIN IMMEDIATE"):
-            commit = Transaction(self._open(), self._path, self._declared, self._fresh)
+            commit = Transaction(self._open(), self._path, self._declared, self._fresh, self.tombstones)
             yield commit
             commit.flush()
 
@@ -95,13 +96,19 @@ class Profiles:
             yield
         except BaseException:
             with database.named(self._path):
-                self._fresh = Fresh(self._open())
+                self._fresh, self.tombstones = Fresh(self._open()), Tombstones(self._open(), self._declared)
             raise
 
     def positions(self) -> dict[str, Any]:
         """The Kafka positions of the last commit, by topic."""
         positions: dict[str, Any] = json.loads(self._note(database.POSITIONS) or b"{}")
         return positions
+
+    def forgotten(self, entity: str) -> dict[int, int]:
+        """Each forgotten profile, and the time up to which it is forgotten."""
+        with self._reading, database.named(self._path):
+            query = "SELECT profile, at_ms FROM tombstones WHERE entity = ?"
+            return dict(self._reader.execute(query, (ENTITIES.index(entity),)).fetchall())
 
     def noted(self, name: str) -> bytes | None:
         """What a commit has noted under the name."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from common.errors import InputError
 from features.profile import database, pending
 from features.profile.database import BUCKETS, COMMIT_BITS, LEVEL, Connection
 from features.profile.rows import LEVELS, MAX_MS, Int64s, matrix, places, seal, slots, times, unsealed
+from features.profile.tombstones import ENTITIES, Tombstones
 from streaming.slots import MINUTE_MS, Slots
 
-ENTITIES = ("user", "item")
 MAX_COUNT = 2**31 - 1
 FRESH_WIDTH = 4
 """Columns of a fresh row: profile, feature, place, count."""
@@ -33,6 +33,10 @@ class Adds:
     ts_ms: NDArray[Any]
     action: NDArray[Any]
     count: NDArray[Any]
+
+    def where(self, chosen: NDArray[Any]) -> Adds:
+        """The adds of a mask or of places."""
+        return Adds(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 class Fresh:
@@ -50,11 +54,13 @@ class Fresh:
 class Transaction:
     """What one commit does. `Profiles.writing` makes it."""
 
-    def __init__(self, connection: Connection, path: Path, declared: Slots, fresh: Fresh) -> None:
+    def __init__(
+        self, connection: Connection, path: Path, declared: Slots, fresh: Fresh, tombstones: Tombstones
+    ) -> None:  # fmt: skip
         self._connection, self._path, self._declared, self._fresh = connection, path, declared, fresh
         self._entities = np.array([ENTITIES.index(slot.entity) for slot in declared.slots], np.int64)
         self._added: list[Int64s] = []
-        self._tombstones: list[tuple[int, int, int]] = connection.execute("SELECT * FROM tombstones").fetchall()
+        self._tombstones = tombstones
 
     def add(self, adds: Adds, now_ms: int | None = None) -> None:
         """Adds counts. Raises InputError for the first one that is not allowed, and then adds none of them.
@@ -107,27 +113,22 @@ class Transaction:
         if entity not in ENTITIES:
             raise InputError(f"forget: entity is {entity!r}; allowed is user or item")
         place = ENTITIES.index(entity)
-        values = (place, profile, at_ms)
-        self._connection.execute(
-            "INSERT INTO tombstones VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at_ms = max(at_ms, excluded.at_ms)",
-            values,
-        )
-        self._tombstones.append(values)
+        self._tombstones.put(self._connection, place, profile, at_ms)
         bucket = int(database.buckets_of(place, np.array([profile], np.int64))[0])
-        self._forget_fresh(bucket, values)
-        self._forget_slices(bucket, values)
+        self._forget_fresh(bucket)
+        self._forget_slices(bucket, place, profile, at_ms)
 
-    def _forget_fresh(self, bucket: int, tombstone: tuple[int, int, int]) -> None:
+    def _forget_fresh(self, bucket: int) -> None:
         first = bucket << COMMIT_BITS
         keys = (first, first + (1 << COMMIT_BITS) - 1)
-        for key, blob in self._connection.execute("SELECT key, rows FROM fresh WHERE key BETWEEN ? AND ?", keys):
+        query = "SELECT key, rows FROM fresh WHERE key BETWEEN ? AND ?"
+        for key, blob in self._connection.execute(query, keys).fetchall():
             rows = matrix([unsealed(blob, f"{self._path}: bucket {bucket}")], FRESH_WIDTH)
-            left = self._unforgotten(rows, [tombstone])
+            left = self._unforgotten(rows)
             if left.shape != rows.shape:
                 self._put("fresh", key, left)
 
-    def _forget_slices(self, bucket: int, tombstone: tuple[int, int, int]) -> None:
-        entity, profile, at_ms = tombstone
+    def _forget_slices(self, bucket: int, entity: int, profile: int, at_ms: int) -> None:
         query = "SELECT number FROM profiles WHERE bucket = ? AND entity = ? AND profile = ?"
         for (number,) in self._connection.execute(query, (bucket, entity, profile)).fetchall():
             for level, slice_ms in enumerate(LEVELS):
@@ -145,17 +146,14 @@ class Transaction:
         else:
             self._connection.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
 
-    def _unforgotten(self, rows: Int64s, tombstones: Iterable[tuple[int, int, int]]) -> Int64s:
+    def _unforgotten(self, rows: Int64s) -> Int64s:
         """The fresh rows that no tombstone covers."""
-        for entity, profile, at_ms in tombstones:
-            covered = (rows[0] == profile) & (times(rows[2]) <= at_ms)
-            if covered.any():
-                rows = rows[:, ~(covered & (self._entities[slots(rows[2])] == entity))]
-        return rows
+        covered = self._tombstones.cover(slots(rows[2]), rows[0], times(rows[2]))
+        return rows[:, ~covered] if covered.any() else rows
 
     def flush(self) -> None:
         """Writes what was added until now: one piece for each bucket. The end of the commit does it, too."""
-        rows = self._unforgotten(np.concatenate(self._added, 1), self._tombstones) if self._added else None
+        rows = self._unforgotten(np.concatenate(self._added, 1)) if self._added else None
         self._added = []
         if rows is None or not rows.shape[1]:
             return

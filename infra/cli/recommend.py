@@ -1,13 +1,16 @@
-"""`minutehand recommend`: ranks items for a user on the running platform; see docs/your-app.md."""
+"""`minutehand recommend` ranks items for a user on the running platform, `minutehand forget` forgets a user."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infra.cli.command import Justify, add, print_table, settings_of
 from infra.platform import Platform, PlatformError
+
+if TYPE_CHECKING:
+    from serving.app.client import Minutehand
 
 
 def add_parser(commands: Any) -> None:
@@ -27,9 +30,27 @@ def add_parser(commands: Any) -> None:
         "--given", action="append", default=[], metavar="NAME=VALUE", help="a feature of the request, as JSON; repeated"
     )
     p.add_argument("--json", action="store_true", help="one JSON object an item")
+    p = add(
+        commands,
+        "forget",
+        forget,
+        "forget a user",
+        "Ask the platform's service to forget what a user did, and the user's attributes (docs/profiles.md).\n"
+        "The platform must be running, with the settings feast and app.",
+        "minutehand forget --user 7",
+    )
+    p.add_argument("--user", type=_user, required=True, metavar="U", help="the user's id")
 
 
-def run(args: argparse.Namespace) -> int:
+def forget(args: argparse.Namespace) -> int:
+    with _service(args) as minutehand:
+        minutehand.forget(args.user)
+    print(f"user {args.user}: Kafka has the request; the feature push forgets what happened until now")
+    return 0
+
+
+def _service(args: argparse.Namespace) -> Minutehand:
+    """The service of the platform that the flags name."""
     from serving.app.client import Minutehand
 
     platform = Platform(settings_of(args))
@@ -37,8 +58,12 @@ def run(args: argparse.Namespace) -> int:
     if not addresses:
         raise PlatformError(f"no platform {platform.settings.name!r} has run here: minutehand up")
     if "app" not in addresses:
-        raise PlatformError("app or feast is false, so nobody recommends; allowed is minutehand up with both true")
-    with Minutehand(addresses["app"]) as minutehand:
+        raise PlatformError("app or feast is false, so nobody answers; allowed is minutehand up with both true")
+    return Minutehand(addresses["app"])
+
+
+def run(args: argparse.Namespace) -> int:
+    with _service(args) as minutehand:
         context = dict(map(_pair, args.given))
         made = minutehand.recommend(args.user, args.top, context, task=args.task, log=False)
     items, model = made["items"], made["model"]

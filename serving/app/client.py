@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -66,9 +67,17 @@ class Minutehand:
         """Sets attributes of a user. Raises Refused."""
         return self._post("users", {"user_id": user_id, "attributes": attributes})
 
+    def forget(self, user_id: Id) -> dict[str, Any]:
+        """Forgets what a user did, and the user's attributes. Raises Refused."""
+        text = f'"{user_id}"' if isinstance(user_id, str) else str(user_id)
+        return self._ask("DELETE", f"users/{quote(text, safe='')}")
+
     def _post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("POST", route, json=body)
+
+    def _ask(self, method: str, route: str, **body: Any) -> dict[str, Any]:
         try:
-            answer = self._http.post(f"/v1/{route}", json=body)
+            answer = self._http.request(method, f"/v1/{route}", **body)
         except httpx.HTTPError as e:
             raise Refused(0, f"{self._http.base_url} does not answer: {e or type(e).__name__}") from None
         content: dict[str, Any] = answer.json()

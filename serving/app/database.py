@@ -66,6 +66,11 @@ class Database:
                 found.update(self._connection.execute(query, some).fetchall())
         return found
 
+    def forget(self, id: int) -> None:
+        """Forgets the text of an id."""
+        with self._lock:
+            self._connection.execute("DELETE FROM texts WHERE id = ?", (id,))
+
     def add(self, recommendation_id: str, made_ms: int, items: Sequence[int]) -> None:
         """Keeps what a recommendation showed."""
         row = (recommendation_id, made_ms, array("q", items).tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,14 @@ def number(value: Any, name: str, texts: set[str]) -> int:
         raise BadMessage("type", f"{name} is {shown(value)}, allowed is an integer or a text")
     check(rule("id"), value, name)
     return value
+
+
+def of_path(text: str, name: str) -> int:
+    """The int64 of an id in a path. A whole number is one; a text of digits is written in quotes. Raises BadMessage."""
+    if re.fullmatch("-?[0-9]{1,20}", text):
+        return number(int(text), name, set())
+    quoted = len(text) > 2 and text[0] == text[-1] == '"'
+    return number(text[1:-1] if quoted else text, name, set())
 
 
 def numbers(values: Any, kinds: Mapping[str, str], texts: set[str]) -> Any:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from serving.app.database import Database, Recommended
-from serving.app.ids import number, numbers
+from serving.app.ids import number, numbers, of_path
 from serving.app.problem import Problem
 from streaming.contract.contract import Contract
 from streaming.contract.schema import BadMessage, check, rule, shown
 from streaming.declaration import Declaration
-from streaming.topics import ACTIONS, IMPRESSIONS, KEYS
+from streaming.topics import ACTIONS, FORGET, IMPRESSIONS, KEYS, USERS
 from streaming.views import Views
 
 OF_RECOMMENDATION = ("recommendation_id", "item_id", "action", "ts_ms", "value")
@@ -42,6 +42,15 @@ class Intake:
     def attributes(self, topic: str, body: Any, texts: set[str]) -> Event:
         """Attributes of a user or an item, for the topic of that name. Raises Problem."""
         return self._judged(lambda: self._attributes(topic, body, texts))
+
+    def forget(self, user: str) -> Event:
+        """The request to forget a user, up to now. `user` is of a path: a number, or a text. Raises Problem."""
+        try:
+            event = {"user_id": of_path(user, "user_id"), FORGET: self._clock()}
+            self.contract.check(USERS, event)
+        except BadMessage as e:
+            raise Problem(422, str(e)) from None
+        return USERS, event
 
     def _judged(self, make: Callable[[], Event]) -> Event:
         try:

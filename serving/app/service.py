@@ -107,6 +107,14 @@ class Service:
         """Takes the attributes of one user or item, or of several under the name of the topic."""
         return self._take(body, topic, lambda one, texts: self.intake.attributes(topic, one, texts))
 
+    def forget(self, user: str) -> dict[str, Any]:
+        """Forgets a user up to now: the topic has the request before this returns."""
+        topic, event = self.intake.forget(user)
+        self._event_log.write([(topic, event)])
+        self._database.forget(event["user_id"])
+        self._gauges.event(topic, "accepted")
+        return {"accepted": 1, "refused": []}
+
     def _take(
         self, body: Any, many: str, judge: Callable[[Any, set[str]], Event]
     ) -> tuple[int, dict[str, Any]]:  # fmt: skip

@@ -22,6 +22,7 @@ from streaming.contract.schema import (
     shown,
 )
 from streaming.declaration import Declaration
+from streaming.topics import FORGET, USERS
 from streaming.views import VIEWS, Views
 
 KINDS = {"int": "int64", "ints": "ints", "number": "number"}
@@ -35,7 +36,7 @@ class Contract:
     """
 
     def __init__(self, declaration: Declaration, views: Views | None = None) -> None:
-        self._rules = {name: rule(name) for name in ("impressions", "actions", "heartbeat", *VIEWS)}
+        self._rules = {name: rule(name) for name in ("impressions", "actions", "heartbeat", "forget", *VIEWS)}
         impression, action = self._rules["impressions"]["properties"], self._rules["actions"]["properties"]
         impression["features"]["properties"] = {f.name: rule(f.kind) for f in declaration.features}
         impression["scores"]["properties"] = dict.fromkeys(declaration.tasks, rule("probability"))
@@ -62,12 +63,12 @@ class Contract:
         return event
 
     def check(self, topic: str, event: dict[str, Any]) -> None:
-        """Raises BadMessage unless an event fits the rules of `topic`."""
-        check(self._rules[topic], event, "message")
+        """Raises BadMessage unless an event fits the rules of `topic`. One of `users` may ask to forget."""
+        check(self._rules["forget" if topic == USERS and FORGET in event else topic], event, "message")
 
-    def rule(self, topic: str) -> dict[str, Any]:
-        """The rule of a topic's messages, as JSON Schema with our own minBytes and maxBytes."""
-        return self._rules[topic]
+    def rule(self, name: str) -> dict[str, Any]:
+        """The rule of a topic's messages, or `forget`, as JSON Schema with our own minBytes and maxBytes."""
+        return self._rules[name]
 
     def defaults(self, topic: str) -> dict[str, Any]:
         """Field -> its value if it is absent."""

@@ -11,7 +11,7 @@ from tests.support import PROJECT
 from tests.test_rooms import MODULES
 
 README = (PROJECT / "README.md").read_text()
-COMMANDS = "up down status start restart logs demo pipeline deltas recommend source ab".split()
+COMMANDS = "up down status start restart logs demo pipeline deltas recommend forget source ab".split()
 
 
 def test_every_make_target_it_names_exists() -> None:

@@ -15,10 +15,14 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from kafka import KafkaProducer
 
 from features import adds, offline
+from features.attributes import Attributes
+from features.batch_views import refresh
 from features.online import ARRIVED
 from features.profile.database import FILE
 from features.profile.judge import Judge
@@ -30,7 +34,7 @@ from features.store import Features, now_ms
 from infra.tail import Tail
 from streaming import topics
 from streaming.archive.rows import Decoder
-from streaming.publisher import Publisher, action, impression, item, user
+from streaming.publisher import Publisher, action, forget, impression, item, user
 from streaming.source import Exposure, load
 from tests.support import PROJECT
 from tests.support.broker import Broker
@@ -230,6 +234,14 @@ def test_attributes_are_in_the_store_within_a_push_through_kill_9(broker: Broker
     def rows() -> dict[int, Any]:
         return {row["product"]: (row["brands"], row["price"]) for row in store.offline.newest("video").to_pylist()}
 
+    # A user is forgotten, through a kill.
+    with Publisher(broker.bootstrap, DECLARATION, views=SOURCE.views) as publisher:
+        assert read(7000, 9000)["city"] == 5
+        assert publisher.send(topics.USERS, forget(7000, before_ms))
+        publisher.flush()
+        pusher.start()
+        pusher.until(lambda: read(7000, 9000)["city"] == -1, "the user is forgotten")
+        pusher.process.kill()
     expected = rows()
     assert expected[9000] == ([50], None) and expected[9001] == ([39], 39.0)
     assert reproduce(store, archived(asked))["share"] == 1
@@ -309,6 +321,55 @@ def test_a_commit_that_died_before_it_was_readable_never_was(tmp_path: Path, mon
     app.shown(4, 1, 1)
     assert app.asked(5, 1, 1)["item_seen"] == 3
     assert reproduce(app.store, archived(app.sent))["share"] == 1
+
+
+def test_a_forgotten_user_is_gone_from_counts_attributes_and_logs_for_ever(tmp_path: Path) -> None:
+    app = Served(tmp_path)
+    store, at_ms, attributes = app.store, app.times[9], Attributes(app.store)
+    early, late = user(1, app.times[5], {"city": 9}), user(1, at_ms + 1, {"city": 8})
+
+    def take(*events: dict[str, Any]) -> None:
+        for event in events:
+            attributes.take(topics.USERS, event)
+        attributes.push()
+
+    def of_user(user_id: int) -> tuple[int, float, float]:
+        row = app.asked(9, user_id, 2)
+        return row["city"], row["user_seen"], row["item_seen"]
+
+    refresh(store)
+    for k in range(4):
+        app.shown(k, 1 + k % 2, 2)
+    take(early)
+    assert [of_user(1), of_user(2)] == [(9, 2, 4), (2, 2, 4)]
+    take(forget(1, at_ms))
+    with Counts(store) as counts:
+        counts.commit(app.judge, {}, [(1, at_ms)])
+        counts.compact(app.judge)
+    with Counts(store) as counts:  # it was killed while the log had five files to go through
+        while counts.forgetting:
+            counts.compact(app.judge)
+    assert [of_user(1), of_user(2)] == [(-1, 0, 4), (2, 2, 4)]
+    logged = pq.read_table(tmp_path / "adds")
+    assert set(zip(*logged.select(["slot", "profile"]).to_pydict().values(), strict=True)) >= {(0, 2), (1, 2), (0, 0)}
+    assert not pc.any(pc.equal(logged["profile"], 1)).as_py() and len(adds.AddLog(tmp_path).commits()[0]) == 5
+    rows = pq.read_table(tmp_path / "offline/profile").filter(pc.field("shopper") == 1).to_pylist()
+    assert [row["city"] for row in rows] == [None]
+
+    # The same events and messages again, in any order, and the table of the source, do not bring the user back.
+    app.judge = Judge(store.plan.slots, DECLARATION.window_ms, DISORDER_MS)
+    for k in range(4):
+        app.shown(k, 1 + k % 2, 2)
+    take(early, forget(1, at_ms - 5), early)
+    assert refresh(store) == {}
+    assert of_user(1) == (-1, 0, 8)
+    assert not pc.any(pc.equal(pq.read_table(tmp_path / "adds")["profile"], 1)).as_py()
+    # What the user does later counts. The check of logged features leaves out what was forgotten.
+    app.shown(10, 1, 2)
+    take(late, forget(1, at_ms))
+    assert of_user(1) == (8, 1, 9)
+    found = reproduce(store, archived(app.sent))
+    assert (found["impressions"], found["forgotten"], found["share"]) == (2, 4, 1)
 
 
 def test_attributes_that_died_before_they_were_readable_never_were(

@@ -50,9 +50,13 @@ class Api:
             ("/v1/items", self._items, bodies[ITEMS]),
             ("/v1/users", self._users, bodies[USERS]),
         ):
-            more = openapi.operation(schema, secured=bool(key))
+            more = openapi.operation(schema, bool(key))
             answers = openapi.ANSWERS[path]
             self._app.post(path, responses=answers, openapi_extra=more, name=path.rpartition("/")[2])(route)
+        self._app.delete(
+            "/v1/users/{user_id:path}", responses=openapi.ANSWERS["forget"], name="forget",
+            openapi_extra=openapi.secured(bool(key)),
+        )(self._forget)  # fmt: skip
         self._app.get("/", include_in_schema=False)(self._page)
         self._app.get("/healthz", name="healthz", response_class=Response)(self._healthz)
         self._app.get("/metrics", name="metrics", response_class=Response)(self._metrics)
@@ -83,6 +87,10 @@ class Api:
     def _users(self, body: Body) -> Response:
         """The attributes of a new or changed user, or of several under `users`."""
         return _json(*self._ready().attributes(USERS, body))
+
+    def _forget(self, user_id: str) -> Response:
+        """Forgets what a user did, and the user's attributes. A text of digits is written in quotes."""
+        return _json(200, self._ready().forget(user_id))
 
     async def _page(self) -> Response:
         return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)

@@ -68,10 +68,15 @@ def _shown(schema: Any) -> Any:
     return schema
 
 
-def operation(schema: dict[str, Any], secured: bool) -> dict[str, Any]:
+def operation(schema: dict[str, Any], with_key: bool) -> dict[str, Any]:
     """What a route adds to OpenAPI: its body, and its key if there is one."""
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    return {"requestBody": body} | ({"security": [{"key": []}]} if secured else {})
+    return {"requestBody": body} | secured(with_key)
+
+
+def secured(with_key: bool) -> dict[str, Any]:
+    """What OpenAPI shows of a route's key."""
+    return {"security": [{"key": []}]} if with_key else {}
 
 
 KEY = {"key": {"type": "http", "scheme": "bearer"}}
@@ -117,4 +122,5 @@ ANSWERS = {
     "/v1/events": _answers(_TAKEN, _PROBLEMS | _OF_EVENTS),
     "/v1/items": _answers(_TAKEN, _PROBLEMS),
     "/v1/users": _answers(_TAKEN, _PROBLEMS),
+    "forget": _answers(_TAKEN, {status: _PROBLEMS[status] for status in (401, 422, 503)}),
 }

@@ -20,6 +20,7 @@ from serving.app.recommend import ModelState, Recommender, Scorers
 from serving.app.sources import Newest, Popular
 from serving.client import Scorer
 from serving.experiment.arms import SERVED
+from streaming.hashing import text_id
 from tests.support import shop_views
 from tests.support.app import App, app
 from tests.support.grpc_replica import LINEAGE, GrpcReplica
@@ -88,6 +89,8 @@ def test_the_best_of_the_popular_first_scored_as_by_hand(
         assert cli.main(["recommend", *there, "--user", "5", "--top", "0"]) == 2
         assert "minutehand: k is 0, allowed is 1 to 1000" in capsys.readouterr().err
         assert not running.topics.records
+        assert cli.main(["forget", *there, "--user", "anna"]) == 0
+        assert [event["user_id"] for event in running.topics.of("users")] == [text_id("anna")]
     scorers.close()
     scorer.close()
 

@@ -82,6 +82,25 @@ def test_texts_are_ids_and_answers_carry_them(running: App, client: Minutehand) 
     assert made_of == [text_id(text) for text in ("bob", "red shoes", "Rome")]
 
 
+def test_a_user_is_forgotten(running: App, client: Minutehand) -> None:
+    client.user("anna/7", city="Rome")
+    for user_id in (7, -5, "7", "anna/7", '"'):
+        assert client.forget(user_id) == {"accepted": 1, "refused": []}
+    assert httpx.delete(f"{running.url}/v1/users/bob").status_code == 200
+    asked = running.topics.of("users")[1:]
+    assert [event["user_id"] for event in asked] == [7, -5, *map(text_id, ("7", "anna/7", '"', "bob"))]
+    assert asked[0]["forget_ms"] == pytest.approx(time.time() * 1000, abs=10_000)
+    wrong: dict[int | str, str] = {2**63: "user_id is 9223372036854775808, allowed", "a" * 300: "user_id has 300 bytes"}
+    for user_id, message in wrong.items():
+        with pytest.raises(Refused, match=message) as e:
+            client.forget(user_id)
+        assert e.value.status == 422
+    running.topics.away = True
+    with pytest.raises(Refused, match="^Kafka did not acknowledge") as e:
+        client.forget(7)
+    assert e.value.status == 503
+
+
 def test_of_several_events_the_refused_are_named_one_by_one(running: App, client: Minutehand) -> None:
     good = {"impression_id": "x1", "user_id": 7, "item_id": 8}
     answer = client.events([good, {**good, "user_id": 1.5}, {**good, "ts_ms": 99_999_999_999_999}, 5])  # type: ignore[list-item]

@@ -24,7 +24,8 @@ def test_no_request_of_the_schema_or_beside_it_fails(tmp_path: Path) -> None:
             operation = result.ok()
             if not operation.path.startswith("/v1/"):
                 continue
-            for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
+            modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+            for mode in modes if len(operation.body) else modes[:1]:  # each text of a path is a text
 
                 @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
                 @hypothesis.settings(
