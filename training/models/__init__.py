@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 
-SEAM = ("losses", "model", "pooling", "ranker")
+SEAM = ("losses", "model", "pooling", "ranker", "retrieval")
 
 
 def names() -> list[str]:
