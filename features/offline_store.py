@@ -53,7 +53,7 @@ class MergingOfflineStore(DuckDBOfflineStore):
         if not isinstance(entity_df, pd.DataFrame):
             raise InputError("entity_df is SQL, allowed is a table of pandas")
         settings = config.online_store
-        plan, log = plan_of(settings.source), AddLog(Path(settings.path))
+        plan, log = plan_of(settings.source), AddLog(Path(settings.path), plan_of(settings.source).slots)
         made = {}
         for view in feature_views:
             if view.name in ENTITY:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from features.plan import plan_of
+from features.popular import listed
 from features.profile.store import Profiles
 from features.rows import RedisRows, Rows, SqliteRows
 
-NOW, ARRIVED = "now_ms", "arrived_ms"
-"""Notes of the profile store: event time at the last commit, and the wall time at which it became readable."""
+NOW, ARRIVED, POPULAR = "now_ms", "arrived_ms", "popular"
+"""Notes of the profile store: event time at the last commit, the wall time at which it became readable, and the items
+that were shown most then (features/popular.py)."""
 
 
 class Online:
@@ -32,6 +34,11 @@ class Online:
     def now_ms(self) -> int:
         """The push's clock of event time at its last commit; 0 before the first one."""
         return max(0, int(self._profiles.noted(NOW) or 0))
+
+    def popular(self, window: str) -> list[int]:
+        """The items that were shown most in a window at the last commit."""
+        note = self._profiles.noted(POPULAR)
+        return listed(note, window) if note else []
 
     def counted(self, view: str, names: Sequence[str], keys: Sequence[int]) -> dict[str, list[Any]]:
         """Columns of a counted view, merged at the push's clock: column -> value of each key.

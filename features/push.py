@@ -21,15 +21,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from common import process
 from features.adds import AddLog
 from features.attributes import Attributes
 from features.batch_views import refresh
-from features.online import ARRIVED, NOW
+from features.online import ARRIVED, NOW, POPULAR
+from features.popular import Popular
 from features.profile.judge import Judge
 from features.profile.store import Profiles
+from features.profile.transaction import Adds
 from features.store import Features
 from streaming.contract.contract import Contract
 from streaming.contract.schema import BadMessage
@@ -71,8 +74,9 @@ class Counts:
     """
 
     def __init__(self, store: Features) -> None:
-        self._store, self._log = store, AddLog(store.folder)
+        self._store, self._log = store, AddLog(store.folder, store.plan.slots)
         self._profiles = Profiles(store.folder, store.plan.slots, writes=True)
+        self._popular: Popular | None = None
         self.forgetting: list[str] = json.loads(self._profiles.noted(FORGETTING) or b"[]")
 
     def __enter__(self) -> Counts:
@@ -88,6 +92,7 @@ class Counts:
     def restore(self, judge: Judge) -> dict[str, Any]:
         """Lets a new judge continue from the last commit. Returns the positions of the topics."""
         self._log.repair(self.committed_ms())
+        self._popular = None
         if clock := self._profiles.noted(CLOCK):
             judge.restore(clock, self._profiles.pending())
         return self._profiles.positions()
@@ -115,8 +120,20 @@ class Counts:
                 self._log.write(arrived_ms, judge.now_ms, adds)
                 for name, data in ((CLOCK, changes.clock), (NOW, b"%d" % judge.now_ms), (ARRIVED, b"%d" % arrived_ms)):
                     commit.note(name, data)
+                commit.note(POPULAR, self._most(changes.adds, judge.now_ms))
         self.forgetting = forgetting
         return len(changes.adds.slot)
+
+    def _most(self, adds: Adds, now_ms: int) -> bytes:
+        """The items that were shown most, with those of a commit. After a start they are counted from the log."""
+        slots = self._store.plan.slots.slots
+        place = next((k for k, slot in enumerate(slots) if slot.entity == "item" and not slot.by), -1)
+        if self._popular is None:
+            self._popular = Popular()
+            self._popular.add(*self._log.shown(place, self.committed_ms()))
+        shown = adds.where((adds.slot == place) & (adds.action == 0))
+        self._popular.add(shown.profile, shown.ts_ms, shown.count.astype(np.int64))
+        return self._popular.lists(now_ms)
 
     def compact(self, judge: Judge) -> bool:
         """Compacts for a moment. Returns whether more is to do."""

@@ -89,7 +89,7 @@ def _explain(
     users, items, read_ms = (rows[name].to_numpy() for name in ("user_id", "item_id", "read_ms"))
     around: dict[str, list[int]] = {"unfinished": [], "ahead": []}
     arrivals = {view: store.offline.arrivals(view) for view in store.plan.columns if view not in ENTITY}
-    commits = AddLog(store.folder).commits()[0]
+    commits = AddLog(store.folder, store.plan.slots).commits()[0]
     for user, item, at_ms in zip(users, items, read_ms, strict=True):
         of_keys = [
             times.get(user if store.plan.key(view) == store.plan.user_key else item, _NONE)

@@ -34,7 +34,6 @@ from common.disk import locked, replace
 from common.errors import InputError
 from common.extras import require
 from common.interval import milliseconds
-from features.adds import AddLog
 from features.offline import ARROW, STAMP, TIMES, Offline, arrived
 from features.plan import GIVEN, SERVICE, TS, Plan, on_demand, plan_of
 from features.profile.database import FILE as PROFILES
@@ -229,10 +228,12 @@ class Features:
                     self._online.rows.write(view, rows)
         return counts
 
-    def popular(self, limit: int) -> tuple[list[int], int]:
-        """Returns the items that were shown most lately, and the clock of event time (-1: nothing is counted)."""
-        now_ms = self._online.now_ms()
-        return (AddLog(self.folder).most(self.plan.slots, limit, now_ms), now_ms) if now_ms else ([], -1)
+    def popular(self, limit: int, window: str = "1h") -> tuple[list[int], int]:
+        """Returns the items that were shown most in a window, and the clock of event time (-1: nothing is counted).
+
+        At most features.popular.MOST are known. Wider windows fill a list that is shorter.
+        """
+        return self._online.popular(window)[:limit], self._online.now_ms() or -1
 
     def _declared(self, columns: Mapping[str, list[Any]], users: list[int], items: list[int]) -> list[dict[str, Any]]:
         """Makes rows of the declared features from Feast's columns and the entities' keys."""

@@ -299,7 +299,7 @@ def test_a_commit_that_died_before_it_was_readable_never_was(tmp_path: Path, mon
     for k in range(4):
         app.shown(k, 1, 1 + k % 2)
         app.asked(k, 1, 1 + k % 2)
-    log = adds.AddLog(tmp_path)
+    log = adds.AddLog(tmp_path, app.store.plan.slots)
     monkeypatch.setattr(adds, "COMPACT_FILES", 1)
     log.compact()
     assert len(list((tmp_path / "adds").glob("*.parquet"))) == 1 and len(log.commits()[0]) == 4
@@ -352,7 +352,10 @@ def test_a_forgotten_user_is_gone_from_counts_attributes_and_logs_for_ever(tmp_p
     assert [of_user(1), of_user(2)] == [(-1, 0, 4), (2, 2, 4)]
     logged = pq.read_table(tmp_path / "adds")
     assert set(zip(*logged.select(["slot", "profile"]).to_pydict().values(), strict=True)) >= {(0, 2), (1, 2), (0, 0)}
-    assert not pc.any(pc.equal(logged["profile"], 1)).as_py() and len(adds.AddLog(tmp_path).commits()[0]) == 5
+    assert (
+        not pc.any(pc.equal(logged["profile"], 1)).as_py()
+        and len(adds.AddLog(tmp_path, app.store.plan.slots).commits()[0]) == 5
+    )
     rows = pq.read_table(tmp_path / "offline/profile").filter(pc.field("shopper") == 1).to_pylist()
     assert [row["city"] for row in rows] == [None]
 

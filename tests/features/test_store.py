@@ -199,7 +199,7 @@ def test_the_past_is_as_it_was_readable_row_for_row(shop: Features) -> None:
 
 
 def test_merged_files_say_the_same(shop: Features, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = AddLog(shop.folder)
+    log = AddLog(shop.folder, shop.plan.slots)
     before = shop.offline.newest("video"), shop.offline.arrivals("video"), log.of([2], [6, 7])
     monkeypatch.setattr("features.offline.COMPACT_FILES", 2)
     monkeypatch.setattr("features.adds.COMPACT_FILES", 2)
