@@ -225,9 +225,18 @@ def _mlflow(site: Site) -> Service:
         "backend-store-uri": "sqlite:///mlflow.db",  # in its folder, whose name may have any character
         "artifacts-destination": "artifacts",
     }
+    environment = folder / "environment"
+
+    def prepare() -> None:
+        environment.unlink(missing_ok=True)
+        environment.symlink_to(sys.prefix)
+
+    # MLflow's migrations fail below a name with %: they find themselves below the working directory.
+    interpreter = f"/proc/self/cwd/{environment.name}/bin/python"
     return Service(
         "mlflow",
-        python("mlflow", "server", **flags),
+        [interpreter, *python("mlflow", "server", **flags)[1:]],
+        prepare=prepare,
         # Its job runner would be seven more processes with a gigabyte, and would outlive a SIGTERM.
         env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         folder=folder,

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from common.disk import replace
 from infra.layout import Layout
@@ -95,10 +96,13 @@ def environment(
     """The variables of Airflow's processes, and so of each task: its settings, and those that find the platform."""
     url, database = addresses["airflow"], settings.airflow_db.replace("postgresql://", "postgresql+psycopg2://", 1)
     if database == "sqlite":
-        database = f"sqlite:///{folder / 'airflow.db'}"
+        database = f"sqlite:///{quote(str(folder / 'airflow.db'))}"
     return {
         "AIRFLOW_HOME": str(folder),
         **settings_of(url, settings.host, int(url.rpartition(":")[2]), database, PROJECT / "dags"),
+        # Airflow does not expand the defaults of these two if the name of its home has %.
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(folder / "logs"),
+        "AIRFLOW__LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": str(folder / "logs/dag_processor"),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
         **{name: secrets[name] for name in KEYS},
         "PYTHONWARNINGS": "ignore:Using `httpx`",  # Airflow's own use of Starlette

@@ -1,6 +1,7 @@
 """Downloads a data set's official archive into the cache, once. It resumes a broken download and checks the checksum.
 
-The cache is MINUTEHAND_CACHE, else ~/.cache/minutehand.
+The cache is MINUTEHAND_CACHE, else ~/.cache/minutehand. The sum of the archive is its publisher's. The sums of its
+files are taken when it is unpacked, and kept beside them in SHA256SUMS. `check` compares files with such a list.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from common import process
 from common.disk import made_once
 
 CONNECT_S = 10.0
+SUMS = "SHA256SUMS"
 _CHUNK = 1 << 20
 
 log = process.logger("download")
@@ -61,13 +64,15 @@ def fetch(archive: Archive, folder: Path | None = None) -> Path:
     log.info("%s: %s. Licence: %s", archive.name, archive.citation, archive.licence)
     packed = root / (archive.url.rsplit("/", 1)[-1] + ".part")
     _download(archive.url, packed)
-    md5 = _md5(packed)
+    md5 = _sum(packed, "md5")
     if md5 != archive.md5:
         packed.unlink()
         raise ValueError(f"{archive.url}: md5 is {md5}, expected is {archive.md5}; removed, try again")
     try:
         with made_once(target) as aside:
             _unpack(packed, archive.members, aside)
+            lines = [f"{_sum(aside / name)}  {name}\n" for name in sorted(archive.members)]
+            (aside / SUMS).write_text("".join(lines))
     except OSError:
         if not target.is_dir():  # else another process was first
             raise
@@ -123,6 +128,28 @@ def _unpack(packed: Path, members: tuple[str, ...], folder: Path) -> None:
         raise ValueError(f"{packed.name}: the archive lacks {', '.join(sorted(wanted))}")
 
 
-def _md5(path: Path) -> str:
+def _sum(path: Path, kind: str = "sha256") -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def check(paths: Iterable[Path]) -> None:
+    """Compares files with SHA256SUMS (the format of `sha256sum`) beside them or one folder above, if that lists them.
+
+    Raises ValueError, which names the file and both sums.
+    """
+    for path in paths:
+        for sums in (path.parent / SUMS, path.parent.parent / SUMS):
+            expected = _listed(sums).get(path)
+            if expected and expected != (sha256 := _sum(path)):
+                raise ValueError(
+                    f"{path}: sha256 is {sha256}, expected is {expected} by {sums}; fetch or copy the file again"
+                )
+
+
+def _listed(sums: Path) -> dict[Path, str]:
+    """The sha256 of each file that a list names."""
+    if not sums.is_file():
+        return {}
+    lines = (line.partition(" ") for line in sums.read_text().splitlines())
+    return {sums.parent / name.lstrip(" *"): sha256 for sha256, _, name in lines}

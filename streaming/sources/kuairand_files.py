@@ -13,7 +13,7 @@ import pyarrow.csv as pv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from streaming.sources.download import Archive, NoConnection, fetch
+from streaming.sources.download import Archive, NoConnection, check, fetch
 
 ARCHIVE = Archive(
     name="kuairand-pure",
@@ -77,6 +77,7 @@ def integers(table: pa.Table, name: str) -> NDArray[np.int64]:
 
 def read_tables(paths: Sequence[Path], needed: Sequence[str]) -> pa.Table:
     """Reads the `needed` columns of files as one table. Raises ValueError, which names the file."""
+    check(paths)
     tables = []
     for path in paths:
         try:

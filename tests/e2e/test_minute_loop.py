@@ -29,6 +29,7 @@ from infra.replay.run import caught_up, prepare
 from infra.settings import PORTS, load
 from serving.client import Scorer
 from streaming.source import load as load_source
+from tests.support import ODD_NAME
 from tests.support import join_oracle as oracle
 from tests.support.process import Process
 from tests.support.replay import flags
@@ -44,11 +45,11 @@ MODELS = {"ranker": "deepfm", "plain": "logistic"}
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Manifest]]:
+def started(odd_interpreter: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Manifest]]:
     """The platform, up, and the base it began with."""
     settings = load(None, [f"{port}=0" for port in PORTS]).with_(
         name="e2e",
-        var=str(tmp_path_factory.mktemp("var") / ("a b%20 é+'\" 日本 🚀" + "x" * 150)),
+        var=str(tmp_path_factory.mktemp("var") / (ODD_NAME + "x" * 150)),
         source=SOURCE,
         model="deepfm?dim=8,plain=logistic?rate=0.1",
         event_time="replay",

@@ -19,6 +19,7 @@ from infra.platform import Platform
 from infra.settings import PORTS, load
 from infra.supervise.processes import listening
 from streaming.archive.archive import Archive
+from tests.support import ODD_NAME
 from tests.support.replay import flags
 from training.pipeline.sampling import Sampling
 from training.record.registry import CANDIDATE, CHAMPION, TRAINED, client_of, registered_model_of
@@ -32,7 +33,7 @@ GATE = {"tolerance": 0.2, "calibration": 2}
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(odd_interpreter: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """All of it, Airflow too, on an untrained base, after a replay.
 
     The gate is wide: after the two dozen steps of so short a day each step still moves the mean score by a tenth, and
@@ -40,7 +41,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """
     settings = (
         load(None, [f"{port}=0" for port in PORTS])
-        .with_(name="slow", var=str(tmp_path_factory.mktemp("var")), source=SOURCE, sync_every="60s")
+        .with_(name="slow", var=str(tmp_path_factory.mktemp("var") / ODD_NAME), source=SOURCE, sync_every="60s")
         .with_(event_time="replay", max_disorder="1s")
     )
     with Platform(settings) as running:
@@ -69,6 +70,8 @@ def test_a_sample_becomes_the_served_model(platform: Platform, capfd: pytest.Cap
     (run,) = re.findall(r"batch_warm_start, run (\S+)", said)
     promoted = pipeline.session(platform).result("batch_warm_start", run, "promote")
     assert promoted["gate"].items() >= GATE.items()
+    logged = {path.name for path in (platform.layout.airflow / "logs").iterdir()}
+    assert logged >= {f"dag_id={dag}" for dag in pipeline.DAGS}
     # MLflow's own word: the alias has moved to the version of what serves now, and the figures are its tags.
     client, name = client_of(platform.address("mlflow")), registered_model_of(SOURCE, "deepfm")
     champion = client.get_model_version_by_alias(name, CHAMPION)

@@ -14,7 +14,7 @@ from streaming.archive.commits import Writer
 from streaming.declaration import Declaration
 from streaming.example import Batch, concat, from_exposures
 from streaming.hashing import draw
-from streaming.source import Exposure, load
+from streaming.source import Exposure, Source, load
 from streaming.sources.simulator import START_MS, Simulator
 from streaming.topics import ACTIONS, EXAMPLES, IMPRESSIONS
 
@@ -29,13 +29,15 @@ def exposures(source: Simulator, begin_ms: int, end_ms: int) -> list[Exposure]:
     return [e for part in (source.history(), source.live()) for e in part if begin_ms <= e.ts_ms < end_ms]
 
 
-def joined(source: Simulator, shown: list[Exposure], pi: float = 1.0, salt: str = "join") -> Batch:
-    """The examples of `shown`, scored with the truth: a positive a task that happened, the negatives in one record."""
-    everything = from_exposures(shown, source.declaration)
-    everything.scores = source.truth(shown).astype(np.float32)
+def joined(declaration: Declaration, shown: list[Exposure], pi: float = 1.0, salt: str = "join") -> Batch:
+    """The examples of `shown`, without scores: a positive a task that happened, the negatives in one record."""
+    return _joined(from_exposures(shown, declaration), declaration, shown, pi, salt)
+
+
+def _joined(everything: Batch, declaration: Declaration, shown: list[Exposure], pi: float, salt: str = "join") -> Batch:
     everything.pi = np.full(len(shown), pi)
     parts = []
-    for k, task in enumerate(source.declaration.tasks):
+    for k, task in enumerate(declaration.tasks):
         positive = everything.take(np.flatnonzero(everything.labels[:, k] > 0))
         only = np.zeros_like(positive.labels)
         only[:, k] = 1
@@ -53,11 +55,10 @@ def joined(source: Simulator, shown: list[Exposure], pi: float = 1.0, salt: str 
 
 
 def tables(source: Simulator, shown: list[Exposure], pi: float = 1.0) -> dict[str, pa.Table]:
-    """Topic -> its rows in the archive's columns."""
-    declaration, batch = source.declaration, joined(source, shown, pi)
-    examples = columns.to_table(batch.take(np.argsort(batch.event_ms, kind="stable")), declaration)
-    whole = from_exposures(shown, declaration)
+    """Topic -> its rows in the archive's columns, scored with the truth."""
+    declaration, whole = source.declaration, from_exposures(shown, source.declaration)
     whole.scores = source.truth(shown).astype(np.float32)
+    batch = _joined(whole, declaration, shown, pi)
     features = columns.to_table(whole, declaration)
     n, schema = len(shown), columns.schemas(declaration)
     more = {
@@ -76,15 +77,21 @@ def tables(source: Simulator, shown: list[Exposure], pi: float = 1.0) -> dict[st
         "written_ms": pa.array([d[2] for d in done], pa.int64()),
     }
     return {
-        EXAMPLES: _placed({name: examples[name] for name in examples.schema.names}, schema[EXAMPLES]),
+        EXAMPLES: examples(batch, declaration),
         IMPRESSIONS: _placed(impressions, schema[IMPRESSIONS]),
         ACTIONS: _placed(actions, schema[ACTIONS]),
     }
 
 
-def write(folder: Path, source: Simulator, parts: Iterable[dict[str, pa.Table]], until_ms: int) -> Path:
+def examples(batch: Batch, declaration: Declaration) -> pa.Table:
+    """Examples in the archive's columns, in event order."""
+    table = columns.to_table(batch.take(np.argsort(batch.event_ms, kind="stable")), declaration)
+    return _placed({name: table[name] for name in table.schema.names}, columns.schemas(declaration)[EXAMPLES])
+
+
+def write(folder: Path, source: Source, parts: Iterable[dict[str, pa.Table]], until_ms: int) -> Path:
     """The archive of `parts`, a commit each, complete until `until_ms`."""
-    with Writer(folder, "simulator", source.declaration) as writer:
+    with Writer(folder, source.declaration.name, source.declaration) as writer:
         seen: dict[str, int] = {}
         for part in parts:
             rows = {}

@@ -10,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from infra.airflow import services as airflow
 from infra.settings import PROJECT, Settings
 from infra.supervise import checks
+from tests.support import ODD_NAME
 
 WHERE = {"airflow": "http://127.0.0.1:18080", "mlflow": "http://127.0.0.1:15000"}
 HIDDEN = {name: f"secret {name}" for name in airflow.KEYS}
@@ -36,7 +38,8 @@ def test_every_address_follows_the_port(tmp_path: Path) -> None:
 
 def test_sqlite_by_default_and_postgresql_by_one_setting(tmp_path: Path) -> None:
     name = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
-    assert environment(tmp_path)[name] == f"sqlite:///{tmp_path}/airflow.db"
+    folder = tmp_path / ODD_NAME
+    assert make_url(environment(folder)[name]).database == f"{folder}/airflow.db"
     given = environment(tmp_path, airflow_db="postgresql://u:p@db:5432/airflow")
     assert given[name] == "postgresql+psycopg2://u:p@db:5432/airflow"
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import socket
+import subprocess
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from streaming.sources import download
-from streaming.sources.download import Archive, NoConnection, fetch
+from streaming.sources.download import Archive, NoConnection, check, fetch
 
 
 def packed(**files: bytes) -> bytes:
@@ -70,7 +71,8 @@ def archive(server, md5: str = hashlib.md5(CONTENT).hexdigest(), members=("log.c
 def test_fetched_once_and_only_what_is_wanted(server, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "download"):
         folder = fetch(archive(server), tmp_path)
-    assert sorted(p.name for p in folder.iterdir()) == ["log.csv", "users.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == ["SHA256SUMS", "log.csv", "users.csv"]
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
     assert (folder / "log.csv").read_bytes() == bytes(range(256)) * 2000
     assert list(tmp_path.iterdir()) == [folder]
     assert "CC BY-SA 4.0" in caplog.text and "Gao et al." in caplog.text and "0 of 0 MB" in caplog.text
@@ -97,6 +99,21 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     with pytest.raises(ValueError, match="expected is 0000"):
         fetch(archive(server, "0" * 32), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_changed_since_it_was_listed_is_named(tmp_path):
+    whole, listed = tmp_path / "set" / "users.csv", tmp_path / "SHA256SUMS"
+    whole.parent.mkdir()
+    whole.write_bytes(b"user_id\n1\n")
+    check([whole])  # nobody knows its sum
+    listed.write_text(f"{hashlib.sha256(b'other').hexdigest()}  set/other.csv\n")
+    check([whole])
+    with listed.open("a") as file:
+        file.write(f"{hashlib.sha256(whole.read_bytes()).hexdigest()} *./set/users.csv\n")
+    check([whole])
+    whole.write_bytes(b"user_id\n2\n")  # of the same size
+    with pytest.raises(ValueError, match=f"{whole}: sha256 is .*, expected is .* by {listed}; .* again"):
+        check([whole])
 
 
 def test_a_missing_member_is_named(server, tmp_path):

@@ -162,6 +162,14 @@ def test_without_a_connection_it_says_what_may_be_set(tmp_path, monkeypatch):
             next(configure().live())
 
 
+def test_files_are_checked_before_they_are_read(tmp_path):
+    write(tmp_path, made_up())
+    name = "user_features_pure.csv"
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
+    with pytest.raises(ValueError, match=f"{name}: sha256 is .*, expected is 0000"):
+        next(KuaiRand(1, 1, tmp_path).live())
+
+
 def test_missing_and_broken_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="MINUTEHAND_DATA is .* holds log_standard"):
         find(tmp_path)
