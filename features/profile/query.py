@@ -152,7 +152,7 @@ class Evaluation:
     def _chosen(self, query: Checked, group: _Group, values: NDArray[Any]) -> Int64s:
         """The places of the features in the answer, in order. Counts that do not fade decide which ones are in it."""
         counts = group.counts
-        kept: NDArray[np.bool_] = (counts != 0).any(1)
+        kept: NDArray[np.bool_] = np.any(counts != 0, axis=1)
         if query.action >= 0:
             kept &= counts[:, query.action] > 0
         if query.by >= 0:
@@ -160,7 +160,7 @@ class Evaluation:
             above = counts[:, query.by] > 0
         else:
             ranked = group.last_ms[:, query.action] if query.action >= 0 else group.last_ms.max(1)
-            above = counts[:, query.action] > 0 if query.action >= 0 else (counts > 0).any(1)
+            above = counts[:, query.action] > 0 if query.action >= 0 else np.any(counts > 0, axis=1)
         if query.k is not None:
             kept &= above
         places = np.flatnonzero(kept)
@@ -168,8 +168,8 @@ class Evaluation:
         order = np.lexsort((-ranked[places], owner))  # stable: equal ones stay in the order of their features
         if query.k is not None:
             owner = owner[order]
-            first = np.searchsorted(owner, owner)
-            order = order[np.arange(len(order)) - first < query.k]
+            first = np.searchsorted(owner, np.arange(self._profiles))
+            order = order[np.arange(len(order)) - first[owner] < query.k]
         return places[order]
 
     def _answer(self, owner: Int64s, features: Int64s, counts: NDArray[Any], last_ms: Int64s) -> Answer:

@@ -28,10 +28,10 @@ from features.profile import compaction, database, pending
 from features.profile.database import COMMIT_BITS, FILE, LEVEL
 from features.profile.fold import READER_LAG_MS
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
-from features.profile.rows import Int64s, Rows, empty, joined, of_owners, packed, slots, unsealed
+from features.profile.rows import Int64s, Rows, empty, joined, of_owners, packed, unsealed
 from features.profile.tombstones import ENTITIES, Tombstones
 from features.profile.transaction import FRESH_WIDTH, Fresh, Transaction
-from streaming.slots import MAX_SLOTS, WINDOWS, Slots
+from streaming.slots import WINDOWS, Slots
 
 _OLDEST_LEVEL = {name: level for level, name in enumerate(WINDOWS)}
 """Window -> the oldest level of slices that can hold a part of it."""
@@ -147,9 +147,7 @@ class Profiles:
         return [spread(answer, owners) for answer in answers] if unordered else answers
 
     def _rows(self, entity: int, ids: Int64s, plans: list[Checked], now_ms: int) -> Rows:
-        """What is stored of the profiles, of the slots and ages that are asked for."""
-        wanted = np.zeros(MAX_SLOTS, bool)
-        wanted[[plan.slot for plan in plans]] = True
+        """What is stored of the profiles, of the ages that are asked for."""
         levels = range(max((_OLDEST_LEVEL[plan.window] for plan in plans), default=-1) + 1)
         with self._reading, database.transaction(self._reader, self._path):
             compacted_ms = database.number(self._reader, database.COMPACTED)
@@ -158,9 +156,8 @@ class Profiles:
                 raise InputError(f"{self._path}: now_ms is {now_ms}; allowed is {allowed}")
             buckets = database.buckets_of(entity, ids)
             fresh = self._fresh_rows(ids, buckets)
-            parts = [fresh, self._slices(entity, ids.tolist(), buckets.tolist(), levels)]
-        rows = joined(parts)
-        return rows.where(wanted[slots(rows.place)])
+            slices = self._slices(entity, ids.tolist(), buckets.tolist(), levels)
+        return joined((fresh, slices))
 
     def _fresh_rows(self, ids: Int64s, buckets: Int64s) -> Rows:
         """What no compaction has folded yet, of either entity: the slots that are asked for tell them apart."""
