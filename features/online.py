@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from features.rows import RedisRows, Rows, SqliteRows
 NOW, ARRIVED, POPULAR = "now_ms", "arrived_ms", "popular"
 """Notes of the profile store: event time at the last commit, the wall time at which it became readable, and the items
 that were shown most then (features/popular.py)."""
+MOST_KEPT = 20_000
+"""So many rows of a view are kept at most: some 20 MB."""
 
 
 class Online:
@@ -23,8 +25,7 @@ class Online:
     def __init__(self, folder: Path, source: str, redis: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._plan = folder, plan_of(source)
-        self._cache: dict[tuple[str, ...], dict[int, tuple[Any, ...]]] = {}
-        self._cached_at: bytes | None = None
+        self._counted, self._attributes = _Kept(), _Kept()
         self.rows: Rows = RedisRows(redis) if redis else SqliteRows(folder / "online.db")
 
     @cached_property
@@ -43,16 +44,49 @@ class Online:
     def counted(self, view: str, names: Sequence[str], keys: Sequence[int]) -> dict[str, list[Any]]:
         """Columns of a counted view, merged at the push's clock: column -> value of each key.
 
-        Between two commits a key's values do not change. So they are merged once, and kept until the next commit.
+        Between two commits of the push a key's values do not change.
         """
-        if not names or not keys:
-            return {name: [] for name in names}
-        state = self._profiles.noted(ARRIVED)
-        if state != self._cached_at:
-            self._cached_at, self._cache = state, {}
-        kept = self._cache.setdefault((view, *names), {})
-        if missing := [key for key in keys if key not in kept]:
+
+        def merged(missing: list[int]) -> Iterable[tuple[Any, ...]]:
             found = self._plan.counted.read(self._profiles, view, names, missing, self.now_ms())
-            kept.update(zip(missing, zip(*(found[name] for name in names), strict=True), strict=True))
-        columns = zip(*(kept[key] for key in keys), strict=True)
-        return {name: list(values) for name, values in zip(names, columns, strict=True)}
+            return zip(*(found[name] for name in names), strict=True)
+
+        return self._counted.columns(self._profiles.noted(ARRIVED), view, names, keys, merged) if names else {}
+
+    def attributes(self, view: str, names: Sequence[str], keys: Sequence[int]) -> dict[str, list[Any]]:
+        """Columns of an attribute view: column -> value of each key, None if there is none."""
+
+        def unpacked(missing: list[int]) -> Iterable[tuple[Any, ...]]:
+            for row in self.rows.read(view, missing):
+                columns = row[1] if row else {}
+                yield tuple(columns.get(name) for name in names)
+
+        return self._attributes.columns(self.rows.state(), view, names, keys, unpacked)
+
+
+class _Kept:
+    """Columns that were read since the last change of what they are read from."""
+
+    def __init__(self) -> None:
+        self._rows: tuple[object, dict[tuple[str, ...], dict[int, tuple[Any, ...]]]] = None, {}
+        """The state, and the rows of that state."""
+
+    def columns(
+        self, state: object, view: str, names: Sequence[str], keys: Sequence[int],
+        read: Callable[[list[int]], Iterable[tuple[Any, ...]]],
+    ) -> dict[str, list[Any]]:  # fmt: skip
+        """Column -> value of each key. `read` gives the rows of the keys that were not read in this `state`.
+
+        Each change has its own state. In the state None nothing is kept from call to call.
+        """
+        of_state, views = self._rows
+        if state is None or state != of_state:
+            _, views = self._rows = state, {}
+        rows = views.setdefault((view, *names), {})
+        if missing := [key for key in keys if key not in rows]:
+            if len(rows) + len(missing) > MOST_KEPT:
+                rows = views[(view, *names)] = {}
+                missing = list(keys)
+            rows.update(zip(missing, read(missing), strict=True))
+        columns = zip(*[rows[key] for key in keys], strict=True)
+        return dict(zip(names, map(list, columns), strict=True)) if keys else {name: [] for name in names}

@@ -13,7 +13,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +37,9 @@ class Rows(Protocol):
     def clear(self, views: Iterable[str]) -> None:
         """Removes all rows of views."""
 
+    def state(self) -> object:
+        """While it is the same, so are all rows; None: that is not known."""
+
 
 class SqliteRows:
     """Rows in an SQLite file, which any number of processes read and write."""
@@ -44,6 +48,7 @@ class SqliteRows:
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._db.close)
+        self._changes = 0
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(
@@ -53,7 +58,7 @@ class SqliteRows:
 
     def write(self, view: str, rows: Mapping[int, Row]) -> None:
         values = [(view, key, event_ms, orjson.dumps(columns)) for key, (event_ms, columns) in rows.items()]
-        with self._lock, self._db:
+        with self._changing(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
                 "INSERT INTO rows VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET event_ms = excluded.event_ms,"
@@ -72,8 +77,22 @@ class SqliteRows:
         return [stored.get(key) for key in keys]
 
     def clear(self, views: Iterable[str]) -> None:
-        with self._lock:
+        with self._changing():
             self._db.executemany("DELETE FROM rows WHERE view = ?", [(view,) for view in views])
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """SQLite's data_version tells the commits of others only, so the own ones are counted."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                self._changes += 1
+
+    def state(self) -> object:
+        with self._lock:
+            (version,) = self._db.execute("PRAGMA data_version").fetchone()
+            return version, self._changes
 
 
 _NEWEST = """
@@ -108,6 +127,9 @@ class RedisRows:
         for view in views:
             for name in self._redis.scan_iter(f"minutehand:{view}:*", count=1000):
                 self._redis.delete(name)
+
+    def state(self) -> object:
+        return None
 
 
 def _name(view: str, key: int) -> str:

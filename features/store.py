@@ -118,8 +118,7 @@ class Features:
             if view in self.plan.inputs:
                 found = self._online.counted(view, self.plan.inputs[view], keys)
             else:
-                rows = [row[1] if row else {} for row in self._online.rows.read(view, keys)]
-                found = {column.name: [row.get(column.name) for row in rows] for column in of_view}
+                found = self._online.attributes(view, [column.name for column in of_view], keys)
             columns |= {name: values * len(item_ids) if of_user else values for name, values in found.items()}
         return columns
 
@@ -239,9 +238,10 @@ class Features:
         """Makes rows of the declared features from Feast's columns and the entities' keys."""
         declared: dict[str, list[Any]] = {}
         for f in self.plan.declaration.features:
-            values = {"user": users, "item": items}.get(f.view) or columns[f.name]
-            filled: list[Any] = [f.default if v is None else v for v in values]
-            declared[f.name] = [list(v) for v in filled] if f.kind == "ids" else filled
+            values: list[Any] = {"user": users, "item": items}.get(f.view) or columns[f.name]
+            if None in values:
+                values = [f.default if v is None else v for v in values]
+            declared[f.name] = list(map(list, values)) if f.kind == "ids" else values
         return [dict(zip(declared, row, strict=True)) for row in zip(*declared.values(), strict=True)]
 
     def _packed(self, view: str, table: pa.Table) -> dict[int, tuple[int, dict[str, Any]]]:

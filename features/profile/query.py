@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from features.profile.rows import MAX_MS, SLOT_BITS, Int64s, Rows, actions, slots, times
+from features.profile.rows import MAX_MS, Int64s, Rows, actions, slots, times
 from streaming.contract.schema import shown
 from streaming.slots import MINUTE_MS, SHOWN, WINDOWS, Slot, Slots
 
@@ -93,41 +93,55 @@ def _names(names: Any) -> str:
     return f"{', '.join(head)} or {tail}" if head else str(tail)
 
 
+class _Group(NamedTuple):
+    """The rows of one slot in one window, and their sums by profile and feature, in this order."""
+
+    at: Int64s
+    """The places of the rows."""
+    cell: Int64s
+    """The place of each row's sum in a flat [groups, actions]."""
+    owner: Int64s
+    feature: Int64s
+    counts: Int64s
+    last_ms: Int64s
+
+
 class Evaluation:
     """Answers queries from the rows of n profiles, whose owners are 0 to n - 1, at `now_ms`."""
 
     def __init__(self, rows: Rows, profiles: int, actions_declared: int, now_ms: int) -> None:
-        order = np.lexsort((rows.feature, rows.owner << SLOT_BITS | slots(rows.place)))
-        self._rows = rows.where(order)
-        self._slots = slots(self._rows.place)
-        self._actions = actions(self._rows.place)
-        self._times = times(self._rows.place)
+        self._rows, self._slots, self._times = rows, slots(rows.place), times(rows.place)
         self._profiles, self._width, self._now_ms = profiles, actions_declared, now_ms
         self._end_ms = now_ms // MINUTE_MS * MINUTE_MS + MINUTE_MS
+        self._groups: dict[tuple[int, str], _Group] = {}
 
     def answer(self, query: Checked) -> Answer:
-        begin_ms = WINDOWS[query.window].begin_ms(self._now_ms)
-        mask = (self._slots == query.slot) & (self._times >= begin_ms) & (self._times < self._end_ms)
-        at = np.flatnonzero(mask)
-        if not len(at):
-            return self._answer(np.empty(0, np.int64), at, self._matrix(0), self._matrix(0))
+        key = query.slot, query.window
+        if key not in self._groups:
+            self._groups[key] = self._group(*key)
+        group = self._groups[key]
+        values: NDArray[Any] = group.counts
+        if query.half_life_ms is not None:
+            values = np.zeros(values.shape)
+            weights = np.exp2(-self._ages(group.at, query.window) / query.half_life_ms)
+            np.add.at(values.reshape(-1), group.cell, self._rows.counts[group.at] * weights)
+        chosen = self._chosen(query, group, values)
+        return self._answer(group.owner[chosen], group.feature[chosen], values[chosen], group.last_ms[chosen])
+
+    def _group(self, slot: int, window: str) -> _Group:
+        """Sums the rows of a slot in a window: the queries that differ in the rest share it."""
+        begin_ms = WINDOWS[window].begin_ms(self._now_ms)
+        at = np.flatnonzero((self._slots == slot) & (self._times >= begin_ms) & (self._times < self._end_ms))
+        at = at[np.lexsort((self._rows.feature[at], self._rows.owner[at]))]
         owner, feature = self._rows.owner[at], self._rows.feature[at]
-        first = np.r_[True, (owner[1:] != owner[:-1]) | (feature[1:] != feature[:-1])]
-        group = np.cumsum(first) - 1
-        cell = group * self._width + self._actions[at]
-        counts, last_ms = self._matrix(int(group[-1]) + 1), self._matrix(int(group[-1]) + 1)
+        first = np.ones(len(at), bool)
+        first[1:] = (owner[1:] != owner[:-1]) | (feature[1:] != feature[:-1])
+        cell = (np.cumsum(first) - 1) * self._width + actions(self._rows.place[at])
+        begins = np.flatnonzero(first)
+        counts, last_ms = np.zeros((2, len(begins), self._width), np.int64)
         np.add.at(counts.reshape(-1), cell, self._rows.counts[at])
         np.maximum.at(last_ms.reshape(-1), cell, self._times[at])
-        values: NDArray[Any] = counts
-        if query.half_life_ms is not None:
-            values = np.zeros(counts.shape)
-            weights = np.exp2(-self._ages(at, query.window) / query.half_life_ms)
-            np.add.at(values.reshape(-1), cell, self._rows.counts[at] * weights)
-        chosen = self._chosen(query, owner[first], feature[first], counts, values, last_ms)
-        return self._answer(owner[first][chosen], feature[first][chosen], values[chosen], last_ms[chosen])
-
-    def _matrix(self, rows: int) -> Int64s:
-        return np.zeros((rows, self._width), np.int64)
+        return _Group(at, cell, owner[begins], feature[begins], counts, last_ms)
 
     def _ages(self, at: Int64s, window: str) -> Int64s:
         """The ages of the middles of the rows' hops."""
@@ -135,10 +149,9 @@ class Evaluation:
         middle_ms = self._times[at] // hop_ms * hop_ms + hop_ms // 2
         return np.maximum(self._now_ms - middle_ms, 0)
 
-    def _chosen(
-        self, query: Checked, owner: Int64s, feature: Int64s, counts: Int64s, values: NDArray[Any], last_ms: Int64s
-    ) -> Int64s:
+    def _chosen(self, query: Checked, group: _Group, values: NDArray[Any]) -> Int64s:
         """The places of the features in the answer, in order. Counts that do not fade decide which ones are in it."""
+        counts = group.counts
         kept: NDArray[np.bool_] = np.any(counts != 0, axis=1)
         if query.action >= 0:
             kept &= counts[:, query.action] > 0
@@ -146,16 +159,18 @@ class Evaluation:
             ranked: NDArray[Any] = values[:, query.by]
             above = counts[:, query.by] > 0
         else:
-            ranked = last_ms[:, query.action] if query.action >= 0 else last_ms.max(1)
+            ranked = group.last_ms[:, query.action] if query.action >= 0 else group.last_ms.max(1)
             above = counts[:, query.action] > 0 if query.action >= 0 else np.any(counts > 0, axis=1)
         if query.k is not None:
             kept &= above
         places = np.flatnonzero(kept)
-        order = places[np.lexsort((feature[places], -ranked[places], owner[places]))]
-        if query.k is None:
-            return order
-        bounds = np.searchsorted(owner[order], np.arange(self._profiles))
-        return order[np.arange(len(order)) - bounds[owner[order]] < query.k]
+        owner = group.owner[places]
+        order = np.lexsort((-ranked[places], owner))  # stable: equal ones stay in the order of their features
+        if query.k is not None:
+            owner = owner[order]
+            first = np.searchsorted(owner, np.arange(self._profiles))
+            order = order[np.arange(len(order)) - first[owner] < query.k]
+        return places[order]
 
     def _answer(self, owner: Int64s, features: Int64s, counts: NDArray[Any], last_ms: Int64s) -> Answer:
         offsets = np.searchsorted(owner, np.arange(self._profiles + 1)).astype(np.int64)

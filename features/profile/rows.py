@@ -106,9 +106,14 @@ def unsealed(blob: Any, whose: str) -> memoryview:
     return data
 
 
+def packed(parts: list[memoryview], width: int) -> Int64s:
+    """Packed rows as they are, int64[n, width]."""
+    return np.frombuffer(b"".join(parts), "<i8").reshape(-1, width)
+
+
 def matrix(parts: list[memoryview], width: int) -> Int64s:
     """The columns of packed rows, int64[width, n]."""
-    return np.ascontiguousarray(np.frombuffer(b"".join(parts), "<i8").reshape(-1, width).T)
+    return np.ascontiguousarray(packed(parts, width).T)
 
 
 def of_owners(parts: Iterable[tuple[int, memoryview]]) -> Rows:

@@ -28,10 +28,10 @@ from features.profile import compaction, database, pending
 from features.profile.database import COMMIT_BITS, FILE, LEVEL
 from features.profile.fold import READER_LAG_MS
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
-from features.profile.rows import Int64s, Rows, empty, joined, matrix, of_owners, slots, unsealed
+from features.profile.rows import Int64s, Rows, empty, joined, of_owners, packed, unsealed
 from features.profile.tombstones import ENTITIES, Tombstones
 from features.profile.transaction import FRESH_WIDTH, Fresh, Transaction
-from streaming.slots import MAX_SLOTS, WINDOWS, Slots
+from streaming.slots import WINDOWS, Slots
 
 _OLDEST_LEVEL = {name: level for level, name in enumerate(WINDOWS)}
 """Window -> the oldest level of slices that can hold a part of it."""
@@ -138,17 +138,16 @@ class Profiles:
         if entity not in ENTITIES:
             raise InputError(f"entity is {entity!r}; allowed is user or item")
         plans = [checked(query, self._declared, entity) for query in queries]
-        ids, owners = np.unique(np.asarray(profiles, np.int64), return_inverse=True)
+        ids = owners = np.asarray(profiles, np.int64)
+        if unordered := not (ids[1:] > ids[:-1]).all():
+            ids, owners = np.unique(ids, return_inverse=True)
         rows = self._rows(ENTITIES.index(entity), ids, plans, check_now(now_ms))
         evaluation = Evaluation(rows, len(ids), len(self._declared.actions), now_ms)
         answers = [evaluation.answer(plan) for plan in plans]
-        as_asked = len(ids) == len(owners) and bool((owners[1:] > owners[:-1]).all())
-        return answers if as_asked else [spread(answer, owners) for answer in answers]
+        return [spread(answer, owners) for answer in answers] if unordered else answers
 
     def _rows(self, entity: int, ids: Int64s, plans: list[Checked], now_ms: int) -> Rows:
-        """What is stored of the profiles, of the slots and ages that are asked for."""
-        wanted = np.zeros(MAX_SLOTS, bool)
-        wanted[[plan.slot for plan in plans]] = True
+        """What is stored of the profiles, of the ages that are asked for."""
         levels = range(max((_OLDEST_LEVEL[plan.window] for plan in plans), default=-1) + 1)
         with self._reading, database.transaction(self._reader, self._path):
             compacted_ms = database.number(self._reader, database.COMPACTED)
@@ -157,20 +156,19 @@ class Profiles:
                 raise InputError(f"{self._path}: now_ms is {now_ms}; allowed is {allowed}")
             buckets = database.buckets_of(entity, ids)
             fresh = self._fresh_rows(ids, buckets)
-            parts = [fresh, self._slices(entity, ids.tolist(), buckets.tolist(), levels)]
-        rows = joined(parts)
-        return rows.where(wanted[slots(rows.place)])
+            slices = self._slices(entity, ids.tolist(), buckets.tolist(), levels)
+        return joined((fresh, slices))
 
     def _fresh_rows(self, ids: Int64s, buckets: Int64s) -> Rows:
         """What no compaction has folded yet, of either entity: the slots that are asked for tell them apart."""
-        found = self._reader.execute(_FRESH, (json.dumps(np.unique(buckets).tolist()),))
+        found = self._reader.execute(_FRESH, (json.dumps(list(set(buckets.tolist()))),))
         parts = [unsealed(blob, f"{self._path}: bucket {bucket}") for bucket, blob in found]
         if not parts:
             return empty()
-        profile, feature, place, count = matrix(parts, FRESH_WIDTH)
-        owner = np.searchsorted(ids, profile)
-        owner[owner == len(ids)] = 0
-        return Rows(owner, feature, place, count).where(ids[owner] == profile)
+        rows = packed(parts, FRESH_WIDTH)
+        owner = np.minimum(np.searchsorted(ids, rows[:, 0]), len(ids) - 1)
+        of_ids = np.flatnonzero(ids[owner] == rows[:, 0])
+        return Rows(owner[of_ids], *rows[of_ids, 1:].T)
 
     def _slices(self, entity: int, ids: list[int], buckets: list[int], levels: range) -> Rows:
         query = _SLICES.format(", ".join(f"number + {level * LEVEL}" for level in levels) or "NULL")
