@@ -43,7 +43,7 @@ def measured(part: str, seeds: Sequence[int]) -> dict[str, Any]:
         "commit": commit(),
         "seconds": round(time.monotonic() - began),
         "rows": rows,
-        "summary": {name: round(value, 4) for name, value in summary.items()},
+        "summary": {name: float(f"{value:.4g}") for name, value in summary.items()},
     }
 
 

@@ -6,7 +6,7 @@ TensorFlow before ours, which that image has (tests/serving/test_export_previous
 A table is a DenseHashTable. Each call on it is atomic, and it has the lowest tail latency beside a writer. It gets its
 size at the export: to grow, it is copied under its one lock, and all readers wait.
 
-A write does, in this order: checks, removes, inserts, seq. Each step has a control dependency on the one before, else
+A write does, in this order: checks, inserts, removes, seq. Each step has a control dependency on the one before, else
 TensorFlow could move seq although an insert fails. A refusal is an Assert with a constant message:
 `tf.debugging.assert_equal` would print the token that it compares.
 
@@ -172,6 +172,7 @@ class Served(tf.Module):  # type: ignore[misc]
         """Feature -> float32[n, dim]. One lookup for each table: all features of a table see the same state of it."""
         rows: Tensors = {}
         ids, splits = dict(inputs), {}
+        dims: dict[str, int] = {}
         served = self._declaration.served
         for f in served:
             if f.kind == "ids":
@@ -179,10 +180,22 @@ class Served(tf.Module):  # type: ignore[misc]
         for name in dict.fromkeys(f.table for f in served if f.table):
             features = [f.name for f in served if f.table == name]
             parts = [ids[feature] for feature in features]
-            flat = self._rows(name, tf.concat(parts, 0))
+            flat = self._joined(name, tf.concat(parts, 0))
             rows |= dict(zip(features, tf.split(flat, [tf.size(p) for p in parts]), strict=True))
-        dims = {f.name: self._dims[f.table] for f in served if f.table}
+            dims |= dict.fromkeys(features, flat.shape[1])
         return {n: tf.ensure_shape(r, [None, dims[n]]) for n, r in pooled(rows, splits).items()}
+
+    def _joined(self, table: str, ids: tf.Tensor) -> tf.Tensor:
+        """The rows float32[n, dim] of ids of a declared table, as the model takes them.
+
+        A write inserts a long row before it removes the short one. So a read in the opposite order finds one of both.
+        """
+        model = self._model()
+        rows: Tensors = {}
+        for name in model.stored[table]:
+            with tf.control_dependencies(list(rows.values())):
+                rows[name] = self._rows(name, ids)
+        return model.joined(table, rows)
 
     def _rows(self, table: str, ids: tf.Tensor) -> tf.Tensor:
         """The rows float32[n, dim] of ids int64[n]; zeros for an unknown or a reserved id."""
@@ -266,7 +279,7 @@ class Served(tf.Module):  # type: ignore[misc]
             return self.seq.assign(tf.where(last, x["seq"], current)), tf.identity(assigns[0])
 
     def _write(self, checks: list[tuple[tf.Tensor, str]], changes: Changes) -> list[tf.Operation]:
-        """Checks all tables, then removes, then inserts: a call that is refused changes no table."""
+        """Checks all tables, then inserts, then removes: a call that is refused changes no table."""
         for name, (removed, keys, rows) in changes.items():
             checks += [
                 (tf.equal(tf.shape(keys)[0], tf.shape(rows)[0]), f"{name}: not as many rows as keys"),
@@ -275,12 +288,12 @@ class Served(tf.Module):  # type: ignore[misc]
                 (tf.reduce_all(tf.math.is_finite(rows)), f"{name}: a row is not finite"),
             ]
         with tf.control_dependencies(refuse_unless(checks)):
-            removes = [
+            inserts = [self.tables[name].insert(keys, rows) for name, (_, keys, rows) in changes.items()]
+        with tf.control_dependencies(inserts):
+            return [
                 self.tables[name].insert(removed, tf.fill([tf.size(removed), self._dims[name]], GONE))
                 for name, (removed, _, _) in changes.items()
             ]
-        with tf.control_dependencies(removes):
-            return [self.tables[name].insert(keys, rows) for name, (_, keys, rows) in changes.items()]
 
     def apply_file(self) -> Tensors:
         """Applies `assets/journal.bin` of this version, as the warm-up does before the version is AVAILABLE.

@@ -57,6 +57,11 @@ class Optimizer(ABC):
     def slot_floats(self, dim: int) -> int:
         """Returns how many numbers it keeps beside `dim` weights."""
 
+    def first_slots(self, dim: int) -> list[float]:
+        """Returns the numbers with which it begins: those that grow with the squares begin with `start`."""
+        squares = [float(getattr(self, "start", 0.0))] * min(dim, self.slot_floats(dim))
+        return squares + [0.0] * (self.slot_floats(dim) - len(squares))
+
     def settings(self) -> list[float]:
         """Returns its settings in the order of SETTINGS."""
         own = self._own() | {"decay": self.weight_decay, "clip": self.clip_value, "clip_norm": self.clip_norm}

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from training.cuckoo.optimizers import Adagrad, Optimizer
 
 
@@ -73,6 +76,10 @@ class Segment:
                 return value
             case Uniform(scale) | Normal(scale):
                 return scale
+
+    def first_slots(self) -> npt.NDArray[np.float32]:
+        """Returns the optimizer's numbers of a new row: float32[slot_floats]."""
+        return np.array(self.optimizer.first_slots(self.dim), np.float32)
 
     @property
     def slot_floats(self) -> int:

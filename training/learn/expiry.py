@@ -35,6 +35,7 @@ class Expiry:
         self._tables, self._expire_ms = tables, expire_ms
         self.tick_times: dict[int, int] = {}
         self.tombstones: dict[str, Int64s] = {name: np.empty(0, np.int64) for name in tables}
+        self._left: dict[str, list[Int64s]] = {name: [] for name in tables}
         self._thread = ThreadPoolExecutor(1, "expiry")
         self._running: Future[dict[str, Int64s]] | None = None
 
@@ -56,14 +57,19 @@ class Expiry:
     def _evict(self, due: Mapping[str, int]) -> dict[str, Int64s]:
         return {name: np.asarray(self._tables[name].evict(tick), np.int64) for name, tick in due.items()}
 
+    def left(self, table: str, keys: Int64s) -> None:
+        """Takes the keys of rows that left the table for another reason."""
+        if len(keys):
+            self._left[table].append(keys)
+
     def end(self) -> int:
-        """Waits for the thread. Returns the number of removed rows."""
-        if self._running is None:
-            return 0
+        """Waits for the thread. Returns the number of rows that it removed."""
         running, self._running = self._running, None
-        evicted = running.result()
-        for name, keys in evicted.items():
-            self.tombstones[name] = np.union1d(self.tombstones[name], keys)
+        evicted = {} if running is None else running.result()
+        for name, left in self._left.items():
+            if more := [*left, *([evicted[name]] if name in evicted else [])]:
+                self.tombstones[name] = np.unique(np.concatenate([self.tombstones[name], *more]))
+                left.clear()
         return sum(len(keys) for keys in evicted.values())
 
     def waiting(self) -> bool:

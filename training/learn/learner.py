@@ -21,6 +21,7 @@ import tensorflow as tf
 from streaming.example import Batch, Ragged
 from streaming.hashing import draw
 from training.cuckoo import SGD, Adagrad, Admission, Table
+from training.learn.tails import TailTable, counted
 from training.models.model import Context, Logged, Model
 from training.models.pooling import pooled
 
@@ -38,10 +39,14 @@ class Settings:
 
 
 class Outcome(NamedTuple):
-    """The logits float32[n, tasks] of a step before it changed anything, and its loss."""
+    """The logits float32[n, tasks] of a step before it changed anything, and its loss.
+
+    `promoted`: table of rare ids -> the keys int64[m] that left it, because they have a long row now.
+    """
 
     logits: npt.NDArray[np.float32]
     loss: float
+    promoted: dict[str, npt.NDArray[np.int64]]
 
 
 class Learner:
@@ -54,10 +59,12 @@ class Learner:
         self.model, self.declaration = model, model.declaration
         self.settings = settings = settings or Settings()
         self.tables = {}
+        self._table_of = {name: table for table, names in model.stored.items() for name in names}
         for name, segments in model.tables.items():
-            policy = self.declaration.policy(name)
+            policy = self.declaration.policy(self._table_of[name])
             admission = Admission(policy.admit_after, policy.admit_probability, policy.pending_ids)
             self.tables[name] = Table([s.of_table() for s in segments], name, admission=admission, seed=settings.seed)
+        self._tails = {table: TailTable(model, table, self.tables) for table in model.tails}
         self.weights = {name: weight.variable for name, weight in model.dense.items()}
         self.slots = {name: _slots(model, name) for name in model.dense}
         # Ids of any number, examples of any number: one trace.
@@ -83,8 +90,8 @@ class Learner:
             raise ValueError(f"a step takes at most batch={self.settings.batch} examples, given were {batch.size}")
         pi = batch.pi.astype(np.float32)
         judged = batch.labels, np.nan_to_num(batch.values.astype(np.float32)), batch.weights, pi
-        logits, value = self._train(*self._inputs(batch), self._logged(batch), *judged)
-        return Outcome(logits.numpy(), float(value))
+        logits, value, promoted = self._train(*self._inputs(batch), self._logged(batch), *judged)
+        return Outcome(logits.numpy(), float(value), {name: keys.numpy() for name, keys in promoted.items()})
 
     def score(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Returns the logits float32[n, tasks]. Unknown ids read zeros, as they do in serving."""
@@ -94,8 +101,7 @@ class Learner:
         """Returns what `of` computes of the pooled rows and the numbers, such as the gates of an MMoE."""
         features, numbers = self._inputs(batch)
         ids, places, _ = self._unique(features)
-        rows = {name: self.tables[name].find(ids[name]) for name in ids}
-        return np.asarray(of(self._pooled(rows, places, features), tf.convert_to_tensor(numbers)))
+        return np.asarray(of(self._pooled(self._stored(ids), places, features), tf.convert_to_tensor(numbers)))
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
         columns: dict[str, Any] = {
@@ -129,24 +135,39 @@ class Learner:
         return self.model.outputs(served, numbers, Context(tf.shape(numbers)[0]))
 
     def _pooled(self, rows: dict[str, Any], places: dict[str, Any], features: dict[str, Any]) -> dict[str, Any]:
-        """Returns feature -> pooled rows float32[n, dim], from table -> rows float32[ids, dim] of the unique ids."""
-        of_ids = {f.name: tf.gather(rows[f.table], places[f.name]) for f in self.declaration.features if f.table}
+        """Returns feature -> pooled rows float32[n, dim], from stored table -> rows float32[ids, dim] of unique ids."""
+        joined = {table: self.model.joined(table, rows) for table in self.declaration.tables}
+        of_ids = {f.name: tf.gather(joined[f.table], places[f.name]) for f in self.declaration.features if f.table}
         splits = {f.name: features[f.name][1] for f in self.declaration.features if f.kind == "ids"}
         return pooled(of_ids, splits)
 
+    def _stored(self, ids: dict[str, Any]) -> dict[str, Any]:
+        """Returns stored table -> rows float32[ids, dim] of the ids of its declared table, zeros where it has none."""
+        return {name: self.tables[name].find(ids[table]) for name, table in self._table_of.items()}
+
+    def _looked_up(self, ids: dict[str, Any], sights: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+        """The same after new ids have got their rows, from what was `present` before."""
+        rows = {}
+        for table, of in ids.items():
+            if table in self._tails:
+                tail, rows[table] = self._tails[table], present[table]
+                rows[tail.name] = tail.lookup(of, sights[table], present[table])
+            else:
+                rows[table] = self.tables[table].lookup(of, sights[table])
+        return rows
+
     def _find(self, features: dict[str, Any], numbers: Any) -> Any:
         ids, places, _ = self._unique(features)
-        rows = {name: self.tables[name].find(ids[name]) for name in ids}
-        return self.model.logits(self._outputs(self._pooled(rows, places, features), numbers))
+        return self.model.logits(self._outputs(self._pooled(self._stored(ids), places, features), numbers))
 
     def _step(
         self, features: dict[str, Any], numbers: Any, logged: Logged, labels: Any, values: Any, weights: Any, pi: Any
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Any, Any, dict[str, Any]]:
         """Tests, then trains: the logits are of the state before the step. Unknown ids read zeros, as in serving."""
         ids, places, sights = self._unique(features)
-        present = {name: self.tables[name].find(ids[name]) for name in ids}
+        present = self._stored(ids)
         tested = self.model.logits(self._outputs(self._pooled(present, places, features), numbers))
-        rows = {name: self.tables[name].lookup(ids[name], sights[name]) for name in ids}
+        rows = self._looked_up(ids, sights, present)
         dense = list(self.weights.values()) if self.settings.dense_rate else []
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*rows.values(), *dense])
@@ -155,12 +176,16 @@ class Learner:
             value = self.model.loss(outputs, labels, weights, pi, self.settings.batch, values)
         zero = tf.UnconnectedGradients.ZERO  # of what travels with the rows and is not learned
         of_rows, of_dense = tape.gradient(value, [list(rows.values()), dense], unconnected_gradients=zero)
-        for name, gradient in zip(ids, of_rows, strict=True):
-            self.tables[name].apply(ids[name], tf.convert_to_tensor(gradient))
+        for name, gradient in zip(rows, of_rows, strict=True):
+            table, gradients = self._table_of[name], tf.convert_to_tensor(gradient)
+            self.tables[name].apply(
+                ids[table], counted(gradients, sights[table]) if table in self._tails else gradients
+            )
         if dense:
             for name, gradient in zip(self.weights, of_dense, strict=True):
                 self._descend(name, gradient)
-        return tested, value
+        promoted = {t.name: t.promote(ids[table], rows[t.name], sights[table]) for table, t in self._tails.items()}
+        return tested, value, promoted
 
     def _descend(self, name: str, gradient: Any) -> None:
         """Takes one step of a dense weight's optimizer."""

@@ -57,7 +57,10 @@ class State:
         self.learned = (0, 0)
         self.learned_until_ms = -1
         self.newest_event_ms = -1
-        expire_ms = {p.table: p.expire_ms for p in self.declaration.policies if p.expire_ms is not None}
+        stored = learner.model.stored
+        expire_ms = {
+            name: p.expire_ms for p in self.declaration.policies if p.expire_ms is not None for name in stored[p.table]
+        }
         self.expiry = Expiry(learner.tables, expire_ms)
         self._expires, self._tick_ms = bool(expire_ms), min(expire_ms.values(), default=0) // PRECISION
         self._ticked_ms = -1  # the event time at which the last tick ended
@@ -77,7 +80,10 @@ class State:
         """Takes steps over a batch of any size, in its order."""
         for start in range(0, batch.size, self.learner.settings.batch):
             part = batch.slice(start, start + self.learner.settings.batch)
-            self.tested.add(part, self.learner.train(part).logits)
+            outcome = self.learner.train(part)
+            self.tested.add(part, outcome.logits)
+            for name, keys in outcome.promoted.items():
+                self.expiry.left(name, keys)
             self._count(part)
             self.newest_event_ms = max(self.newest_event_ms, int(part.event_ms.max()))
             if self._expires and self.newest_event_ms - self._ticked_ms >= self._tick_ms:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 
-SEAM = ("losses", "model", "pooling", "ranker", "retrieval")
+SEAM = ("losses", "model", "pooling", "ranker", "retrieval", "sizes")
 
 
 def names() -> list[str]:

@@ -23,15 +23,17 @@ class DeepFM(Ranker):
         self, declaration: Declaration, *, seed: int = 0, dim: int = 16, hidden: str = "128x64",
         row_rate: float = 0.015, row_start: float = 1e-7, row_scale: float = 0.005, dense_rate: float = 0.05,
         dense_start: float = 1e-6, positions: int = 0, position_dropout: float = 0.1,
+        sizes: str = "",
     ) -> None:  # fmt: skip
         super().__init__(
             declaration, seed=seed, dim=dim, row_rate=row_rate, row_start=row_start, row_scale=row_scale,
             dense_rate=dense_rate, dense_start=dense_start, positions=positions, position_dropout=position_dropout,
+            sizes=sizes,
         )  # fmt: skip
         units, tasks = _units(hidden), declaration.tasks
-        sizes = [len(self.inputs), *units]
+        widths = [len(self.inputs), *units]
         self._tower = [
-            self._layer(f"hidden_{i}", sizes[i], n, (None if i else self.inputs, None), activation="relu")
+            self._layer(f"hidden_{i}", widths[i], n, (None if i else self.inputs, None), activation="relu")
             for i, n in enumerate(units)
         ]
         self._heads = self._layer("heads", units[-1], len(tasks), (None, tasks))

@@ -39,10 +39,12 @@ class MMoE(Ranker):
         self, declaration: Declaration, *, seed: int = 0, dim: int = 16, bottom: int = 64, experts: int = 4,
         units: int = 32, row_rate: float = 0.015, row_start: float = 1e-7, row_scale: float = 0.005,
         dense_rate: float = 0.05, dense_start: float = 1e-6, positions: int = 0, position_dropout: float = 0.1,
+        sizes: str = "",
     ) -> None:  # fmt: skip
         super().__init__(
             declaration, seed=seed, dim=dim, row_rate=row_rate, row_start=row_start, row_scale=row_scale,
             dense_rate=dense_rate, dense_start=dense_start, positions=positions, position_dropout=position_dropout,
+            sizes=sizes,
         )  # fmt: skip
         for name, value, least in (("bottom", bottom, 0), ("experts", experts, 1), ("units", units, 1)):
             if value < least:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -21,7 +22,7 @@ import tensorflow as tf
 from common.query import defaults, parameters
 from delta_log.manifest import ModelInfo
 from streaming.declaration import Declaration
-from training.cuckoo import SGD, Adagrad, Segment
+from training.cuckoo import SGD, Adagrad, Segment, Zeros
 from training.cuckoo.optimizers import Optimizer
 from training.cuckoo.segments import Initializer
 from training.models import losses, names
@@ -53,6 +54,20 @@ class DenseWeight(NamedTuple):
     variable: tf.Variable
     optimizer: Adagrad | SGD
     axes: tuple[Sequence[str] | None, ...] = ()
+
+
+class Tail(NamedTuple):
+    """The table of the short rows of another table's rare ids. At its `after`-th sight an id moves to a long row.
+
+    The last number of both kinds of rows is the count of sights.
+    """
+
+    table: str
+    after: int
+
+
+COUNT = RowSegment("count", 1, SGD(1.0), Zeros())
+"""The last segment of rows that are counted. Its gradient is the number of sights in a step, with a minus."""
 
 
 class Context(NamedTuple):
@@ -88,12 +103,14 @@ class Model(ABC):
     """A model of a declaration's features and tasks.
 
     `tables`: table -> the segments of its rows, in their order. `dense`: name -> weight, in the order of the delta log.
-    A subclass fills both in its constructor, whose keyword parameters are the model's settings (beside `seed`).
+    `tails`: declared table -> the table of its rare ids, which is one of `tables`, too; an id has a row in one of both.
+    A subclass fills them in its constructor, whose keyword parameters are the model's settings (beside `seed`).
     """
 
     info: ModelInfo
     tables: Mapping[str, tuple[RowSegment, ...]]
     dense: Mapping[str, DenseWeight]
+    tails: Mapping[str, Tail] = MappingProxyType({})
     dropout = 0.0
     """The share of the impressions whose logged values training hides."""
 
@@ -108,12 +125,24 @@ class Model(ABC):
         """Table -> numbers of its rows."""
         return {name: sum(segment.dim for segment in segments) for name, segments in self.tables.items()}
 
+    @property
+    def stored(self) -> dict[str, tuple[str, ...]]:
+        """Declared table -> the tables that have the rows of its ids, first that of the rare ones."""
+        return {t: (self.tails[t].table, t) if t in self.tails else (t,) for t in self.declaration.tables}
+
+    def joined(self, table: str, rows: Tensors) -> Any:
+        """Returns the rows float32[n, dim] that `outputs` takes for n ids of a declared table. It is pure.
+
+        `rows`: stored table -> rows float32[n, dim of that table] of the same ids, zeros where it has none.
+        """
+        return rows[table]
+
     @abstractmethod
     def outputs(self, rows: Tensors, numbers: Any, context: Context) -> dict[str, Any]:
         """Returns task -> logits float32[n]. It is pure: training and the served graph trace this one function.
 
-        `rows`: feature -> float32[n, dim of its table], pooled (training/models/pooling.py); `numbers`: float32[n, k]
-        in declared order.
+        `rows`: feature -> float32[n, dim], joined and pooled (training/models/pooling.py); `numbers`: float32[n, k] in
+        declared order.
         """
 
     def as_logged(self, outputs: Tensors, rows: Tensors, logged: Logged) -> Tensors:

@@ -9,6 +9,8 @@ and x the numbers, task t's logit is
 a_t, c_t of the linear and the pairwise term, so that a rare task may weigh them otherwise. A model of this kind differs
 in its deep part: one tower (deepfm.py), or experts and gates (mmoe.py).
 
+With `sizes` a table has shorter rows: v_i = s_i P, with d numbers s_i and a matrix P of the table (sizes.py).
+
 Feedback depends on more than the item: an item at the top of a list is seen more often. In training a shallow tower
 takes that out of f. With p the position, r the rows of the logged features, and h = 0 for a share `position_dropout` of
 the impressions and 1 for the others, the logit of the loss is
@@ -31,6 +33,7 @@ import tensorflow as tf
 from streaming.declaration import Declaration
 from training.cuckoo import Adagrad, Normal, Zeros
 from training.models.model import Context, DenseWeight, Logged, Model, RowSegment, Tensors
+from training.models.sizes import joined, parsed, stored
 
 Axes = tuple[Sequence[str] | None, ...]
 
@@ -41,12 +44,12 @@ class Ranker(Model):
     `dim`: numbers of a vector. `row_rate`, `dense_rate`: learning rates. `row_start`, `dense_start`: Adagrad's first
     accumulators; gradients carry the 1 / B of the loss, so they are about 0.1 / B^2 for a row, which few examples of a
     batch touch. `row_scale`: standard deviation of a new vector. `positions`: the tower knows so many places of an item
-    in its request, and takes all later ones for the last; 0: it knows none.
+    in its request, and takes all later ones for the last; 0: it knows none. `sizes`: tables with shorter rows.
     """
 
     def __init__(
         self, declaration: Declaration, *, seed: int, dim: int, row_rate: float, row_start: float, row_scale: float,
-        dense_rate: float, dense_start: float, positions: int, position_dropout: float,
+        dense_rate: float, dense_start: float, positions: int, position_dropout: float, sizes: str,
     ) -> None:  # fmt: skip
         super().__init__(declaration)
         for name, value, least in (("dim", dim, 1), ("positions", positions, 0)):
@@ -58,7 +61,11 @@ class Ranker(Model):
         segments = (RowSegment("linear", 1, rows, Zeros()), RowSegment("vector", dim, rows, Normal(row_scale)))
         bias = (RowSegment("bias", len(declaration.tasks), rows, Zeros()),)
         logged = {f.table for f in declaration.features if f.logged}
-        self.tables = {table: bias if table in logged else segments for table in declaration.tables}
+        self._sizes = parsed(sizes, self.name, [t for t in declaration.tables if t not in logged], dim)
+        self.tables, self.tails = stored(
+            {t: bias if t in logged else segments for t in declaration.tables}, self._sizes
+        )
+        self._dim = dim
         self._positions, self.dropout = positions, position_dropout if positions or logged else 0.0
         self.inputs = [f"{name}/{i}" for name in self.row_features for i in range(dim)] + list(self.number_features)
         """The names of the deep part's inputs, in their order."""
@@ -96,6 +103,13 @@ class Ranker(Model):
         bias *= logged.shown[:, None]
         return {task: outputs[task] + bias[:, k] for k, task in enumerate(self.declaration.tasks)}
 
+    def joined(self, table: str, rows: Tensors) -> Any:
+        """Returns [linear weight | vector of dim] for each id, by the formula of the module."""
+        if table not in self._sizes:
+            return rows[table]
+        short = rows[self.stored[table][0]]
+        return joined(self._sizes[table], short, rows[table], self.weight(f"{table}_projection"))
+
     def _fields(self, rows: Tensors) -> Any:
         """Returns the rows of all features: float32[n, m, 1 + dim]."""
         return tf.stack([rows[name] for name in self.row_features], axis=1)
@@ -114,7 +128,7 @@ class Ranker(Model):
         return self.dense[name].variable
 
     def _declare_wide(self) -> None:
-        """Adds the weights of the linear and the pairwise term, of the numbers and of the positions."""
+        """Adds the weights of the linear and the pairwise term, of numbers and positions, and the projections."""
         tasks = self.declaration.tasks
         self._declare("linear_scale", keras.Variable(tf.ones([len(tasks)]), name="linear_scale"), (tasks,))
         self._declare("pair_scale", keras.Variable(tf.ones([len(tasks)]), name="pair_scale"), (tasks,))
@@ -122,6 +136,9 @@ class Ranker(Model):
             zeros = tf.zeros([len(self.number_features), len(tasks)])
             axes = self.number_features, tasks
             self._declare("number_weights", keras.Variable(zeros, name="number_weights"), axes)
+        for table, size in self._sizes.items():
+            start = tf.eye(size.dim, self._dim)
+            self._declare(f"{table}_projection", keras.Variable(start, name=f"{table}_projection"))
         if self._positions:
             zeros = tf.zeros([self._positions, len(tasks)])
             self._declare("position_weights", keras.Variable(zeros, name="position_weights"), (None, tasks))
