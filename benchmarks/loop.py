@@ -248,7 +248,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--rates", metavar="N[,N]", help=f"events a second (default: {RATES})")
     add("--seconds", type=seconds, default=180.0, metavar="S", help=f"of the highest rate that passes {default}")
     add("--step-s", type=seconds, default=25.0, metavar="S", help=f"of each other rate {default}")
-    add("--warm-s", type=seconds, default=WARM_S, metavar="S", help=f"at the lowest rate, before the first step {default}")
+    add(
+        "--warm-s",
+        type=seconds,
+        default=WARM_S,
+        metavar="S",
+        help=f"at the lowest rate, before the first step {default}",
+    )
     add("--sync-every", type=seconds, default=60.0, metavar="S", help=f"the platform's setting {default}")
     add("--source", default=SOURCE, help=default)
     add("--out", type=Path, default=RESULTS, help=default)

@@ -22,7 +22,7 @@ from kafka import KafkaProducer
 
 from streaming import topics
 from streaming.archive.archive import TOPICS
-from streaming.archive.archiver import Archiver, Gauges
+from streaming.archive.archiver import PATIENCE_MS, Archiver, Gauges
 from streaming.archive.commits import Writer, read
 from streaming.event_time import EventTime
 from streaming.publisher import action, impression
@@ -95,7 +95,7 @@ def measure(events: int = EVENTS) -> dict[str, Any]:
         topics.create(broker.bootstrap)
         sent = send(broker.bootstrap, events)
         with Writer(Path(name), "kuairand", declaration) as writer:
-            reader = Reader(broker.bootstrap, TOPICS, {}, "the benchmark's", "run it again")
+            reader = Reader(broker.bootstrap, TOPICS, {}, "the benchmark's", "run it again", PATIENCE_MS)
             archiver = Archiver(reader, writer, declaration, EventTime(), FLUSH_MS, FLUSH_ROWS, Gauges())
             begun = time.process_time()
             while sum(reader_read(reader).values()) < sum(sent.values()):
