@@ -1,4 +1,4 @@
-"""The parts of a running platform under load: the processor time of each, and the records that each has not read yet."""
+"""The parts of a running platform under load: the processor time of each, and the records that it has not read yet."""
 
 from __future__ import annotations
 
