@@ -2,13 +2,13 @@
 
     python -m benchmarks.profiles [--events 4000000] [--users 100000] [--items 10000] [--peer-events 200000]
 
-`archive` is the archive's writer (benchmarks/load/archive.py). `push` is the feature push on the simulator's slots: a backlog, then 500 events/s. The rest is the store by itself.
-An event makes seven adds: five slots of its user and two of its item. `history` is ten days at once: slices age all the
-time. `live` is a writer for which a second of event time passes with 20,000 events. The peers and a store of ours hold
-the same adds: ten days of fewer events, for a fiftieth of the users and items, so that profiles are as full. `SQLite
-rows` upserts a row a count and minute, as the window of an hour needs, and reads by GROUP BY. `Redis` has a sorted set
-a profile, slot, action and day, and reads by ZUNION: it answers 7 days alone. It starts the redis-server on PATH,
-without persistence.
+`archive` is the archive's writer (benchmarks/load/archive.py). `push` is the feature push on the simulator's slots: a
+backlog, then 500 events/s. The rest is the store by itself. An event makes seven adds: five slots of its user and two
+of its item. `history` is ten days at once: slices age all the time. `live` is a writer for which a second of event time
+passes with 20,000 events. The peers and a store of ours hold the same adds: ten days of fewer events, for a fiftieth of
+the users and items, so that profiles are as full. `SQLite rows` upserts a row a count and minute, as the window of an
+hour needs, and reads by GROUP BY. `Redis` has a sorted set a profile, slot, action and day, and reads by ZUNION: it
+answers 7 days alone. It starts the redis-server on PATH, without persistence.
 """
 
 from __future__ import annotations
