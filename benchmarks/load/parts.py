@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -39,7 +40,6 @@ class Parts:
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
-        self._pending = _pending(platform.address("join"))
 
     def cpu_s(self) -> dict[str, float]:
         """Name -> seconds of processor time since its start."""
@@ -51,20 +51,28 @@ class Parts:
     def lags(self) -> dict[str, float]:
         """Name -> records of its topics that it has not read."""
         lags = {name: metrics(self._platform.address(name)).get(lag, 0.0) for name, lag in LAGS.items()}
-        with suppress(RequestFailed):
-            values = json.loads(fetch(self._pending))
-            lags["join"] = sum(float(value["sum"]) for value in values)
-        return lags
+        return lags | {"join": self._pending()}
+
+    def _pending(self) -> float:
+        """The join's. Raises RequestFailed if Flink does not tell it for 30 s; its first figures take their time."""
+        address, deadline = self._platform.address("join"), time.monotonic() + 30
+        while True:
+            try:
+                return _pending(address)
+            except RequestFailed:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
 
-def _pending(flink: str) -> str:
-    """The address of the number of records that the join's source has not read."""
+def _pending(flink: str) -> float:
+    """The number of records that the join's source has not read. Raises RequestFailed while Flink does not tell it."""
     (job,) = (job["id"] for job in _get(f"{flink}/jobs")["jobs"] if job["status"] == "RUNNING")
     for vertex in _get(f"{flink}/jobs/{job}")["vertices"]:
         page = f"{flink}/jobs/{job}/vertices/{vertex['id']}/subtasks/metrics"
         for metric in _get(page):
             if metric["id"].endswith(PENDING):
-                return f"{page}?get={metric['id']}"
+                return sum(float(value["sum"]) for value in _get(f"{page}?get={metric['id']}"))
     raise RequestFailed(f"{flink} has no metric {PENDING}")
 
 

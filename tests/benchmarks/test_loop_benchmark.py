@@ -21,7 +21,8 @@ from streaming.source import load  # noqa: E402
 SOURCE = "simulator?seed=1&minutes=1&history_minutes=1&rate=5&delay_s=0.05"
 GOOD = {
     "rate": 1000, "events_per_s": 1000, "failed_scores": 0, "lag_records": {"join": 10, "archive": 2999},
-    "freshness_s": {"p99": 62.0}, "score_ms": {"p99_ms": 5.0}, "share": {"join": 0.3, "trainer": 0.2}, "load_cores": 0.1,
+    "freshness_s": {"p99": 62.0}, "score_ms": {"p99_ms": 5.0}, "share": {"join": 0.3, "trainer": 0.2},
+    "load_cores": 0.1,
 }  # fmt: skip
 
 
