@@ -2,13 +2,13 @@
 
     python -m benchmarks.profiles [--events 4000000] [--users 100000] [--items 10000] [--peer-events 200000]
 
-`push` is the feature push on the simulator's slots: a backlog, then 500 events/s. The rest is the store by itself.
-An event makes seven adds: five slots of its user and two of its item. `history` is ten days at once: slices age all the
-time. `live` is a writer for which a second of event time passes with 20,000 events. The peers and a store of ours hold
-the same adds: ten days of fewer events, for a fiftieth of the users and items, so that profiles are as full. `SQLite
-rows` upserts a row a count and minute, as the window of an hour needs, and reads by GROUP BY. `Redis` has a sorted set
-a profile, slot, action and day, and reads by ZUNION: it answers 7 days alone. It starts the redis-server on PATH,
-without persistence.
+`archive` is the archive's writer (benchmarks/load/archive.py). `push` is the feature push on the simulator's slots: a
+backlog, then 500 events/s. The rest is the store by itself. An event makes seven adds: five slots of its user and two
+of its item. `history` is ten days at once: slices age all the time. `live` is a writer for which a second of event time
+passes with 20,000 events. The peers and a store of ours hold the same adds: ten days of fewer events, for a fiftieth of
+the users and items, so that profiles are as full. `SQLite rows` upserts a row a count and minute, as the window of an
+hour needs, and reads by GROUP BY. `Redis` has a sorted set a profile, slot, action and day, and reads by ZUNION: it
+answers 7 days alone. It starts the redis-server on PATH, without persistence.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import psutil  # noqa: E402
 
 from benchmarks.common.figures import commit, machine  # noqa: E402
 from benchmarks.features import redis_server  # noqa: E402
-from benchmarks.load import push  # noqa: E402
+from benchmarks.load import archive, push  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import Refused  # noqa: E402
 from features.profile.query import Query  # noqa: E402
@@ -256,7 +256,7 @@ def redis_sets(args: argparse.Namespace, port: int, n: int) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    n = max(1, args.peer_events // BATCH)
+    n, archived = max(1, args.peer_events // BATCH), archive.measure()
     few = argparse.Namespace(users=max(1, args.users // 50), items=max(1, args.items // 50))
     with tempfile.TemporaryDirectory(prefix="minutehand-profiles-") as name:
         folder = Path(name)
@@ -281,7 +281,9 @@ def measure(args: argparse.Namespace) -> None:
             "read_p99_ms": reading["one"]["p99_ms"],
             "batch100_p99_ms": reading["batch100"]["p99_ms"],
             "bytes_per_profile": store["bytes_per_profile"],
+            "archive_events_per_s_core": archived["events_per_s_core"],
         },
+        "archive": archived,
         "push": pushed,
         "history": store,
         "live": reading,

@@ -43,6 +43,10 @@ from streaming.topics import ACTIONS, FORGET, IMPRESSIONS, ITEMS, USERS
 
 COUNTED, UPSERTS = (IMPRESSIONS, ACTIONS), (ITEMS, USERS)
 READ_AT_ONCE = 4096
+PUSH_MS = 800
+PATIENCE_MS = 100
+"""So long the broker gathers events for it: each answer costs both of them. An event is visible after PUSH_MS, this,
+and the commit itself."""
 MOST_EVENTS = 20_000
 """So many events are committed at once, before `push_ms` has passed."""
 CLOCK, FORGETTING = "clock", "forgetting"
@@ -252,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     add, duration = parser.add_argument, process.at_least(1)
     parser.shared("source", "kafka")
     add("--to", required=True, type=Path, metavar="DIR", help="the feature folder; made if need be")
-    add("--push-ms", type=duration, default=1000, help="the time between two commits (default: %(default)s)")
+    add("--push-ms", type=duration, default=PUSH_MS, help="the time between two commits (default: %(default)s)")
     EventTime.arguments(parser)
     parser.shared("port")
     args = parser.parse_args(argv)
@@ -278,7 +282,9 @@ def _run(args: argparse.Namespace) -> None:
             nonlocal judge
             judge = new_judge()
             topics = (*COUNTED, *UPSERTS)
-            return Reader(args.kafka, topics, counts.restore(judge), f"{args.to}'s", "begin a new folder (--to)")
+            return Reader(
+                args.kafka, topics, counts.restore(judge), f"{args.to}'s", "begin a new folder (--to)", PATIENCE_MS
+            )
 
         def count(reader: Reader) -> None:
             Push(store, counts, reader, judge, event_time, args.push_ms, gauges).run(service.stopping)

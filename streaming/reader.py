@@ -27,6 +27,8 @@ log = process.logger("reader")
 ASK_WITHIN_MS = 500
 """A reader that asks for its lag waits no longer than this for the broker."""
 
+GATHERED_BYTES = 2**20
+
 Positions = dict[str, Any]
 """{"cluster": id, "topic": name, "topic_id": id, "offsets": {partition: next offset}}"""
 
@@ -78,7 +80,9 @@ class Reader:
     def __init__(
         self, bootstrap: str, topics: Sequence[str], positions: Mapping[str, Positions],
         whose: str = "the log's", advice: str = "begin a new lineage (python -m training.learn.batch_pass)",
+        patience_ms: int = 0,
     ) -> None:  # fmt: skip
+        """`patience_ms`: the broker gathers GATHERED_BYTES for an answer, but no longer than this."""
         self._bootstrap, self._whose, self._advice = bootstrap, whose, advice
         self.dead = 0
         self._letters = DeadLetters(bootstrap)
@@ -99,7 +103,8 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="none",  # a position that is gone is an error
             isolation_level="read_committed",
-            fetch_max_wait_ms=100,
+            fetch_min_bytes=GATHERED_BYTES if patience_ms else 1,
+            fetch_max_wait_ms=patience_ms or 100,
             metadata_max_age_ms=10_000,  # new partitions are noticed
             bootstrap_timeout_ms=5000,
         )

@@ -15,7 +15,7 @@ from kafka import KafkaProducer
 
 from features.profile.judge import Judge
 from features.profile.store import Profiles
-from features.push import COUNTED, UPSERTS, Counts, Gauges, Push
+from features.push import COUNTED, PATIENCE_MS, PUSH_MS, UPSERTS, Counts, Gauges, Push
 from features.store import Features, now_ms
 from streaming import topics
 from streaming.event_time import MAX_DISORDER_MS, EventTime
@@ -27,7 +27,6 @@ from tests.support.broker import Broker
 SOURCE = "simulator?seed=1&minutes=1&history_minutes=1&viewers=1000&clips=1000"
 ACTED = 0.3
 """The share of impressions that one action of the judged task follows."""
-PUSH_MS = 1000
 
 
 def messages(n: int, users: int, items: int, part: str) -> Iterator[tuple[str, bytes]]:
@@ -79,7 +78,7 @@ def measure(events: int, users: int, items: int, live_s: int, rate: int) -> dict
         store, event_time = Features(Path(name), SOURCE), EventTime(MAX_DISORDER_MS)
         judge = Judge(store.plan.slots, store.plan.declaration.window_ms, MAX_DISORDER_MS)
         with Counts(store) as counts, Profiles(store.folder, store.plan.slots) as seen:
-            reader = Reader(broker.bootstrap, (*COUNTED, *UPSERTS), {}, "the benchmark's", "run it again")
+            reader = Reader(broker.bootstrap, (*COUNTED, *UPSERTS), {}, "the benchmark's", "run it again", PATIENCE_MS)
             push = Push(store, counts, reader, judge, event_time, PUSH_MS, Gauges())
             begun = time.process_time()
             while committed(seen) < events:

@@ -249,7 +249,7 @@ class Writer:
 
     def _file(self, name: str, topic: str, hour: str, table: pa.Table) -> File:
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", use_dictionary=False)  # zstd finds what repeats by itself
         data = bytes(sink.getvalue())
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         flushed(self.path / name, data)

@@ -155,7 +155,7 @@ def test_it_ends_soon_when_the_broker_is_gone(broker: Broker, tmp_path: Path) ->
     log, events = tmp_path / "log", Events(broker.bootstrap)
     archiver = ArchiverProcess(broker.bootstrap, tmp_path / "a", log, "--flush-ms", "600000")
     until(lambda: archiver.get("/healthz")[0] == 200, "the archiver")
-    events.raw("actions", *[b"{broken"] * 3000)
+    events.raw("actions", *[b"{broken"] * 5000)
     events.close()
     until(lambda: log.read_text().count("cannot be used") > 1, "the first dead letters")
     broker.process.kill()

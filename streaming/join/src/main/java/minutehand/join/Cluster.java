@@ -91,6 +91,9 @@ final class Cluster {
                 .setStartingOffsets(new FromTheBeginning())
                 .setDeserializer(new Deserializer(settings))
                 .setProperty("isolation.level", "read_committed")
+                // The broker gathers events for an answer. Records wait for the next checkpoint anyway.
+                .setProperty("fetch.min.bytes", "1048576")
+                .setProperty("fetch.max.wait.ms", "" + Math.max(10, settings.checkpointMs / 10))
                 // The checkpoint has the positions; the broker needs none.
                 .setProperty("commit.offsets.on.checkpoint", "false")
                 // New partitions are read well before their records could be late.
