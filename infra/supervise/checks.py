@@ -15,6 +15,8 @@ from infra.http_client import RequestFailed, fetch
 
 Check = Callable[[], str]
 TIMEOUT_S = 1.0
+MOST_FAILED = 10
+"""Checkpoints of the join that fail while its tasks start, or while the broker starts again."""
 
 
 class Silence(str):
@@ -31,6 +33,8 @@ def http_ok(url: str, complaint: Callable[[bytes], str] = lambda body: "") -> Ch
             return str(e) if e.status else Silence(e)
         except ValueError as e:
             return f"{url}: {e}"
+        except (LookupError, TypeError, AttributeError) as e:
+            return f"{url}: its answer has another form ({type(e).__name__}: {e})"
 
     return check
 
@@ -87,11 +91,20 @@ def _metadata(answer: bytes) -> tuple[int, str]:
 
 
 def flink_running(url: str) -> Check:
-    """A job of Flink is RUNNING."""
+    """A job of Flink is RUNNING and commits: no more than MOST_FAILED checkpoints have failed since one completed."""
+    before = {"completed": 0, "failed": 0}  # the counts when a checkpoint completed
 
     def complaint(body: bytes) -> str:
-        states = [str(job["state"]) for job in json.loads(body)["jobs"]]
-        return "" if "RUNNING" in states else f"job state: {', '.join(states) or 'no job yet'}"
+        jobs = {str(job["state"]): job["jid"] for job in json.loads(body)["jobs"]}
+        if "RUNNING" not in jobs:
+            return f"job state: {', '.join(jobs) or 'no job yet'}"
+        answer = fetch(f"{url}/jobs/{jobs['RUNNING']}/checkpoints", timeout_s=TIMEOUT_S)
+        counts = json.loads(answer)["counts"]
+        if counts["completed"] != before["completed"]:
+            before.update(completed=counts["completed"], failed=counts["failed"])
+        if counts["failed"] - before["failed"] <= MOST_FAILED:
+            return ""
+        return "no example is committed: Flink's checkpoints fail (is the disk full, or the broker away?)"
 
     return http_ok(f"{url}/jobs/overview", complaint)
 

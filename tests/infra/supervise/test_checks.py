@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+from typing import Any
 
 import pytest
 
@@ -39,3 +41,36 @@ def test_what_a_service_answers(answer: bytes, said: str, monkeypatch: pytest.Mo
         done.set()
         thread.join()
         server.close()
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b"null", b'{"jobs": [{}], "scheduler": 3}', b'{"jobs": 1, "scheduler": []}']
+)
+def test_json_of_another_shape_is_a_reason(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "fetch", lambda url, timeout_s: body)
+    for check in (
+        checks.flink_running("http://join"),
+        checks.model_available("http://server", "ranker"),
+        checks.airflow_component("http://airflow", "scheduler"),
+    ):
+        assert check()
+
+
+def test_a_join_whose_checkpoints_fail_commits_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, Any] = {"/jobs/overview": {"jobs": [{"jid": "j", "state": "RUNNING"}]}}
+    monkeypatch.setattr(checks, "fetch", lambda url, timeout_s: json.dumps(answers[url.removeprefix("http://join")]))
+    check = checks.flink_running("http://join")
+
+    def after(completed: int, failed: int) -> str:
+        answers["/jobs/j/checkpoints"] = {"counts": {"completed": completed, "failed": failed}}
+        return check()
+
+    most = checks.MOST_FAILED
+    assert after(0, 0) == after(0, most) == ""  # its tasks may still start
+    reason = "no example is committed: Flink's checkpoints fail (is the disk full, or the broker away?)"
+    assert after(0, most + 1) == after(0, 99) == reason
+    assert after(1, 99) == after(1, 99 + most) == "" and after(1, 100 + most) == reason
+    assert after(2, 100 + most) == ""
+    assert after(0, 1) == after(0, 1 + most) == "" and after(0, 2 + most) == reason  # another process of the join
+    answers["/jobs/overview"] = {"jobs": [{"jid": "j", "state": "FAILING"}]}
+    assert check() == "job state: FAILING"

@@ -17,10 +17,12 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewTopic
 
+from infra.supervise import checks
 from streaming import topics
 from streaming.declaration import Declaration, Feature
 from tests.support import join_oracle as oracle
 from tests.support.broker import Broker
+from tests.support.disk import fill, small_disk
 from tests.support.join_process import JoinProcess
 from tests.support.replay import DISORDER_MS, LEASE
 from tests.support.wait import until
@@ -252,15 +254,43 @@ def test_equals_the_offline_join_whatever_is_killed(broker: Broker, join: JoinPr
     assert join.process.end() == 0
 
 
-def test_an_action_days_after_its_impression_joins_though_the_job_was_killed(broker: Broker, tmp_path: Path) -> None:
-    """Its source's window says so."""
-    day_ms = 86_400_000
-    declaration = Declaration("slow", FEATURES, TASKS, "click", 7 * day_ms)
-    names = {name: f"slow-{name}" for name in ("impressions", "actions", "examples")}
+def topics_of_its_own(broker: Broker, prefix: str) -> dict[str, str]:
+    names = {name: f"{prefix}-{name}" for name in ("impressions", "actions", "examples")}
     admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap)
     sides = [f"{names[name]}.{end}" for name in ("impressions", "actions") for end in ("dead", "late")]
     admin.create_topics([NewTopic(name, topics.PARTITIONS, 1) for name in (*names.values(), *sides)])
     admin.close()
+    return names
+
+
+def test_a_full_disk_is_reported_and_loses_nothing(broker: Broker, tmp_path: Path) -> None:
+    names, features = topics_of_its_own(broker, "full"), {"features": {"user": 1, "tags": [], "age": 0.5}}
+    sender, examples = Sender(broker.bootstrap, names), Reader(broker.bootstrap, names["examples"])
+    with small_disk(tmp_path, 400):  # Flink unpacks libraries of 150 MB
+        job = JoinProcess(tmp_path / "join", DECLARATION.to_json(), broker.bootstrap, topics=names)
+        check = checks.flink_running(f"http://127.0.0.1:{job.port}")
+        job.start()
+        for name, ts_ms in (("before", 1000), ("full", 2000)):
+            sender.send("impressions", {"impression_id": name, "user_id": 1, "item_id": 2, "ts_ms": ts_ms, **features})
+            sender.send("actions", {"impression_id": name, "action": "click", "ts_ms": ts_ms})
+            sender.heartbeat(ts_ms + DISORDER_MS)
+            if name == "before":
+                examples.wait_past(ts_ms - 1, job)
+                filled = fill(tmp_path)
+        until(lambda: check().startswith(("job state: RESTARTING", "no example is committed")), "the reason", 60)
+        filled.unlink()
+        examples.wait_past(1999, job)
+        until(lambda: check() == "", "the join to commit again", 60)
+        records = [r for records in examples.records.values() for r in records if "labels" in r]
+        assert sorted(r["impression_id"] for r in records) == ["before", "full"]
+        assert job.process.end() == 0
+
+
+def test_an_action_days_after_its_impression_joins_though_the_job_was_killed(broker: Broker, tmp_path: Path) -> None:
+    """Its source's window says so."""
+    day_ms = 86_400_000
+    declaration = Declaration("slow", FEATURES, TASKS, "click", 7 * day_ms)
+    names = topics_of_its_own(broker, "slow")
     sender, examples = Sender(broker.bootstrap, names), Reader(broker.bootstrap, names["examples"])
     job = JoinProcess(tmp_path, declaration.to_json(), broker.bootstrap, topics=names)
     job.start()
