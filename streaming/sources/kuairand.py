@@ -4,8 +4,10 @@ Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Random
 https://kuairand.com, CC BY-SA 4.0. The live part is the last `live_days` of the standard feed, the history the `days`
 before them (China time). The files are taken from MINUTEHAND_DATA, else from the cache, else downloaded.
 
-Features are causal: a count includes only what was known when the video was shown. A label is known at
-time_ms + play_time_ms, when the person leaves the video. The monthly statistics of the archive are not used.
+Features are causal, and counted as the profile store counts (docs/profiles.md): what it answers at the time of an
+impression. So an impression counts as soon as it is shown, and a click at its own time if it comes within the window.
+The time of each action is time_ms + play_time_ms, when the person leaves the video. The monthly statistics of the
+archive are not used.
 """
 
 from __future__ import annotations
@@ -149,7 +151,7 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int, live_da
     log = log.take(pa.array(order))
     ts_ms, left_ms = integers(log, "time_ms"), integers(log, "time_ms") + np.maximum(0, integers(log, "play_time_ms"))
     user, video, tab = integers(log, "user_id"), integers(log, "video_id"), integers(log, "tab")
-    clicked = integers(log, "is_click") > 0
+    clicked = (integers(log, "is_click") > 0) & (left_ms - ts_ms <= declaration.window_ms)
     user_row, video_row = places(user, users, "user_id"), places(video, videos, "video_id")
     profile_lists, attribute = _profiles(users), _attributes(videos)
     formulas = _formulas(
@@ -306,8 +308,8 @@ def _plain(column: Any, rows: NDArray[np.int64]) -> list[Any]:
 def _known(
     key: NDArray[np.int64], ts_ms: NDArray[np.int64], left_ms: NDArray[np.int64], clicked: NDArray[np.bool_]
 ) -> Counts:
-    """Counts for each row the exposures of its key that had ended before it, and those of them with a click."""
-    return _before(key, left_ms, key, ts_ms), _before(key[clicked], left_ms[clicked], key, ts_ms)
+    """Counts for each row the exposures of its key before it, and the clicks that had come by then."""
+    return _before(key, ts_ms, key, ts_ms), _before(key[clicked], left_ms[clicked], key, ts_ms)
 
 
 def _log_odds(counts: Counts) -> NDArray[np.float64]:
@@ -332,11 +334,14 @@ def _before(
 
 
 def _since(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Computes the time since the user's exposure before; a day for the first one."""
+    """Computes the time since the user's newest exposure of an earlier time; a day for the first one."""
     order = np.lexsort((ts_ms, user))
-    since = np.full(len(user), _DAY_MS, np.int64)
-    same = user[order][1:] == user[order][:-1]
-    since[order[1:][same]] = np.diff(ts_ms[order])[same]
+    user, at_ms = user[order], ts_ms[order]
+    begins = np.r_[True, (user[1:] != user[:-1]) | (at_ms[1:] != at_ms[:-1])]
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(user)), 0))
+    same = (first > 0) & (user[first - 1] == user)
+    since = np.empty(len(user), np.int64)
+    since[order] = np.where(same, at_ms - at_ms[first - 1], _DAY_MS)
     return since
 
 
