@@ -90,6 +90,19 @@ def test_outcomes_come_when_the_person_leaves_the_video(shown):
         assert [task in e.outcomes for task in declaration.tasks] == [bool(row[name]) for name in LABELS]
 
 
+def test_watching_may_be_a_task_with_its_minutes(shown, tmp_path):
+    write(tmp_path, made_up())
+    source = KuaiRand(12, 2, tmp_path, watch=True)
+    log, live = made_up()[0].to_pylist()[-len(shown[1]) :], list(source.live())
+    assert source.declaration.tasks == (*declaration.tasks, "watch") and source.declaration.values == ("watch",)
+    source.slots.check(source.declaration)
+    for row, e, plain in zip(log, live, shown[1], strict=True):
+        assert e.outcomes == plain.outcomes | {"watch": row["time_ms"] + row["play_time_ms"]}
+        assert e.values == {"watch": row["play_time_ms"] / 60_000} and e.features == plain.features
+    with pytest.raises(ValueError, match="kuairand: watch is 2, allowed is 0 or 1"):
+        configure(watch=2)
+
+
 def test_counts_equal_a_loop_over_what_was_known(shown):
     """An impression counts when it is shown, a click at its own time and only within the window."""
     log = made_up()[0].to_pylist()
