@@ -283,6 +283,8 @@ def _consumer(site: Site, name: str) -> Service:
     """The archive or the feature push: each reads the topics and keeps its own folder."""
     module = {"archive": "streaming.archive.archiver", "features": "features.push"}[name]
     flags = {"kafka": site.addresses["kafka"], "to": getattr(site.layout, name), "port": site.ports[f"{name}_port"]}
+    if name == "features":
+        flags["push-ms"] = site.settings.push_ms
     command = python(module, source=site.settings.source, **flags, **site.layout.event_time_flags())
     env = _feature_repo(site) if name == "features" else {}
     return _ours(site, name, command, after=("topics",), env=env, nice=airflow.NICE)

@@ -277,6 +277,11 @@ class Settings(BaseSettings):
         """The interval at which the join commits: a fifth of sync_every, within 0.2 to 1 s."""
         return max(200, min(1000, self.sync_every_ms // 5))
 
+    @property
+    def push_ms(self) -> int:
+        """The interval at which the feature push commits: that of the join, but 0.8 s at most."""
+        return min(800, self.checkpoint_ms)
+
     def tls_environment(self) -> dict[str, str]:
         """The variables by which a client of the model servers finds its files (serving/tls.py)."""
         names = ("tls", "tls_certificate", "tls_key")

@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.value import LEAST, expected
 from streaming.declaration import Declaration
 
-LEAST = 1e-9
-"""Smaller scores count as this one, so that no factor is 0 or infinite."""
 
-
-def expected(declaration: Declaration, task: str, scores: Any) -> NDArray[np.float64]:
+def expectation(declaration: Declaration, task: str, scores: Any) -> NDArray[np.float64]:
     """The expectation of a task of its scores as served: the probability, or for a value task the value."""
-    p = np.clip(np.asarray(scores, np.float64), LEAST, 1 - LEAST)
-    return p / (1 - p) if task in declaration.values else p
+    if task in declaration.values:
+        return expected(scores)
+    return np.clip(np.asarray(scores, np.float64), LEAST, 1)  # no factor is 0 or infinite
 
 
 def rank_scores(declaration: Declaration, scores: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -33,5 +32,5 @@ def rank_scores(declaration: Declaration, scores: Mapping[str, Any]) -> NDArray[
         return np.asarray(scores[declaration.judged], np.float64)
     total = np.zeros(len(scores[declaration.judged]))
     for task, exponent in declaration.exponents.items():
-        total += exponent * np.log(expected(declaration, task, scores[task]))
+        total += exponent * np.log(expectation(declaration, task, scores[task]))
     return np.exp(total)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.parts import Part, row
+from benchmarks.common.parts import Part, low_end, row
 from common.auc import auc
 from streaming.declaration import Declaration, Feature
 from streaming.example import Batch, batches, concat
@@ -36,8 +36,6 @@ RATES = "dense_rate=0.1&row_scale=0.02"
 EXPERTS = f"mmoe?dim=1&bottom=0&experts=8&units=16&{RATES}"
 KUAIRAND = "kuairand?days=12&live_days=2"
 KUAIRAND_TASKS = {"click": ">= -0.002", "long_view": ">= -0.002", "like": ""}
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262}
-"""Degrees of freedom -> the 97.5 % point of Student's t."""
 
 
 def generated(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]:
@@ -108,8 +106,7 @@ def on_kuairand(seeds: Sequence[int]) -> tuple[list[dict[str, Any]], float]:
     for task, goal in KUAIRAND_TASKS.items():
         ours, theirs = figures["MMoE", task], figures["shared bottom", task]
         gain = np.subtract(ours, theirs)
-        half = T95.get(len(gain) - 1, 2.0) * gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
-        lows[task] = float(gain.mean() - half)
+        lows[task] = low_end(gain)
         title = f"AUC of {task}, KuaiRand, last fifth"
         rows += [row(f"{title}: MMoE", ours), row(f"{title}: MMoE less shared bottom", gain.tolist())]
         rows += [row(f"{title}: the low end of that difference, 95 %", [lows[task]], goal)]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from common import auc
 from delta_log.manifest import Manifest
-from serving.ranking import rank_scores
+from infra.replay import tasks
 from streaming.declaration import Declaration
 from streaming.hashing import draw, learned_sum
 
@@ -40,6 +40,7 @@ class Sent:
     predict_ms: Array
     ok: Array
     outcome_ms: Array  # int64[n, tasks]
+    values: Array  # float64[n, tasks], NaN but for value tasks
     served: Array  # float64[n, tasks]
     frozen: Array  # float64[n, tasks]
 
@@ -54,7 +55,9 @@ class Sent:
             return np.asarray(table[name].to_numpy(zero_copy_only=False))
 
         def stack(prefix: str, fill: float, dtype: type) -> Array:
-            columns = [table[f"{prefix}_{t}"].fill_null(fill) for t in declaration.tasks]
+            nothing = pa.nulls(len(table), pa.float64())
+            names = [f"{prefix}_{task}" for task in declaration.tasks]
+            columns = [(table[name] if name in table.column_names else nothing).fill_null(fill) for name in names]
             return np.stack([np.asarray(c.to_numpy(zero_copy_only=False), dtype) for c in columns], axis=1)
 
         return cls(
@@ -66,6 +69,7 @@ class Sent:
             predict_ms=plain("predict_ms"),
             ok=plain("ok"),
             outcome_ms=stack("outcome", -1, np.int64),
+            values=stack("value", float("nan"), np.float64),
             served=stack("served", float("nan"), np.float64),
             frozen=stack("frozen", float("nan"), np.float64),
         )
@@ -157,17 +161,6 @@ def compared(labels: Array, served: Array, frozen: Array, users: Array, seed: in
     return {name: None if np.isnan(value) else round(value, 4) for name, value in figures}
 
 
-def both_aucs(labels: Array, served: Array, frozen: Array) -> dict[str, Any]:
-    """The AUC of both scores, or None if all labels are equal."""
-    some = 0 < labels.sum() < len(labels)
-    return {
-        "impressions": len(labels),
-        "positives": int(labels.sum()),
-        "served": round(float(auc.auc(labels, served)), 4) if some else None,
-        "frozen": round(float(auc.auc(labels, frozen)), 4) if some else None,
-    }
-
-
 POINTS = 12
 """The report shows how the difference grows at so many moments."""
 
@@ -189,22 +182,11 @@ def over_time(sent: Sent, rows: Array, labels: Array, judged: int, seed: int) ->
     for end in ends.tolist():
         so_far, since = slice(0, end), slice(before, end)
         figures = compared(labels[so_far], served[so_far], frozen[so_far], sent.user_id[rows][so_far], seed)
-        slice_of = both_aucs(labels[since], served[since], frozen[since])
+        slice_of = tasks.both_aucs(labels[since], served[since], frozen[since])
         hours = round(float(ts_ms[max(end - 1, 0)] - ts_ms[0]) / HOUR_MS, 2)
         points.append({"hours": hours, "impressions": end, **figures, "slice": slice_of})
         before = end
     return points
-
-
-def rank_aucs(declaration: Declaration, sent: Sent, later: Array, labels: Array) -> dict[str, Any]:
-    """The AUCs of the judged task by the score that ranks; nothing if the source declares no `rank`."""
-    if not declaration.rank:
-        return {}
-    served, frozen = (
-        rank_scores(declaration, {task: scores[later, k] for k, task in enumerate(declaration.tasks)})
-        for scores in (sent.served, sent.frozen)
-    )
-    return {"task": declaration.judged, **both_aucs(labels, served, frozen)}
 
 
 def calibration(scores: Array, labels: Array) -> float | None:
@@ -243,11 +225,6 @@ def build(
     rows = [line["rows"] for line in confirmed]
     size = [line["bytes"] for line in confirmed]
     new = ~np.isin(sent.item_id[later], items)
-    rare = [
-        {"task": name}
-        | both_aucs(pairs.positive[later, task].astype(int), sent.served[later, task], sent.frozen[later, task])
-        for task, name in enumerate(declaration.tasks)
-    ]
     return {
         **about,
         "events": int(len(sent.ts_ms) + (sent.outcome_ms >= 0).sum()),
@@ -272,12 +249,14 @@ def build(
         "failed_predictions": int((~sent.ok).sum()),
         "predict_ms": {f"p{p}": round(float(np.percentile(sent.predict_ms[sent.ok], p)), 2) for p in (50, 99)},
         "auc": {"task": declaration.judged, **compared(labels, served, frozen, sent.user_id[later], about["seed"])},
-        "rank_auc": rank_aucs(declaration, sent, later, labels),
+        "rank_auc": tasks.rank_aucs(declaration, sent.served[later], sent.frozen[later], labels),
         "auc_over_time": over_time(sent, np.flatnonzero(later), labels, judged, about["seed"]),
-        "auc_new_items": both_aucs(labels[new], served[new], frozen[new]),
+        "auc_new_items": tasks.both_aucs(labels[new], served[new], frozen[new]),
         "calibration": calibration(served, labels),
         "calibration_frozen": calibration(frozen, labels),
-        "tasks": rare,
+        "tasks": tasks.figures(
+            declaration, pairs.positive[later], sent.values[later], sent.served[later], sent.frozen[later]
+        ),
         # None: after a kill, a replica was ahead before sync asked for its digest, which was then not compared.
         "digests_equal": {line["digests_equal"] for line in confirmed} - {None} == {True},
     }
@@ -292,7 +271,7 @@ def refusals_of(refused: Mapping[str, int]) -> tuple[int, int]:
 def markdown(report: dict[str, Any]) -> str:
     """The report as text: report.md, and the table at the end of a demo."""
     pairs, auc, age = report["pairs"], report["auc"], report["freshness_s"]
-    new = report["auc_new_items"]
+    new, rank = report["auc_new_items"], report["rank_auc"]
 
     def shown(value: float | None, digits: int = 4) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
@@ -326,6 +305,11 @@ def markdown(report: dict[str, Any]) -> str:
             f"... of the {new['impressions']} impressions of items that are new since the base",
             f"{shown(new['served'])}, {shown(new['frozen'])}",
         ),
+        *(
+            [(f"AUC of {rank['task']} by the rank score", f"{shown(rank['served'])}, {shown(rank['frozen'])}")]
+            if rank
+            else []
+        ),
         (
             "calibration (mean score / rate): served, frozen",
             f"{shown(report['calibration'], 3)}, {shown(report['calibration_frozen'], 3)}",
@@ -347,10 +331,7 @@ def markdown(report: dict[str, Any]) -> str:
         ("served digest == trained digest", "yes" if report["digests_equal"] else "NO"),
     ]
     lines = ["| figure | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""]
-    lines += ["| task | positives | AUC served | AUC frozen |", "|---|---|---|---|"]
-    lines += [
-        f"| {t['task']} | {t['positives']} | {shown(t['served'])} | {shown(t['frozen'])} |" for t in report["tasks"]
-    ]
+    lines += tasks.table(report["tasks"])
     lines += ["", "| hours of event time | impressions so far | AUC served | AUC frozen | difference (95 % by user) |"]
     lines += ["|---|---|---|---|---|"]
     lines += [

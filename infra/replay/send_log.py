@@ -28,13 +28,17 @@ AUC_EVERY_S = 2.0
 
 
 def schema(declaration: Declaration) -> pa.Schema:
-    """The columns of a part. outcome_<task> is the time of the action that was sent, or null."""
+    """The columns of a part. outcome_<task> is the time of the action that was sent, or null; value_<task> its value.
+
+    Only value tasks have a value.
+    """
     tasks = declaration.tasks
     return pa.schema(
         [
             ("impression_id", pa.string()),
             *((name, pa.int64()) for name in ("user_id", "item_id", "ts_ms", "wall_ms")),
             *((f"outcome_{task}", pa.int64()) for task in tasks),
+            *((f"value_{task}", pa.float64()) for task in declaration.values),
             *((f"served_{task}", pa.float64()) for task in tasks),
             *((f"frozen_{task}", pa.float64()) for task in tasks),
             ("seq", pa.int64()),
@@ -73,6 +77,7 @@ class SendLog:
             "ts_ms": exposure.ts_ms,
             "wall_ms": time.time_ns() // 1_000_000,
             **{f"outcome_{task}": None for task in tasks},
+            **{f"value_{task}": exposure.values.get(task, 1.0) for task in self.declaration.values},
             **{f"served_{task}": served.scores.get(task) for task in tasks},
             **{f"frozen_{task}": frozen.scores.get(task) for task in tasks},
             "seq": served.seq,

@@ -4,13 +4,16 @@ Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Random
 https://kuairand.com, CC BY-SA 4.0. The live part is the last `live_days` of the standard feed, the history the `days`
 before them (China time). The files are taken from MINUTEHAND_DATA, else from the cache, else downloaded.
 
-Features are causal: a count includes only what was known when the video was shown. A label is known at
-time_ms + play_time_ms, when the person leaves the video. The monthly statistics of the archive are not used.
+Features are causal, and counted as the profile store counts (docs/profiles.md): what it answers at the time of an
+impression. So an impression counts as soon as it is shown, and a click at its own time if it comes within the window.
+The time of each action is time_ms + play_time_ms, when the person leaves the video. The monthly statistics of the
+archive are not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +88,34 @@ slots = Slots(
 )
 
 
+WATCH = "watch"
+"""The value task of `watch=1`: minutes of playing. The mean of an impression is 0.36."""
+
+
 class KuaiRand:
     """The data set in a folder. Without a folder, it finds or downloads the files when the first event is read."""
 
-    declaration, slots = declaration, slots
-
-    def __init__(self, days: int, live_days: int, folder: Path | None = None) -> None:
+    def __init__(self, days: int, live_days: int, folder: Path | None = None, watch: bool = False) -> None:
         self.days, self.live_days, self.folder = days, live_days, folder
+        self.declaration, self.slots = declaration, slots
+        if watch:
+            tasks, rank = (*declaration.tasks, WATCH), {declaration.judged: 1, WATCH: 0.5}
+            self.declaration = replace(declaration, tasks=tasks, values=(WATCH,), rank=rank)
+            self.slots = Slots(slots.slots, (*slots.actions, WATCH))
 
     def history(self) -> Iterator[Exposure]:
         shown = self._columns()
-        yield from _exposures(shown, np.flatnonzero(shown["ts_ms"] < shown["live_ms"]))
+        yield from self._exposures(shown, np.flatnonzero(shown["ts_ms"] < shown["live_ms"]))
 
     def live(self) -> Iterator[Exposure]:
         shown = self._columns()
-        yield from _exposures(shown, np.flatnonzero(shown["ts_ms"] >= shown["live_ms"]))
+        yield from self._exposures(shown, np.flatnonzero(shown["ts_ms"] >= shown["live_ms"]))
+
+    def _exposures(self, shown: dict[str, Any], rows: NDArray[np.int64]) -> Iterator[Exposure]:
+        for e, played_ms in zip(_exposures(shown, rows), shown["played_ms"][rows].tolist(), strict=True):
+            if self.declaration.values and played_ms > 0:
+                e = e._replace(outcomes=e.outcomes | {WATCH: e.ts_ms + played_ms}, values={WATCH: played_ms / 60_000})
+            yield e
 
     @property
     def views(self) -> Views:
@@ -123,15 +139,18 @@ class KuaiRand:
         return log, users, videos
 
 
-def configure(days: int = 7, live_days: int = 7) -> KuaiRand:
+def configure(days: int = 7, live_days: int = 7, watch: int = 0) -> KuaiRand:
     """Takes the last `live_days` as live, and the `days` before them as history. The official archive has 31 in all.
 
-    By default a base that learned a week meets the next week, as that of a weekly retrain does.
+    By default a base that learned a week meets the next week, as that of a weekly retrain does. With `watch` 1 there is
+    the value task `watch`, and it ranks beside click.
     """
     for name, value in (("days", days), ("live_days", live_days)):
         if value < 1:
             raise ValueError(f"kuairand: {name} is {value}, allowed is >= 1")
-    return KuaiRand(days, live_days)
+    if watch not in (0, 1):
+        raise ValueError(f"kuairand: watch is {watch}, allowed is 0 or 1")
+    return KuaiRand(days, live_days, watch=bool(watch))
 
 
 _LOG = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab", *_TASKS.values())
@@ -149,7 +168,7 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int, live_da
     log = log.take(pa.array(order))
     ts_ms, left_ms = integers(log, "time_ms"), integers(log, "time_ms") + np.maximum(0, integers(log, "play_time_ms"))
     user, video, tab = integers(log, "user_id"), integers(log, "video_id"), integers(log, "tab")
-    clicked = integers(log, "is_click") > 0
+    clicked = (integers(log, "is_click") > 0) & (left_ms - ts_ms <= declaration.window_ms)
     user_row, video_row = places(user, users, "user_id"), places(video, videos, "video_id")
     profile_lists, attribute = _profiles(users), _attributes(videos)
     formulas = _formulas(
@@ -164,6 +183,7 @@ def columns(log: pa.Table, users: pa.Table, videos: pa.Table, days: int, live_da
         "live_ms": live_ms,
         "ts_ms": ts_ms,
         "left_ms": left_ms,
+        "played_ms": left_ms - ts_ms,
         "labels": np.stack([integers(log, column) > 0 for column in _TASKS.values()], 1),
         "user": user,
         "video": video,
@@ -306,8 +326,8 @@ def _plain(column: Any, rows: NDArray[np.int64]) -> list[Any]:
 def _known(
     key: NDArray[np.int64], ts_ms: NDArray[np.int64], left_ms: NDArray[np.int64], clicked: NDArray[np.bool_]
 ) -> Counts:
-    """Counts for each row the exposures of its key that had ended before it, and those of them with a click."""
-    return _before(key, left_ms, key, ts_ms), _before(key[clicked], left_ms[clicked], key, ts_ms)
+    """Counts for each row the exposures of its key before it, and the clicks that had come by then."""
+    return before(key, ts_ms, key, ts_ms), before(key[clicked], left_ms[clicked], key, ts_ms)
 
 
 def _log_odds(counts: Counts) -> NDArray[np.float64]:
@@ -317,7 +337,7 @@ def _log_odds(counts: Counts) -> NDArray[np.float64]:
     return np.log(odds)
 
 
-def _before(
+def before(
     key: NDArray[np.int64], at_ms: NDArray[np.int64], asked: NDArray[np.int64], ts_ms: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Counts for each (asked key, ts) that key's events with at < ts, by one sort and two binary searches a row."""
@@ -332,11 +352,14 @@ def _before(
 
 
 def _since(user: NDArray[np.int64], ts_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Computes the time since the user's exposure before; a day for the first one."""
+    """Computes the time since the user's newest exposure of an earlier time; a day for the first one."""
     order = np.lexsort((ts_ms, user))
-    since = np.full(len(user), _DAY_MS, np.int64)
-    same = user[order][1:] == user[order][:-1]
-    since[order[1:][same]] = np.diff(ts_ms[order])[same]
+    user, at_ms = user[order], ts_ms[order]
+    begins = np.r_[True, (user[1:] != user[:-1]) | (at_ms[1:] != at_ms[:-1])]
+    first = np.maximum.accumulate(np.where(begins, np.arange(len(user)), 0))
+    same = (first > 0) & (user[first - 1] == user)
+    since = np.empty(len(user), np.int64)
+    since[order] = np.where(same, at_ms - at_ms[first - 1], _DAY_MS)
     return since
 
 

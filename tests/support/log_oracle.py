@@ -68,7 +68,7 @@ class Oracle:
             learned=(self.tick, 2**64 - self.tick),
             learned_until_ms=500 * self.tick,
             written_ms={"positive": {10: 3}, "negative": {}},
-            metrics={"auc": 0.5 + self.tick / 100},
+            metrics={"auc": 0.5 + self.tick / 100, "gate_click_expert0": 0.25},
         )
 
     def _see(self) -> Filter:

@@ -12,7 +12,7 @@ state.committed(cut)                    # only now its rows are clean; or state.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +27,7 @@ from delta_log.log import Log
 from delta_log.manifest import LogError, Manifest
 from delta_log.writer import Cut
 from streaming.declaration import Declaration
-from streaming.example import Batch
+from streaming.example import Batch, concat
 from streaming.hashing import fnv1a64, learned_sum
 from training.learn.dense import DenseSync
 from training.learn.expiry import Expiry
@@ -37,6 +37,8 @@ from training.models.model import make
 
 SCORED_AT_ONCE = 8192
 """Examples scored in one call. All their rows are in memory."""
+OBSERVED = 4096
+"""What a model observes is the mean over the newest examples of a delta, about so many."""
 _MASK = 2**64 - 1
 
 logger = process.logger("training.learn.state")
@@ -73,8 +75,9 @@ class State:
     def _begin(self) -> None:
         """Sets the counts from cut to cut to zero."""
         self.examples = 0
-        self.tested = Tested(self.declaration.tasks.index(self.declaration.judged))
+        self.tested = Tested(self.declaration)
         self._written: dict[str, Counter[int]] = {"positive": Counter(), "negative": Counter()}
+        self._newest: deque[Batch] = deque(maxlen=max(1, OBSERVED // self.learner.settings.batch))
 
     def learn(self, batch: Batch) -> None:
         """Takes steps over a batch of any size, in its order."""
@@ -85,6 +88,8 @@ class State:
             for name, keys in outcome.promoted.items():
                 self.expiry.left(name, keys)
             self._count(part)
+            if self.learner.model.observed:
+                self._newest.append(part)
             self.newest_event_ms = max(self.newest_event_ms, int(part.event_ms.max()))
             if self._expires and self.newest_event_ms - self._ticked_ms >= self._tick_ms:
                 self._end_tick(self.newest_event_ms)
@@ -147,12 +152,20 @@ class State:
             learned_until_ms=self.learned_until_ms,
             written_ms={kind: dict(bins) for kind, bins in self._written.items()} if not whole else {},
             digest=self.digest(dense.served) if digest else {},
-            metrics={"examples": self.examples, **self.tested.figures(), "export_ms": export_ms},
+            metrics={"examples": self.examples, **self.tested.figures(), **self._observed(), "export_ms": export_ms},
         )
         self._counted, self._dense_cut = (self.examples, self._written), dense
         self._removed = dict(self.expiry.tombstones)
         self._begin()
         return self._pending
+
+    def _observed(self) -> dict[str, float]:
+        """The means of what the model observes; nothing without an example."""
+        if not self._newest:
+            return {}
+        model = self.learner.model
+        means = self.learner.observe(concat(list(self._newest)), model.observe).mean(0)
+        return dict(zip(model.observed, means.tolist(), strict=True))
 
     def committed(self, cut: Cut) -> None:
         """Marks the rows of `cut` as clean, because its manifest exists."""

@@ -78,6 +78,7 @@ class Trainer:
         self.tracking, self.gauges, self.health = tracking, gauges, health
         self._buffer: list[Batch] = []
         self._buffered = 0
+        self._alarms: set[str] = set()
         self._learned_to_ms = -1  # the newest event time that was learned
         self._writes = ThreadPoolExecutor(1, "delta")
         self._bases = ThreadPoolExecutor(1, "base")  # a thread of its own: a delta cannot wait for a base
@@ -232,9 +233,20 @@ class Trainer:
         self.gauges.committed_until.set(manifest.learned_until_ms)
         if "auc" in manifest.metrics:
             self.gauges.auc.set(manifest.metrics["auc"])
+        self._warn(manifest)
         self.tracking.add(manifest)
         if manifest.seq % self.pace.base_every == 0 and self._based is None:
             self._based = self._bases.submit(self._compact)
+
+    def _warn(self, manifest: Manifest) -> None:
+        """Logs what the model finds wrong, and again when another thing is."""
+        model = self.state.learner.model
+        observed = {name: manifest.metrics[name] for name in model.observed if name in manifest.metrics}
+        alarms = model.alarms(observed) if observed else []
+        for text in alarms:
+            if text.partition(":")[0] not in self._alarms:
+                log.warning("%s: %s", manifest.name, text)
+        self._alarms = {text.partition(":")[0] for text in alarms}
 
     def _compact(self) -> Manifest | None:
         base = compact(self.writer.log, self.writer)

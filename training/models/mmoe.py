@@ -15,6 +15,7 @@ bottom. The other terms are those of ranker.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -26,6 +27,10 @@ from training.models.ranker import Ranker
 
 _EPSILON = 1e-3
 """Added to the variance of an expert's numbers, as in keras.layers.LayerNormalization."""
+
+
+DEAD = 0.01
+"""An expert whose mean gate is below this for every task is dead: no task learns from it any more."""
 
 
 class MMoE(Ranker):
@@ -51,6 +56,7 @@ class MMoE(Ranker):
                 raise ValueError(f"model 'mmoe': {name} is {value}, allowed is {least} or more")
         self._experts, self._units = experts, units
         tasks, names = declaration.tasks, self.inputs
+        self.observed = tuple(f"gate_{task}_expert{k}" for task in tasks for k in range(experts)) if experts > 1 else ()
         width = bottom or len(names)
         self._bottom = self._layer("bottom", len(names), bottom, (names, None), activation="relu") if bottom else None
         of_inputs = None if bottom else names
@@ -74,6 +80,20 @@ class MMoE(Ranker):
     def gates(self, rows: Tensors, numbers: Any) -> Any:
         """Returns the weight of each expert for each task: float32[n, tasks, experts], each row's sum is 1."""
         return self._gates(self._shared(self._inputs(self._fields(rows)[:, :, 1:], numbers)))
+
+    def observe(self, rows: Tensors, numbers: Any) -> Any:
+        """Returns the gates, float32[n, tasks x experts]: the tasks in order, and of each the experts."""
+        return tf.reshape(self.gates(rows, numbers), [-1, len(self.observed)])
+
+    def alarms(self, observed: Mapping[str, float]) -> list[str]:
+        """Names each dead expert."""
+        tasks, found = self.declaration.tasks, []
+        for k in range(self._experts if self.observed else 0):
+            gates = {task: observed[f"gate_{task}_expert{k}"] for task in tasks}
+            if max(gates.values()) < DEAD:
+                text = ", ".join(f"{task} {gate:.4f}" for task, gate in gates.items())
+                found.append(f"expert {k} is dead: its mean gates are {text}, allowed is {DEAD:g} or more for one task")
+        return found
 
     def _deep(self, inputs: Any) -> Any:
         shared = self._shared(inputs)

@@ -177,6 +177,17 @@ class Model(ABC):
         """Returns task -> sigmoid(f) float32[n], which `serving_default` answers: the probability of a binary task."""
         return {task: tf.sigmoid(outputs[task]) for task in self.declaration.tasks}
 
+    observed: tuple[str, ...] = ()
+    """The names of what `observe` gives. The trainer records the means with each delta."""
+
+    def observe(self, rows: Tensors, numbers: Any) -> Any:
+        """Returns float32[n, len(observed)] of the inputs of `outputs`, such as the gates of an MMoE."""
+        return tf.zeros([tf.shape(numbers)[0], 0])
+
+    def alarms(self, observed: Mapping[str, float]) -> list[str]:
+        """Returns a text for each thing that is wrong by the means of a delta: name of `observed` -> mean."""
+        return []
+
     def signatures(self) -> dict[str, Signature]:
         """Returns the signatures beside `serving_default`; by default there are none."""
         return {}

@@ -5,7 +5,8 @@ the time at which it was shown, and learns each example at the time at which it 
 validation, Blum, Kalai and Langford, COLT 1999). The copy is in memory only: the candidate stays as it is.
 
 Both scores are of the same impressions. The report has AUC with a paired bootstrap interval by user, log loss and
-calibration. A negative that was kept with probability pi counts 1 / pi times.
+calibration. A negative that was kept with probability pi counts 1 / pi times. Of a value task the AUC, the loss and the
+calibration are those of its expected value (common/value.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from common import process
+from common import process, value
 from common.auc import auc, compared
 from delta_log.log import Log
 from delta_log.manifest import Manifest
@@ -69,7 +70,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         figures = {f"eval_{side}_{name}": report[side][name] for side in ("candidate", "served")
                    for name in ("auc", "loss", "calibration")}  # fmt: skip
         figures |= {f"eval_{name}": report[name] for name in ("difference", "low", "high", "examples")}
-        figures = {name: value for name, value in figures.items() if value is not None}
+        for task in declaration.values:
+            figures |= {f"eval_{task}_{name}": figure for name, figure in report["tasks"][task].items()}
+        figures = {name: figure for name, figure in figures.items() if figure is not None}
         registry.describe(client, run, {"eval_begin_ms": args.begin, "eval_end_ms": args.end}, {}, figures)
         tags = {"data_sha256": record["data_sha256"], "from": record["from"], **figures}
         base = delta_log.manifest(args.lineage, "base", delta_log.seqs(args.lineage, "base")[0])
@@ -110,6 +113,7 @@ def scores_while_learning(state: State, examples: Batch, judged: npt.NDArray[np.
 def compare(batch: Batch, logits: Floats, declaration: Declaration, seed: int = 0) -> dict[str, Any]:
     """The report on a candidate, from its logits, float[n, tasks], of the same examples.
 
+    `tasks` has the AUC of each task; of a value task `mean`, and calibration and loss of both sides, too.
     `examples` counts the examples of the judged task that were scored when they were shown.
     """
     judged = declaration.tasks.index(declaration.judged)
@@ -131,14 +135,29 @@ def compare(batch: Batch, logits: Floats, declaration: Declaration, seed: int = 
         "tasks": {},
     }
     for place, task in enumerate(declaration.tasks):
-        rows = _scored(batch, place)
-        label, weight = batch.labels[rows, place], _weights(batch, rows, place)
-        report["tasks"][task] = {
-            "positives": int(label.sum()),
-            "candidate": auc(label, logits[rows, place], weight),
-            "served": auc(label, batch.scores[rows, place], weight),
-        }
-    return {name: _without_nan(value) for name, value in report.items()}
+        of = _of_value if task in declaration.values else _of_action
+        report["tasks"][task] = of(batch, logits, place)
+    return {name: _without_nan(figure) for name, figure in report.items()}
+
+
+def _of_action(batch: Batch, logits: Floats, task: int) -> dict[str, float]:
+    """The positives of a task, and the AUC of both sides."""
+    rows = _scored(batch, task)
+    label, weight = batch.labels[rows, task], _weights(batch, rows, task)
+    sides = {"candidate": logits[rows, task], "served": batch.scores[rows, task]}
+    return {"positives": int(label.sum()), **{side: auc(label, scores, weight) for side, scores in sides.items()}}
+
+
+def _of_value(batch: Batch, logits: Floats, task: int) -> dict[str, float]:
+    """The positives of a value task, the mean value, and of both sides the AUC, the calibration and the loss."""
+    rows = _scored(batch, task)
+    label, weight = batch.labels[rows, task], _weights(batch, rows, task)
+    report: dict[str, float] = {"positives": int(label.sum())}
+    for side, scores in (("candidate", _probability(logits[rows, task])), ("served", batch.scores[rows, task])):
+        figures = value.figures(label, batch.values[rows, task], scores, weight)
+        report |= {"mean": figures["mean"], side: figures["auc"]}
+        report |= {f"{side}_{name}": figures[name] for name in ("calibration", "loss")}
+    return report
 
 
 def _scored(batch: Batch, task: int) -> npt.NDArray[np.intp]:
@@ -164,8 +183,8 @@ def _figures(labels: Floats, scores: Floats, logits: Floats, weights: Floats) ->
     }
 
 
-def _without_nan(value: Any) -> Any:
-    """The value with None for each NaN in it: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and np.isnan(value) else value
+def _without_nan(figure: Any) -> Any:
+    """The figure with None for each NaN in it: JSON has no NaN."""
+    if isinstance(figure, dict):
+        return {name: _without_nan(inner) for name, inner in figure.items()}
+    return None if isinstance(figure, float) and np.isnan(figure) else figure

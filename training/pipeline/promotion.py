@@ -20,7 +20,8 @@ class Gate:
     """The figures that a candidate must reach.
 
     Its AUC may be lower than the served one by less than `tolerance`. Its mean score / rate lies between
-    1 / `calibration` and `calibration`.
+    1 / `calibration` and `calibration`. So does the mean expected value / mean value of each value task that has
+    `least_examples` positives.
     """
 
     tolerance: float = 0.01
@@ -38,11 +39,20 @@ class Gate:
             refusals.append(
                 f"low, the lower bound of candidate - served AUC, is {value}, allowed is above {-self.tolerance:g}"
             )
-        if calibration is None or not 1 / self.calibration <= calibration <= self.calibration:
-            allowed = f"{1 / self.calibration:.3g} to {self.calibration:.3g}"
+        allowed = f"{1 / self.calibration:.3g} to {self.calibration:.3g}"
+        if calibration is None or not self._is_calibrated(calibration):
             value = "unknown (no positives)" if calibration is None else f"{calibration:.3f}"
             refusals.append(f"calibration, the candidate's mean score / rate, is {value}, allowed is {allowed}")
+        for task, figures in report["tasks"].items():
+            of_value = figures.get("candidate_calibration")
+            enough = figures["positives"] >= self.least_examples
+            if of_value is not None and enough and not self._is_calibrated(of_value):
+                text = f"calibration of {task}, the candidate's mean expected value / mean value,"
+                refusals.append(f"{text} is {of_value:.3f}, allowed is {allowed}")
         return refusals
+
+    def _is_calibrated(self, ratio: float) -> bool:
+        return 1 / self.calibration <= ratio <= self.calibration
 
     def settings(self) -> dict[str, float]:
         return asdict(self)

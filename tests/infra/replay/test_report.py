@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_log.manifest import Manifest, ModelInfo, TableInfo
+from infra.replay import tasks
 from infra.replay.pictures import auc_picture, freshness_picture
 from infra.replay.report import (
     HOUR_MS,
@@ -125,6 +126,21 @@ def test_lost_and_double_are_counted_apart(sent: Sent) -> None:
     assert unlearned["pairs"]["lost"] == 1 and not unlearned["learned_equal"]
     assert "forgotten (95 % by user; limit 0.002) | 0.0010 (0.0000 to 0.0020)" in markdown(unlearned)
     assert "lost" in markdown(unlearned) and "as dead letters | 1, 2 |" in markdown(unlearned)
+
+
+def test_a_value_task_is_reported_by_its_expected_value() -> None:
+    """`like` has a value here: 3 of the one impression of three that was liked. Both models expect 1 of each."""
+    declared = replace(DECLARATION, values=("like",), rank={"click": 1, "like": 0.5})
+    half, labels = np.full((3, 2), 0.5), np.array([[1, 0], [0, 0], [0, 1]])
+    values, served = np.array([[1, 1], [1, 1], [1, 3.0]]), np.array([[0.9, 0.5], [0.1, 0.2], [0.2, 0.5]])
+    click, like = tasks.figures(declared, labels, values, served, half)
+    assert click == {"task": "click", "impressions": 3, "positives": 1, "served": 1.0, "frozen": 0.5}
+    assert (like["mean"], like["served"], like["frozen"]) == (1.0, 0.75, 0.5)
+    assert (like["calibration_frozen"], like["calibration_served"]) == (1.0, 0.75)
+    assert like["loss_frozen"] == pytest.approx((3 + 3) * np.log(2) / 3, abs=1e-4)
+    assert "| like | 1.0000 | 0.7500, 1.0000 |" in "\n".join(tasks.table([click, like]))
+    assert tasks.rank_aucs(declared, served, half, labels[:, 0])["served"] == 1.0
+    assert tasks.rank_aucs(DECLARATION, served, half, labels[:, 0]) == {}
 
 
 def test_the_difference_over_time_is_of_all_impressions_so_far(sent: Sent) -> None:

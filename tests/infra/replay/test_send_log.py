@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -45,6 +46,15 @@ def test_a_row_is_written_when_its_last_outcome_was_sent(tmp_path: Path, monkeyp
     assert [(row["outcome_click"], row["outcome_like"]) for row in rows] == [(None, None), (10, 20), (None, None)]
     assert [row["ok"] for row in rows] == [False, True, True] and rows[1]["lineage"] == "l1"
     assert len(Sent.read(tmp_path, DECLARATION).impression_id) == 3
+
+
+def test_a_value_task_has_the_value_of_its_action(tmp_path: Path) -> None:
+    declared = replace(DECLARATION, values=("like",))
+    log = SendLog(tmp_path, declared)
+    log.impression(exposure("a", 0, like=20)._replace(values={"like": 2.5}), prediction(0.9), prediction(0.4), "l1")
+    log.outcome("a", "like", 20)
+    log.close()
+    assert Sent.read(tmp_path, declared).values[0, 1] == 2.5
 
 
 def test_progress_counts_and_judges_what_has_closed(tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ def made_up(seed: int = 0, n: int = 800, days: int = 5) -> tuple[pa.Table, pa.Ta
         "video_id": rng.integers(0, 30, n),
         "time_ms": np.sort(START + rng.integers(0, days * DAY - 1, n) // 1000 * 1000),
         "play_time_ms": rng.integers(0, 40_000_000, n),
-        "duration_ms": rng.integers(0, 90_000, n),
         "tab": rng.integers(0, 15, n),
         "is_rand": np.zeros(n, np.int64),
     } | {name: (rng.random(n) < 0.4).astype(np.int64) for name in LABELS}
     log["time_ms"][-1] = START + days * DAY - 1
+    log["duration_ms"] = rng.integers(0, 90_000, 30)[log["video_id"]]
     users = {"user_id": np.arange(19), "user_active_degree": ["full_active", "UNKNOWN"] * 9 + [None]}
     for name in ("follow_user_num", "fans_user_num", "friend_user_num", "register_days"):
         users[name] = rng.integers(-1, 3000, 19)
@@ -90,18 +90,38 @@ def test_outcomes_come_when_the_person_leaves_the_video(shown):
         assert [task in e.outcomes for task in declaration.tasks] == [bool(row[name]) for name in LABELS]
 
 
+def test_watching_may_be_a_task_with_its_minutes(shown, tmp_path):
+    write(tmp_path, made_up())
+    source = KuaiRand(12, 2, tmp_path, watch=True)
+    log, live = made_up()[0].to_pylist()[-len(shown[1]) :], list(source.live())
+    assert source.declaration.tasks == (*declaration.tasks, "watch") and source.declaration.values == ("watch",)
+    source.slots.check(source.declaration)
+    for row, e, plain in zip(log, live, shown[1], strict=True):
+        assert e.outcomes == plain.outcomes | {"watch": row["time_ms"] + row["play_time_ms"]}
+        assert e.values == {"watch": row["play_time_ms"] / 60_000} and e.features == plain.features
+    with pytest.raises(ValueError, match="kuairand: watch is 2, allowed is 0 or 1"):
+        configure(watch=2)
+
+
 def test_counts_equal_a_loop_over_what_was_known(shown):
+    """An impression counts when it is shown, a click at its own time and only within the window."""
     log = made_up()[0].to_pylist()
+
+    def rate(mine, ts_ms):
+        clicks = [r for r in mine if r["is_click"] and r["play_time_ms"] <= declaration.window_ms]
+        clicks = sum(r["time_ms"] + r["play_time_ms"] < ts_ms for r in clicks)
+        return np.log((clicks + 1) / (len(mine) - clicks + 1.3))
+
     for place, e in list(enumerate([*shown[0], *shown[1]]))[::17]:
-        ended = [r for r in log if r["time_ms"] + r["play_time_ms"] < e.ts_ms]
+        before = [r for r in log if r["time_ms"] < e.ts_ms]
         for feature, key in (("user", "user_id"), ("video", "video_id")):
-            mine = [r for r in ended if r[key] == log[place][key]]
-            clicks = sum(r["is_click"] for r in mine)
-            rate = np.log((clicks + 1) / (len(mine) - clicks + 1.3))
-            assert e.features[f"{feature}_rate"] == pytest.approx(rate, abs=1e-4)
-        mine = [r for r in ended if (r["user_id"], r["tab"]) == (log[place]["user_id"], log[place]["tab"])]
-        clicks = sum(r["is_click"] for r in mine)
-        assert e.features["user_tab_rate"] == pytest.approx(np.log((clicks + 1) / (len(mine) - clicks + 1.3)), abs=1e-4)
+            mine = [r for r in before if r[key] == log[place][key]]
+            assert e.features[f"{feature}_rate"] == pytest.approx(rate(mine, e.ts_ms), abs=1e-4)
+        mine = [r for r in before if (r["user_id"], r["tab"]) == (log[place]["user_id"], log[place]["tab"])]
+        assert e.features["user_tab_rate"] == pytest.approx(rate(mine, e.ts_ms), abs=1e-4)
+        mine = [r["time_ms"] for r in before if r["user_id"] == log[place]["user_id"]]
+        since_s = min(e.ts_ms - max(mine), DAY) / 1000 if mine else DAY / 1000
+        assert e.features["gap"] == pytest.approx(np.log1p(since_s) / 3 - 1.5, abs=1e-4)
 
 
 @pytest.mark.parametrize("cut", [100, 400, 700])

@@ -11,7 +11,10 @@ import pytest
 from common.auc import auc
 from delta_log.log import Log
 from delta_log.verification import verify
+from streaming.declaration import Declaration, Feature
+from tests.support.batches import batch_of
 from training.learn import batch_pass as batch
+from training.learn import metrics
 from training.learn.metrics import logloss
 
 SOURCE = "simulator?seed=5&minutes=5"
@@ -79,3 +82,17 @@ def test_auc_and_logloss_against_all_pairs() -> None:
     p = 1 / (1 + np.exp(-repeated[0]))
     expected = -np.mean(np.log(np.where(repeated[1] > 0, p, 1 - p)))
     assert logloss(scores, labels, weights) == pytest.approx(expected)
+
+
+def test_the_trainer_measures_a_value_task_by_its_expected_value() -> None:
+    declared = Declaration("films", (Feature("film", "id"),), ("click", "watch"), "click", 60_000, values=("watch",))
+    tested = metrics.Tested(declared)
+    labels, values = np.array([[1, 1], [0, 0], [1, 0]]), np.array([[np.nan, 6], [np.nan, np.nan], [np.nan, np.nan]])
+    logits = np.log([[3, 4], [1, 2], [1, 1]]).astype(np.float32)
+    tested.add(batch_of({"film": np.arange(3)}, labels, pi=[1, 0.5, 1], values=values), logits)
+    found = tested.figures()
+    # Mean expected 4 + 2 x 2 + 1, mean value 6: of the impressions 1, 2, 1.
+    assert (found["watch_mean"], found["watch_calibration"]) == (pytest.approx(6 / 4), pytest.approx(9 / 6))
+    assert found["watch_auc"] == 1 and found["auc"] == pytest.approx(1.5 / 2)
+    loss = (np.log(5) + 6 * np.log(5 / 4) + 2 * np.log(3) + np.log(2)) / 4
+    assert found["watch_loss"] == pytest.approx(loss, rel=1e-5)

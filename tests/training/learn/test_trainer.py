@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from kafka.errors import KafkaError
 
@@ -70,9 +71,9 @@ class Topic:
 class Rig:
     """A trainer of a new lineage, beside a state that learns the same batches without it."""
 
-    def __init__(self, path: Path) -> None:
-        self.log, self.topic, self.straight = Log(path), Topic(), a_state()
-        state, self.gauges = a_state(), Gauges()
+    def __init__(self, path: Path, model: str) -> None:
+        self.log, self.topic, self.straight = Log(path), Topic(), a_state(model)
+        state, self.gauges = a_state(model), Gauges()
         self.writer = Writer(self.log, self.log.new_lineage())
         cut = state.cut({"offsets": {"0": 0}}, whole=True)
         self.writer.first_base(cut)
@@ -95,8 +96,8 @@ class Rig:
         until(lambda: self.trainer.turn() or holds(), text)
 
 
-def a_state() -> State:
-    return State(Learner(load_model("logistic", SIMULATOR.declaration), Settings(batch=128)), SOURCE)
+def a_state(model: str) -> State:
+    return State(Learner(load_model(model, SIMULATOR.declaration), Settings(batch=128)), SOURCE)
 
 
 @pytest.fixture
@@ -107,10 +108,11 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """Its model is the logistic one, or the parameter."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     monkeypatch.setattr(trainer, "RETRY_S", 0.01)
-    made = Rig(tmp_path)
+    made = Rig(tmp_path, getattr(request, "param", "logistic"))
     yield made
     made.writer.close()
     for number, handler in handlers.items():
@@ -187,7 +189,7 @@ def test_what_could_not_be_committed_at_the_end_is_learned_again(rig: Rig) -> No
     rig.send(HISTORY[1])
     rig.until(lambda: not rig.topic.batches, "all to be read")
     assert not rig.trainer.run(threading.Event(), lambda feed: True)
-    resumed = a_state()
+    resumed = a_state("logistic")
     resumed.restore(rig.log, rig.writer.lineage)
     assert resumed.positions == {"offsets": {"0": 1}}
     resumed.learn(HISTORY[1])
@@ -219,3 +221,23 @@ def test_the_end_is_bounded_while_no_broker_answers(rig: Rig) -> None:
         rig.trainer.run(rig.service.stopping, lambda feed: False)
     assert rig.service.late and time.monotonic() - began < 30
     assert rig.log.chain(rig.writer.lineage)[1] == []
+
+
+@pytest.mark.parametrize("rig", ["mmoe?experts=3&units=4&bottom=8"], indirect=True)
+def test_each_delta_has_the_gates_of_an_mmoe_and_a_dead_expert_is_named_once(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = rig.trainer.state.learner.model
+    gates = model.dense["gates_kernel"].variable
+    for sent, dead in ((1, ""), (2, "1"), (3, "1")):
+        gates.assign(np.where(np.arange(3) == 1, -1000.0 * bool(dead), 0.0) * np.ones(gates.shape))
+        rig.send(HISTORY[sent])
+        rig.until(lambda sent=sent: rig.metric("deltas") == sent, "the delta")
+        found = rig.log.chain(rig.writer.lineage)[1][-1].metrics
+        for task in SIMULATOR.declaration.tasks:
+            of_task = [found[f"gate_{task}_expert{k}"] for k in range(3)]
+            assert sum(of_task) == pytest.approx(1, abs=1e-5) and (of_task[1] < 0.01) == bool(dead)
+    (warning,) = [message for message in caplog.messages if "is dead" in message]
+    assert warning.startswith("delta-000000002: expert 1 is dead: its mean gates are ") and warning.endswith(
+        "for one task"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -51,6 +53,27 @@ def test_figures_by_hand() -> None:
     loss = -(np.log(0.75) + np.log(0.5) + np.log(0.25) + 2 * np.log(0.75)) / 5
     assert report["candidate"]["loss"] == pytest.approx(loss)
     assert report["tasks"]["click"] == {"positives": 0, "candidate": None, "served": None}
+
+
+def test_the_figures_of_a_value_task_are_of_its_expected_value() -> None:
+    """Two of five impressions were watched, for 4 and 1 minutes; the last negative stands for two."""
+    declared = replace(D, tasks=("watch", "like"), values=("watch",))
+    shown = batch([1, 0, 0, 0, 1], [0.5] * 5, [1, 1, 1, 0.5, 1])
+    shown.labels[:, 0], shown.weights[:, 0], shown.values[:, 0] = [1, 0, 0, 0, 1], 1, [4, np.nan, np.nan, np.nan, 1]
+    expected = np.array([2.0, 0.5, 0.25, 1.0, 0.5])
+    shown.scores[:, 0] = expected / (1 + expected)
+    logits = np.zeros((5, 2), np.float32)  # the candidate expects 1 of each
+    watch = compare(shown, logits, declared)["tasks"]["watch"]
+    assert (watch["positives"], watch["mean"]) == (2, pytest.approx(5 / 6))
+    assert watch["candidate_calibration"] == pytest.approx(6 / 5)
+    assert watch["served_calibration"] == pytest.approx((2 + 0.5 + 0.25 + 2 * 1 + 0.5) / 5)
+    # 5 minutes x 4 negatives: 4 x 4 above all; 1 x (above 1, a tie with 1, below 2).
+    assert watch["candidate"] == 0.5 and watch["served"] == pytest.approx((16 + 1.5) / 20)
+    weights, values = np.array([1, 1, 1, 2, 1]), np.array([4, 0, 0, 0, 1])
+    loss = (weights * (np.log1p(expected) + values * np.log1p(1 / expected))).sum() / 6
+    assert watch["served_loss"] == pytest.approx(loss)
+    assert watch["candidate_loss"] == pytest.approx((6 + 5) * np.log(2) / 6)
+    assert compare(shown, logits, D)["tasks"]["click"].keys() == {"positives", "candidate", "served"}
 
 
 def news(rng: np.random.Generator, n: int = 12_000) -> Batch:

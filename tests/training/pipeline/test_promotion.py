@@ -24,7 +24,7 @@ from training.pipeline.promotion import Gate
 
 
 def test_the_gate_names_the_figure_and_what_is_allowed() -> None:
-    good = {"examples": 500, "low": -0.005, "candidate": {"calibration": 1.1}}
+    good = {"examples": 500, "low": -0.005, "candidate": {"calibration": 1.1}, "tasks": {}}
     assert Gate().refusals(good) == []
     assert Gate(tolerance=0.001).refusals(good) == [
         "low, the lower bound of candidate - served AUC, is -0.0050, allowed is above -0.001"
@@ -33,7 +33,21 @@ def test_the_gate_names_the_figure_and_what_is_allowed() -> None:
         "calibration, the candidate's mean score / rate, is 1.500, allowed is 0.8 to 1.25"
     ]
     assert Gate(least_examples=501).refusals(good) == ["examples is 500, allowed is 501 or more"]
-    assert len(Gate().refusals({"examples": 0, "low": None, "candidate": {"calibration": None}})) == 3
+    nothing = {"examples": 0, "low": None, "candidate": {"calibration": None}, "tasks": {}}
+    assert len(Gate().refusals(nothing)) == 3
+
+
+def test_the_gate_refuses_an_expected_value_that_is_not_the_mean() -> None:
+    good = {"examples": 500, "low": -0.005, "candidate": {"calibration": 1.1}}
+    clicks = {"positives": 300, "candidate": 0.7, "served": 0.7}
+    for ratio, positives, refused in ((1.2, 300, 0), (1.5, 300, 1), (0.5, 300, 1), (1.5, 20, 0), (None, 300, 0)):
+        watch = {**clicks, "positives": positives, "candidate_calibration": ratio}
+        refusals = Gate().refusals({**good, "tasks": {"click": clicks, "watch": watch}})
+        assert len(refusals) == refused
+        assert all(
+            text.startswith(f"calibration of watch, the candidate's mean expected value / mean value, is {ratio:.3f},")
+            for text in refusals
+        )
 
 
 DAYS, HOUR_MS = "kuairand?days=1&live_days=1", 3_600_000

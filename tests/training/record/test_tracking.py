@@ -50,7 +50,8 @@ def test_a_run_a_step_a_delta_and_a_version_a_base(tmp_path: Path, monkeypatch: 
             rows = client.get_metric_history(run.info.run_id, "rows")
             expected = [m for m in log.manifests(lineage) if m.kind == "delta"]
             assert [(m.step, m.value) for m in rows] == [(m.seq, _rows(m)) for m in expected]
-            assert [m.step for m in client.get_metric_history(run.info.run_id, "auc")] == [1, 2, 3]
+            for name in ("auc", "gate_click_expert0"):  # what the trainer measured, and what its model observed
+                assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3]
 
             made = compact(log, writer)
             assert made is not None
