@@ -25,8 +25,8 @@ LEAST = 6
 class Histories:
     """Items are 1 .. items; 0 is no item. Histories are int32[n, RECENT], the newest last.
 
-    `history` and `target` are the pairs to learn. `known` are the judged users' histories, and `seen` is what their
-    lists leave out: bool[users, items + 1].
+    `history` and `target` are the pairs to learn. `known` are the judged users' histories. Of each judged user, `seen`
+    is what the list leaves out, and `liked` is what they liked after their history: bool[users, items + 1].
     """
 
     items: int
@@ -34,6 +34,7 @@ class Histories:
     target: NDArray[np.int32]
     known: NDArray[np.int32]
     seen: NDArray[np.bool_]
+    liked: NDArray[np.bool_]
 
     @property
     def positives(self) -> NDArray[np.int64]:
@@ -46,13 +47,14 @@ def of_users(users: list[NDArray[np.int32]], items: int, judged: int, seed: int)
     test, train = order[:judged], order[judged:]
     pairs = [(users[u], t) for u in train for t in range(LEAST, len(users[u]))]
     known = [users[u][: len(users[u]) // 2] for u in test]
-    seen = np.zeros((judged, items + 1), bool)
+    seen, later = np.zeros((judged, items + 1), bool), np.zeros((judged, items + 1), bool)
     seen[:, 0] = True
-    for row, liked in zip(seen, known, strict=True):
-        row[liked] = True
+    for n, u in enumerate(test):
+        seen[n, known[n]] = True
+        later[n, users[u][len(known[n]) :]] = True
     history = np.stack([recent(liked[:t]) for liked, t in pairs])
     target = np.array([liked[t] for liked, t in pairs])
-    return Histories(items, history, target, np.stack([recent(k) for k in known]), seen)
+    return Histories(items, history, target, np.stack([recent(k) for k in known]), seen, later & ~seen)
 
 
 def recent(liked: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -60,7 +62,9 @@ def recent(liked: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.concatenate([np.zeros(RECENT - len(last), np.int32), last])
 
 
-def generated(seed: int, *, items: int = 5000, clusters: int = 100, users: int = 16_000, liked: int = 24) -> Histories:
+def generated(
+    seed: int, *, items: int = 5000, clusters: int = 100, users: int = 16_000, liked: int = 24, judged: int = 1000
+) -> Histories:
     """Each user likes `liked` items of 3 of the clusters. An item's weight in its cluster is lognormal."""
     random = np.random.default_rng(seed)
     cluster = random.permutation(items) % clusters
@@ -76,7 +80,7 @@ def generated(seed: int, *, items: int = 5000, clusters: int = 100, users: int =
             for c, n in zip(mine, parts, strict=True)
         ]
         histories.append(random.permutation(np.concatenate(drawn)).astype(np.int32) + 1)
-    return of_users(histories, items, judged=1000, seed=seed)
+    return of_users(histories, items, judged, seed)
 
 
 def movielens(seed: int, folder: Path | None = None) -> Histories:

@@ -130,32 +130,44 @@ class Trial:
         self.watch.append({"used": int(used.sum()), "largest": int(self.sizes.max()), "moved": step.moved / data.items})
 
     def judge(self, width: int) -> dict[str, float]:
-        """Compares the lists of the judged users: paths, brute force, and as many of the most popular items."""
+        """Compares the lists of the judged users, of `width` paths, with brute force's and with the popular items'.
+
+        All lists are ranked by the same model. `recall_ratio` is the recall of the paths' list / brute force's.
+        `brute_vs_popular` is brute force's recall / that of the best popular list: below 1.1 the trial proves nothing,
+        since brute force itself has learned nothing.
+        """
         data = self.data
         users = self.users(tf.constant(data.known))
-        logits = np.where(data.seen, -np.inf, self.logits(users).numpy())
-        beam, _ = self.network.beam(users, width)
+        scores = np.where(data.seen, -np.inf, self.logits(users).numpy())
+        every = np.arange(data.items + 1)
+        best = [_best(every, row) for row in scores]
+        found = self._found(self.network.beam(users, width)[0].numpy())
+        size = round(float(np.mean([len(items) for items in found])))
+        popular = np.argsort(-data.positives, kind="stable")
+        lists = {n: [_best(popular[:n], row) for row in scores] for n in sorted({TOP, size, data.items // 10})}
+        ours = [_best(items, row) for items, row in zip(found, scores, strict=True)]
+        recall = self._recall(best)
+        return {
+            "width": width, "candidates": size,
+            "overlap": overlap(best, ours), "popularity": overlap(best, lists[size]),
+            "recall": recall, "recall_ratio": self._recall(ours) / recall,
+            "brute_vs_popular": recall / max(self._recall(popular) for popular in lists.values()),
+            "used_share": float((self.sizes > 0).sum() / data.items), "largest": int(self.sizes.max()),
+        }  # fmt: skip
+
+    def _found(self, beam: Ints) -> list[Ints]:
+        """Returns the items at the paths of each user's beam int64[users, width], each once."""
         of_path: dict[int, list[int]] = {}
         for item, paths in enumerate(self.paths.tolist()):
             for path in paths:
                 of_path.setdefault(path, []).append(item)
-        popular = np.argsort(-data.positives, kind="stable")
-        overlaps, listed, counts = [], [], []
-        for row, scores in zip(beam.numpy().tolist(), logits, strict=True):
-            found = np.array(sorted({item for path in row for item in of_path.get(path, ())}), np.int64)
-            counts.append(len(found))
-            best = set(np.argsort(-scores)[:TOP].tolist())
-            overlaps.append(len(best & set(_best(found, scores))) / TOP)
-            listed.append(best)
-        size = round(float(np.mean(counts)))
-        control = [
-            len(best & set(_best(popular[:size], scores))) / TOP for best, scores in zip(listed, logits, strict=True)
+        return [
+            np.array(sorted({item for path in row for item in of_path.get(path, ())}), np.int64)
+            for row in beam.tolist()
         ]
-        return {
-            "width": width, "candidates": float(np.mean(counts)), "overlap": float(np.mean(overlaps)),
-            "popularity": float(np.mean(control)), "used_share": float((self.sizes > 0).sum() / data.items),
-            "largest": int(self.sizes.max()),
-        }  # fmt: skip
+
+    def _recall(self, lists: list[list[int]]) -> float:
+        return float(np.mean([row[items].sum() / row.sum() for row, items in zip(self.data.liked, lists, strict=True)]))
 
     def _batches(self, epochs: float) -> Iterator[tuple[Any, Any]]:
         batch, total = self.setting.batch, len(self.data.target)
@@ -189,6 +201,11 @@ class Trial:
 
 def _dense(gradients: list[Any]) -> list[Any]:
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def overlap(best: list[list[int]], lists: list[list[int]]) -> float:
+    """Returns the mean share of the best items that the lists have, too."""
+    return float(np.mean([len(set(a) & set(b)) / len(a) for a, b in zip(best, lists, strict=True)]))
 
 
 def _best(items: Ints, scores: NDArray[np.float32]) -> list[int]:
