@@ -32,26 +32,27 @@ class Setting:
     """The settings of a trial.
 
     `warm` epochs of the softmax model alone, `joint` ones with the first paths, then `rounds` of `part` of the pairs
-    and a mapping step each, then `final` epochs of the paths.
+    and a mapping step each, then `final` epochs of the paths. `scored` pairs give a mapping step its path scores; `wanted`,
+    `cap` and `margin` are those of mapping.py, and `listed` the paths of an item's list.
     """
 
     nodes: int = 50
     layers: int = 3
     paths: int = 3
     listed: int = 250
-    wanted: float = 3.0
-    cap: int = 12
+    wanted: float = 2.0
+    cap: int = 5
     warm: float = 3.0
     joint: float = 1.0
-    rounds: int = 4
+    rounds: int = 2
     part: float = 0.5
     final: float = 1.0
     batch: int = 512
     dim: int = 48
     hidden: int = 128
     rate: float = 2e-3
-    scored: int = 50_000
-    margin: float = 0.0
+    scored: int = 30_000
+    margin: float = 3.0
 
 
 class Trial:

@@ -13,7 +13,7 @@ from benchmarks.retrievers.speed import random_paths
 from benchmarks.retrievers.trial import Setting, Trial, overlap
 
 SMALL = Setting(
-    nodes=10, layers=2, listed=40, wanted=6, warm=8, joint=2, rounds=2, part=1, final=1, dim=16, rate=0.01, batch=256
+    nodes=10, layers=2, listed=40, wanted=6, cap=12, warm=8, joint=2, rounds=2, part=1, dim=16, rate=0.01, batch=256
 )  # fmt: skip
 
 
