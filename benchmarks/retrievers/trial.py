@@ -32,8 +32,8 @@ class Setting:
     """The settings of a trial.
 
     `warm` epochs of the softmax model alone, `joint` ones with the first paths, then `rounds` of `part` of the pairs
-    and a mapping step each, then `final` epochs of the paths. `scored` pairs give a mapping step its path scores; `wanted`,
-    `cap` and `margin` are those of mapping.py, and `listed` the paths of an item's list.
+    and a mapping step each, then `final` epochs of the paths. `scored` pairs give a mapping step its path
+    scores, `listed` a list. `wanted`, `cap` and `margin` are those of mapping.py.
     """
 
     nodes: int = 50
