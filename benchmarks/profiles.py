@@ -2,6 +2,8 @@
 
     python -m benchmarks.profiles [--events 4000000] [--users 100000] [--items 10000] [--peer-events 200000]
 
+`ranker` is the read of one user and 100 items for the ranker, beside Feast's and beside finished values
+(benchmarks/load/ranker.py).
 `archive` is the archive's writer (benchmarks/load/archive.py). `push` is the feature push on the simulator's slots: a
 backlog, then 500 events/s. The rest is the store by itself. An event makes seven adds: five slots of its user and two
 of its item. `history` is ten days at once: slices age all the time. `live` is a writer for which a second of event time
@@ -34,8 +36,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 from benchmarks.common.figures import commit, machine  # noqa: E402
-from benchmarks.features import redis_server  # noqa: E402
-from benchmarks.load import archive, push  # noqa: E402
+from benchmarks.load import archive, push, ranker  # noqa: E402
 from common import process  # noqa: E402
 from common.errors import Refused  # noqa: E402
 from features.profile.query import Query  # noqa: E402
@@ -43,6 +44,7 @@ from features.profile.store import Profiles  # noqa: E402
 from features.profile.transaction import Adds  # noqa: E402
 from streaming.slots import DAY_MS, MINUTE_MS, WINDOWS, Slot, Slots  # noqa: E402
 
+log = process.logger("profiles")
 RESULTS = ROOT / "benchmarks" / "results" / "profiles.json"
 ACTIONS = ("shown", "click", "like", "long_view")
 SHARES = (0.6, 0.25, 0.05, 0.1)
@@ -58,6 +60,8 @@ SLOTS = Slots(
     ACTIONS,
 )
 BATCH = 20_000
+SAY_S = 15
+"""The seconds between two lines of progress."""
 DAYS, BEGIN_MS = 10, 1_790_000_000_000
 TOP = Query("user_0", "7d", by="shown", k=50)
 ROW_BYTES = 20
@@ -80,8 +84,11 @@ def batches(args: argparse.Namespace, n: int, events: int, step_ms: int, first: 
 
 def written(store: Profiles, some: Iterator[tuple[int, Adds]], topic: str = "history") -> tuple[int, list[float]]:
     """Adds batches, with the compaction that falls due. Returns the last time, and the seconds of CPU of each batch."""
-    now_ms, cpu_s = 0, []
+    now_ms, cpu_s, said_s = 0, [], time.monotonic()
     for batch, (now_ms, adds) in enumerate(some):
+        if topic == "history" and time.monotonic() - said_s > SAY_S:
+            log.info("%s: %d events", topic, batch * BATCH)
+            said_s = time.monotonic()
         begun = time.process_time()
         with store.writing() as commit:
             commit.add(adds)
@@ -143,6 +150,11 @@ def reads(read: Callable[[list[int]], Any], users: int, times: int, at_once: int
     return {name: round(float(value), 3) for name, value in figures.items()}
 
 
+def megabytes(pid: int | None = None) -> int:
+    """The memory of a process, by default of this one."""
+    return round(psutil.Process(pid).memory_info().rss / 1e6)
+
+
 def cpu_of(pid: int) -> float:
     """Seconds of CPU of a process. It makes the batches, too."""
     return float(sum(psutil.Process(pid).cpu_times()[:2]))
@@ -154,8 +166,29 @@ def events(store: Profiles) -> int:
     return committed
 
 
+def apart(function: Callable[[], Any]) -> Any:
+    """What a function returns, as JSON, from a process of its own: this one keeps its memory for the reads."""
+    receiving, sending = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            with open(sending, "w") as out:
+                json.dump(function(), out)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(sending)
+    with open(receiving) as answer:
+        text = answer.read()
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise Refused(f"a process of the benchmark ended with status {status}")
+    return json.loads(text)
+
+
 def beside(args: argparse.Namespace, folder: Path, now_ms: int) -> dict[str, Any]:
     """Reads while another process writes at full speed."""
+    before_mb = megabytes()
     pid = writer(args, folder, now_ms)
     try:
         with Profiles(folder, SLOTS) as store:
@@ -175,8 +208,8 @@ def beside(args: argparse.Namespace, folder: Path, now_ms: int) -> dict[str, Any
             figures["live_events_per_s_core"] = round(live / cpu_s)
             figures["live_events_per_s"] = round(live / took_s)
             figures["writer_share_of_a_core"] = round(cpu_s / took_s, 2)
-            figures["reader_mb"] = round(psutil.Process().memory_info().rss / 1e6)
-            figures["writer_mb"] = round(psutil.Process(pid).memory_info().rss / 1e6)
+            figures["reader_mb"], figures["reader_grew_mb"] = megabytes(), megabytes() - before_mb
+            figures["writer_mb"] = megabytes(pid)
     finally:
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
@@ -256,16 +289,24 @@ def redis_sets(args: argparse.Namespace, port: int, n: int) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> None:
-    n, archived = max(1, args.peer_events // BATCH), archive.measure()
+    n = max(1, args.peer_events // BATCH)
     few = argparse.Namespace(users=max(1, args.users // 50), items=max(1, args.items // 50))
     with tempfile.TemporaryDirectory(prefix="minutehand-profiles-") as name:
         folder = Path(name)
-        pushed = push.measure(args.push_events, args.users, args.items, live_s=20, rate=500)
-        now_ms, store = filled(args, folder / "full")
+        log.info("history: %d events", args.events)
+        now_ms, store = apart(lambda: filled(args, folder / "full"))
+        log.info("live: reads beside a writer")
         reading = beside(args, folder / "full", now_ms)
+        log.info("archive: from Kafka")
+        archived = archive.measure()
+        log.info("push: from Kafka")
+        pushed = push.measure(args.push_events, args.users, args.items, live_s=20, rate=500)
+        log.info("peers: SQLite and Redis")
         peers = {"profile store": ours(few, folder / "peer", n), "SQLite rows": sqlite_rows(few, folder, n)}
-        with redis_server(folder) as port:
+        with ranker.redis_server(folder) as port:
             peers["Redis sorted sets"] = redis_sets(few, port, n)
+        log.info("ranker: reads of 100 items")
+        ranked = ranker.measure(args.source, args.reads)
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": commit(),
@@ -275,11 +316,10 @@ def measure(args: argparse.Namespace) -> None:
         "summary": {
             "push_events_per_s_core": pushed["events_per_s_core"],
             "visible_p99_s": pushed["visible_p99_s"],
-            "store_live_events_per_s_core": reading["live_events_per_s_core"],
-            "store_history_events_per_s_core": store["events_per_s_core"],
             "read_p50_ms": reading["one"]["p50_ms"],
             "read_p99_ms": reading["one"]["p99_ms"],
             "batch100_p99_ms": reading["batch100"]["p99_ms"],
+            "ranker_read_vs_raw": ranked["read_vs_raw"],
             "bytes_per_profile": store["bytes_per_profile"],
             "archive_events_per_s_core": archived["events_per_s_core"],
         },
@@ -287,10 +327,15 @@ def measure(args: argparse.Namespace) -> None:
         "push": pushed,
         "history": store,
         "live": reading,
+        "ranker": ranked,
         "peers": {"events": n * BATCH, **peers},
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: result[key] for key in ("summary", "push", "history", "live", "peers")}, indent=1))
+    print(
+        json.dumps(
+            {key: result[key] for key in ("summary", "archive", "push", "history", "live", "ranker", "peers")}, indent=1
+        )
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -298,6 +343,8 @@ def main(argv: list[str] | None = None) -> int:
     numbers = {"events": 4_000_000, "users": 100_000, "items": 10_000, "peer-events": 200_000, "push-events": 200_000}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=process.at_least(1), default=default, help="(default: %(default)s)")
+    parser.add_argument("--reads", type=process.at_least(1), default=300, help="of each kind, for the ranker")
+    parser.add_argument("--source", default="kuairand?days=2", help="whose features the ranker reads")
     args = parser.parse_args(argv)
     return process.run(lambda: measure(args))
 

@@ -236,13 +236,17 @@ class Features:
 
     def _declared(self, columns: Mapping[str, list[Any]], users: list[int], items: list[int]) -> list[dict[str, Any]]:
         """Makes rows of the declared features from Feast's columns and the entities' keys."""
-        declared: dict[str, list[Any]] = {}
-        for f in self.plan.declaration.features:
+        features = self.plan.declaration.features
+        none: dict[str, Any] = dict.fromkeys(f.name for f in features)
+        rows = [none.copy() for _ in items]  # a copy has room for all names, so setting one is fast
+        for f in features:
             values: list[Any] = {"user": users, "item": items}.get(f.view) or columns[f.name]
             if None in values:
                 values = [f.default if v is None else v for v in values]
-            declared[f.name] = list(map(list, values)) if f.kind == "ids" else values
-        return [dict(zip(declared, row, strict=True)) for row in zip(*declared.values(), strict=True)]
+            name = f.name
+            for row, value in zip(rows, map(list, values) if f.kind == "ids" else values, strict=True):
+                row[name] = value
+        return rows
 
     def _packed(self, view: str, table: pa.Table) -> dict[int, tuple[int, dict[str, Any]]]:
         """The newest row of each key, as the online store has it."""

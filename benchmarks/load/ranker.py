@@ -1,50 +1,44 @@
-"""Measures the online read of all features of one user and 100 items: the ranker's, Feast's, and of finished values.
-
-    python -m benchmarks.features [--reads 300] [--source kuairand?days=2]
+"""The online read of all features of one user and 100 items: the ranker's, Feast's, and of finished values.
 
 The ranker's read (`Features.read`) and Feast's own are of the same stores, once with attribute rows in SQLite and once
-in Redis. The peers hold the same columns as finished values: in Redis, read by pipelined HMGET (a hash an entity) and
-as packed blobs (one MGET), and as packed blobs in SQLite (one SELECT). It starts the redis-server on PATH on a free
-port, and ends it.
+in Redis. `after a commit` is the first read after the push has committed counts and changed a row, so nothing is kept
+from the read before. The peers hold the same columns as finished values: in Redis, read by pipelined HMGET (a hash an
+entity) and as packed blobs (one MGET), and as packed blobs in SQLite (one SELECT). It starts the redis-server on PATH
+on a free port, and ends it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import orjson
 
-import numpy as np  # noqa: E402
-import orjson  # noqa: E402
+from common.errors import InputError
+from features.online import ARRIVED
+from features.profile.judge import Judge
+from features.profile.store import Profiles
+from features.push import Counts, begin
+from features.rows import SqliteRows
+from features.store import Features
+from streaming.event_time import MAX_DISORDER_MS
+from streaming.source import load
+from tests.support import through_feast
+from tests.support.ports import free_port
 
-from benchmarks.common.figures import commit, machine  # noqa: E402
-from common import process  # noqa: E402
-from common.errors import InputError  # noqa: E402
-from features.profile.judge import Judge  # noqa: E402
-from features.push import Counts, begin  # noqa: E402
-from features.store import Features  # noqa: E402
-from streaming.event_time import MAX_DISORDER_MS  # noqa: E402
-from streaming.source import load  # noqa: E402
-from tests.support import through_feast  # noqa: E402
-from tests.support.ports import free_port  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 100
-RESULTS = ROOT / "benchmarks" / "results" / "features.json"
 
 
 @contextmanager
@@ -141,38 +135,43 @@ def peers(port: int, folder: Path, entities: dict[str, dict[str, Any]]) -> dict[
     }
 
 
-def timed(read: Callable[[int, list[int]], Any], users: list[int], items: list[int], reads: int) -> dict[str, float]:
+def committing(store: Features) -> Callable[[int], None]:
+    """What a commit changes for a reader of the store: the note of its time, and a row of attributes."""
+    profiles, rows = Profiles(store.folder, store.plan.slots, writes=True), SqliteRows(store.folder / "online.db")
+
+    def commit(number: int) -> None:
+        with profiles.writing() as some:
+            some.note(ARRIVED, b"%d" % number)
+        rows.write("video", {-1: (number, {})})
+
+    return commit
+
+
+def timed(
+    read: Callable[[int, list[int]], Any], users: list[int], items: list[int], reads: int,
+    before: Callable[[int], None] = lambda number: None,
+) -> dict[str, float]:  # fmt: skip
     draw, took = random.Random(0), []
     for k in range(reads + 20):
         user, some = draw.choice(users), draw.sample(items, ITEMS)
+        before(k)
         begun = time.perf_counter()
         read(user, some)
         if k >= 20:  # the first ones open connections and fill caches
             took.append(1000 * (time.perf_counter() - begun))
     p50, p99 = np.percentile(took, (50, 99))
-    return {"p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
+    return {"p50_ms": round(float(p50), 3), "p99_ms": round(float(p99), 3)}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = process.Arguments("benchmarks.features", __doc__)
-    parser.add_argument("--reads", type=process.at_least(1), default=300, help="of each kind (default: %(default)s)")
-    parser.add_argument("--source", default="kuairand?days=2", help="whose features (default: %(default)s)")
-    args = parser.parse_args(argv)
-    return process.run(lambda: measure(args))
-
-
-def measure(args: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(prefix="minutehand-features-") as name, redis_server(Path(name)) as port:
+def measure(source: str, reads: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="minutehand-ranker-") as name, redis_server(Path(name)) as port:
         folder = Path(name)
         yaml = folder / "redis.yaml"
         text = (ROOT / "feature_repo" / "feature_store.compose.yaml").read_text()
         head, rest = text.split("registry:\n")
         yaml.write_text(f"{head}registry: {folder}/redis/registry.db\nonline_store:{rest.split('online_store:')[1]}")
         os.environ["MINUTEHAND_REDIS"] = f"127.0.0.1:{port}"
-        stores = {
-            "SQLite": filled(folder / "sqlite", args.source, None),
-            "Redis": filled(folder / "redis", args.source, yaml),
-        }
+        stores = {"SQLite": filled(folder / "sqlite", source, None), "Redis": filled(folder / "redis", source, yaml)}
         local = stores["SQLite"]
         users = local.offline.newest("profile")[local.plan.user_key].to_pylist()[:5000]
         items, now_ms = local.popular(2000)
@@ -187,36 +186,19 @@ def measure(args: argparse.Namespace) -> None:
             readers[f"Feast, rows in {kind}"] = lambda u, i, s=store: through_feast.read(s, *asked(u, i))
         same = [read(users[3], items[:ITEMS]) for read in readers.values()]
         assert all(rows == same[0] for rows in same), "all of them read the same values"
+        ours = readers["ranker, rows in SQLite"]
         readers |= peers(port, folder, finished(local, users, items))
-        figures = {kind: timed(read, users, items, args.reads) for kind, read in readers.items()}
+        figures = {kind: timed(read, users, items, reads) for kind, read in readers.items()}
+        figures["ranker, after a commit"] = timed(ours, users, items, reads, committing(local))
         columns = sum(len(local.plan.inputs.get(view, of_view)) for view, of_view in local.plan.columns.items())
-    features = len(local.plan.declaration.features)
     peer = min(figures[kind]["p50_ms"] for kind in ("Redis, packed blobs", "SQLite, packed blobs"))
-    ratio = round(figures["ranker, rows in SQLite"]["p50_ms"] / peer, 2)
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit(),
-        "command": " ".join(["python -m benchmarks.features", *sys.argv[1:]]),
-        "machine": machine(),
-        "load": round(os.getloadavg()[0], 1),
+    return {
+        "source": source,
         "items": ITEMS,
-        "features": features,
-        "source": args.source,
+        "features": len(local.plan.declaration.features),
         "view_columns": columns,
-        "ranker_read_vs_raw": ratio,
-        "reads": args.reads,
+        "reads": reads,
+        "read_vs_raw": round(figures["ranker, rows in SQLite"]["p50_ms"] / peer, 2),
+        "after_commit_vs_raw": round(figures["ranker, after a commit"]["p50_ms"] / peer, 2),
         "read_ms": figures,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(
-        f"one user, {ITEMS} items, {features} features of {columns} columns of 4 views; {args.reads} reads of each"
-        f" kind; the ranker's read / the faster packed blobs: {ratio}"
-    )
-    print(f"{'':26}{'p50':>9}{'p99':>10}")
-    for kind, ms in figures.items():
-        print(f"{kind:26}{ms['p50_ms']:>6} ms{ms['p99_ms']:>7} ms")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
