@@ -1,6 +1,6 @@
-"""The figures of each task in a replay's report: the AUC of both scores, and of a value task its expected value, too.
+"""The figures of each task in a replay's report: the AUC of both scores, and what a value task expects.
 
-The AUC of a value task, its calibration and its loss are those of common/value.py.
+The figures of a value task are those of common/value.py. Its concordance takes the place of the AUC.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def both_values(labels: Array, values: Array, served: Array, frozen: Array) -> d
     for name, scores in (("served", served), ("frozen", frozen)):
         figures = value.figures(labels, values, scores, np.ones(len(labels)))
         rounded = {key: None if np.isnan(figure) else round(figure, 4) for key, figure in figures.items()}
-        report |= {"mean": rounded["mean"], name: rounded["auc"]}
+        report |= {"mean": rounded["mean"], name: rounded["concordance"]}
         report |= {f"{key}_{name}": rounded[key] for key in ("calibration", "loss")}
     return report
 
@@ -71,7 +71,7 @@ def table(tasks: list[dict[str, Any]]) -> list[str]:
     def shown(figure: float | None) -> str:
         return "-" if figure is None else f"{figure:.4f}"
 
-    lines = ["| task | positives | AUC served | AUC frozen |", "|---|---|---|---|"]
+    lines = ["| task | positives | AUC (value task: concordance) served | frozen |", "|---|---|---|---|"]
     lines += [f"| {t['task']} | {t['positives']} | {shown(t['served'])} | {shown(t['frozen'])} |" for t in tasks]
     if of_value := [t for t in tasks if "mean" in t]:
         lines += ["", "| value task | mean value | expected / mean: served, frozen | loss: served, frozen |"]

@@ -39,8 +39,8 @@ class Tested:
     def figures(self, last: int | None = None) -> dict[str, float]:
         """Returns the figures, if they are finite, of all that was added or of about the `last` examples.
 
-        `auc` and `loss` are of the judged task. `<task>_mean`, `_calibration`, `_loss` and `_auc` are those of a value
-        task (common/value.py).
+        `auc` and `loss` are of the judged task. `<task>_mean`, `_calibration`, `_loss` and `_concordance` are those of
+        a value task (common/value.py).
         """
         found: dict[str, float] = {}
         for task, parts in self._parts.items():

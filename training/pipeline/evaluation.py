@@ -5,8 +5,8 @@ the time at which it was shown, and learns each example at the time at which it 
 validation, Blum, Kalai and Langford, COLT 1999). The copy is in memory only: the candidate stays as it is.
 
 Both scores are of the same impressions. The report has AUC with a paired bootstrap interval by user, log loss and
-calibration. A negative that was kept with probability pi counts 1 / pi times. Of a value task the AUC, the loss and the
-calibration are those of its expected value (common/value.py).
+calibration. A negative that was kept with probability pi counts 1 / pi times. Of a value task the concordance, the loss
+and the calibration are those of its expected value (common/value.py).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def scores_while_learning(state: State, examples: Batch, judged: npt.NDArray[np.
 def compare(batch: Batch, logits: Floats, declaration: Declaration, seed: int = 0) -> dict[str, Any]:
     """The report on a candidate, from its logits, float[n, tasks], of the same examples.
 
-    `tasks` has the AUC of each task; of a value task `mean`, and calibration and loss of both sides, too.
+    `tasks` has the AUC of each task; of a value task the concordance, `mean`, and calibration and loss of both sides.
     `examples` counts the examples of the judged task that were scored when they were shown.
     """
     judged = declaration.tasks.index(declaration.judged)
@@ -149,13 +149,13 @@ def _of_action(batch: Batch, logits: Floats, task: int) -> dict[str, float]:
 
 
 def _of_value(batch: Batch, logits: Floats, task: int) -> dict[str, float]:
-    """The positives of a value task, the mean value, and of both sides the AUC, the calibration and the loss."""
+    """The positives of a value task, the mean value, and of both sides concordance, calibration and loss."""
     rows = _scored(batch, task)
     label, weight = batch.labels[rows, task], _weights(batch, rows, task)
     report: dict[str, float] = {"positives": int(label.sum())}
     for side, scores in (("candidate", _probability(logits[rows, task])), ("served", batch.scores[rows, task])):
         figures = value.figures(label, batch.values[rows, task], scores, weight)
-        report |= {"mean": figures["mean"], side: figures["auc"]}
+        report |= {"mean": figures["mean"], side: figures["concordance"]}
         report |= {f"{side}_{name}": figures[name] for name in ("calibration", "loss")}
     return report
 

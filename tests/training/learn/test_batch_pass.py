@@ -93,6 +93,6 @@ def test_the_trainer_measures_a_value_task_by_its_expected_value() -> None:
     found = tested.figures()
     # Mean expected 4 + 2 x 2 + 1, mean value 6: of the impressions 1, 2, 1.
     assert (found["watch_mean"], found["watch_calibration"]) == (pytest.approx(6 / 4), pytest.approx(9 / 6))
-    assert found["watch_auc"] == 1 and found["auc"] == pytest.approx(1.5 / 2)
+    assert found["watch_concordance"] == 1 and found["auc"] == pytest.approx(1.5 / 2)
     loss = (np.log(5) + 6 * np.log(5 / 4) + 2 * np.log(3) + np.log(2)) / 4
     assert found["watch_loss"] == pytest.approx(loss, rel=1e-5)

@@ -67,8 +67,8 @@ def test_the_figures_of_a_value_task_are_of_its_expected_value() -> None:
     assert (watch["positives"], watch["mean"]) == (2, pytest.approx(5 / 6))
     assert watch["candidate_calibration"] == pytest.approx(6 / 5)
     assert watch["served_calibration"] == pytest.approx((2 + 0.5 + 0.25 + 2 * 1 + 0.5) / 5)
-    # 5 minutes x 4 negatives: 4 x 4 above all; 1 x (above 1, a tie with 1, below 2).
-    assert watch["candidate"] == 0.5 and watch["served"] == pytest.approx((16 + 1.5) / 20)
+    # 4 is above all 5; 1 has a tie, is above one, and below the two.
+    assert watch["candidate"] == 0.5 and watch["served"] == pytest.approx((5 + 1.5) / 9)
     weights, values = np.array([1, 1, 1, 2, 1]), np.array([4, 0, 0, 0, 1])
     loss = (weights * (np.log1p(expected) + values * np.log1p(1 / expected))).sum() / 6
     assert watch["served_loss"] == pytest.approx(loss)
