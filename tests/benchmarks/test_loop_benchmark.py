@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.support import PROJECT
+from tests.support.wait import until
 
 sys.path.insert(0, str(PROJECT))
 
@@ -26,33 +30,53 @@ GOOD = {
 }  # fmt: skip
 
 
-def test_the_load_sends_good_events_each_once_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[tuple[str, bytes]] = []
+class Producer:
+    """Keeps what is sent."""
 
-    class Producer:
-        def __init__(self, **_: Any) -> None: ...
+    def __init__(self, **_: Any) -> None:
+        self.sent: list[tuple[str, bytes]] = []
 
-        def send(self, topic: str, message: bytes, key: bytes, partition: int) -> None:
-            assert f'"impression_id":"{key.decode()}"'.encode() in message
-            sent.append((topic, message))
+    def send(self, topic: str, message: bytes, key: bytes, partition: int) -> None:
+        assert f'"impression_id":"{key.decode()}"'.encode() in message
+        self.sent.append((topic, message))
 
-        def close(self) -> None: ...
+    def close(self) -> None: ...
 
-    monkeypatch.setattr(events, "KafkaProducer", Producer)
-    source, ended = events.Load(SOURCE, "", "none"), threading.Event()
+
+@pytest.fixture
+def model_server() -> Iterator[str]:
+    """The address of a server that answers every Predict with nothing."""
+    predict = {"Predict": grpc.unary_unary_rpc_method_handler(lambda request, context: b"")}
+    handlers = grpc.method_handlers_generic_handler("tensorflow.serving.PredictionService", predict)
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[handlers])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_the_load_sends_good_events_each_once_at_its_rate(
+    scored: bool, model_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Producer()
+    monkeypatch.setattr(events, "KafkaProducer", lambda **_: kept)
+    monkeypatch.setattr(events.Load, "_request", lambda self, exposures: b"request")
+    source, ended = events.Load(SOURCE, "", model_server if scored else "none"), threading.Event()
     running = threading.Thread(target=source.run, args=([2000.0], ended))
     begun = time.monotonic()
     running.start()
-    time.sleep(1)
+    until(lambda: source.counts["impressions"] > 200 and source.counts["actions"], "events of both topics", 30)
     ended.set()
     running.join()
-    assert len(sent) <= 1.1 * 2000 * (time.monotonic() - begun)
+    assert len(kept.sent) <= 1.2 * 2000 * (time.monotonic() - begun)
     contract = Contract(load(SOURCE).declaration)
-    read = [(topic, contract.read(topic, message)) for topic, message in sent]
+    read = [(topic, contract.read(topic, message)) for topic, message in kept.sent]
     shown = [event["impression_id"] for topic, event in read if topic == "impressions"]
     acted = {event["impression_id"] for topic, event in read if topic == "actions"}
-    assert len(set(shown)) == len(shown) > 100 and acted and acted <= set(shown)
+    assert len(set(shown)) == len(shown) and acted and acted <= set(shown)
     assert source.counts["impressions"] == len(shown)
+    assert (source.counts["scored"], source.counts["failed"]) == (len(shown) / events.ITEMS if scored else 0, 0)
 
 
 @pytest.mark.parametrize(
