@@ -117,3 +117,11 @@ def test_what_a_process_says_of_itself():
         assert [f.ok for f in watch.counts(where)] == [True]
     finally:
         health.close()
+
+
+def test_what_is_dead_is_named() -> None:
+    gone = f"127.0.0.1:{free_port()}"
+    loop = ("join", "clock", "trainer", "sync-0", "archive", "features", "model-server-0-rest")
+    figures = list(watch.health({"kafka": gone, "mlflow": gone} | {name: f"http://{gone}" for name in loop}))
+    assert {figure.name for figure in figures} == {f"health of {name}" for name in ("kafka", *loop)}
+    assert all(not figure.ok and "refused" in str(figure) for figure in figures)

@@ -52,6 +52,8 @@ class ParserTest {
             shown(GOOD.replace(":5", ":-1"), "ts_ms is -1, allowed is 0 to 253402300799999"),
             shown("\"user_id\":1,\"item_id\":2,\"ts_ms\":5", "impression_id is missing"),
             acted("\"impression_id\":\"a\",\"action\":\"share\",\"ts_ms\":1", "action is 'share', allowed are click, like, hate"),
+            new Case("actions", "{\"heartbeat_ms\":12,\"lease\":\"mine\"}", "lease is 'mine': only the replay that owns the clock sends heartbeats"),
+            new Case("impressions", "{\"heartbeat_ms\":12}", "lease is '': only the replay that owns the clock sends heartbeats"),
             new Case("actions", "7", "message is no JSON object"),
             new Case("impressions", "{" + GOOD + "} {}", "message is not JSON: something follows the first value"),
             new Case("impressions", "{" + GOOD + ",\"arm\":\"\u00ff\"}", "message is not UTF-8"),
