@@ -231,7 +231,7 @@ def test_each_delta_has_the_gates_of_an_mmoe_and_a_dead_expert_is_named_once(
     gates = model.dense["gates_kernel"].variable
     for sent, dead in ((1, ""), (2, "1"), (3, "1")):
         gates.assign(np.where(np.arange(3) == 1, -1000.0 * bool(dead), 0.0) * np.ones(gates.shape))
-        rig.send(HISTORY[sent])
+        rig.topic.batches.append(HISTORY[sent])
         rig.until(lambda sent=sent: rig.metric("deltas") == sent, "the delta")
         found = rig.log.chain(rig.writer.lineage)[1][-1].metrics
         for task in SIMULATOR.declaration.tasks:
