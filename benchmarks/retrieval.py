@@ -34,7 +34,10 @@ from benchmarks.retrievers.trial import Setting, Trial  # noqa: E402
 from common import process  # noqa: E402
 
 PARTS = ("movielens", "generated", "speed")
-SETTINGS = {"movielens": (Setting(), 60), "generated": (Setting(), 60)}
+SETTINGS = {
+    "movielens": (Setting(), 57),
+    "generated": (Setting(warm=5, listed=150, wanted=4, cap=16, rounds=4, part=1), 25),
+}
 """Part -> its setting, and the paths of a beam."""
 GOALS = {
     "overlap_ml1m": ">= 0.95",
