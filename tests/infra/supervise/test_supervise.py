@@ -391,6 +391,8 @@ def test_a_service_that_cannot_start_shows_its_log_and_ends_the_start(rig: Rig) 
     assert said.count("ended: exit code 1: no such thing as luck; again in") == 5
     assert "died 5 times in a row; the end of" in said
     assert "    no such thing as luck" in said
+    reason = "broken died 5 times in a row: exit code 1: no such thing as luck"
+    assert rig.state()["reason"] == reason  # `status` shows it when all is gone
     rig.wait_gone()
 
 
