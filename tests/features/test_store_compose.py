@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,26 +20,21 @@ from tests.support import PROJECT, through_feast
 from tests.support.servers import Postgres, Redis
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    with Redis() as server:
-        yield server
-
-
 @pytest.fixture
-def shop(tmp_path: Path, postgres: Postgres, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Features:
+def shop(tmp_path: Path, postgres: Postgres, redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> Features:
+    Client(port=redis_server.port).flushall()
     given = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]["features"]["environment"]
     file, online, registry = (given[n] for n in ("FEAST_FS_YAML_FILE_PATH", "MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY"))
     here = postgres.database("feast").partition("://")[2]
     registry = re.sub(r"minutehand:\$\{POSTGRES_PASSWORD:[^}]*\}@postgres:5432/feast$", lambda _: here, registry)
     assert registry == f"postgresql+psycopg2://{here}"
     monkeypatch.setenv("MINUTEHAND_REGISTRY", registry)
-    monkeypatch.setenv("MINUTEHAND_REDIS", online.replace("redis:6379", f"127.0.0.1:{redis.port}"))
+    monkeypatch.setenv("MINUTEHAND_REDIS", online.replace("redis:6379", f"127.0.0.1:{redis_server.port}"))
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(PROJECT / Path(file).relative_to("/opt/minutehand")))
     return Features(tmp_path / "features", SHOP)
 
 
-def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postgres, redis: Redis) -> None:
+def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postgres, redis_server: Redis) -> None:
     views = {name for (name,) in postgres.ask("feast", "SELECT feature_view_name FROM feature_views")}
     assert views == {"profile", "video", "activity", "counters"}
     for view, table in (("profile", load(SHOP).views.users()), ("video", load(SHOP).views.items())):
@@ -86,7 +80,7 @@ def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postg
     assert (online["brands"], online["price"]) == ([[8]], [9.5])
 
     # A Redis and a registry that lost everything are filled again.
-    Client(port=redis.port).flushall()
+    Client(port=redis_server.port).flushall()
     postgres.ask("feast", "SET statement_timeout = '60s'; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     again = Features(shop.folder, SHOP)
     assert price(again, 2) is None
