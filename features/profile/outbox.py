@@ -26,6 +26,14 @@ PUBLISHED = "published"
 _TABLE = "CREATE TABLE IF NOT EXISTS outbox (version INTEGER PRIMARY KEY AUTOINCREMENT, changed BLOB NOT NULL)"
 
 
+def lapse(connection: Connection) -> None:
+    """Tells an outbox that commits pass it by: Redis then lacks more than what waits, and gets all when it is back."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'outbox'").fetchone():
+        version = connection.execute("INSERT INTO outbox (changed) VALUES (x'')").lastrowid or 0
+        connection.execute("DELETE FROM outbox")
+        database.note(connection, PUBLISHED, b"%d" % version)
+
+
 class Waiting(NamedTuple):
     """Profiles that wait, each once; their newest version; and how many versions wait behind it."""
 

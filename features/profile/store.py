@@ -28,7 +28,7 @@ from common.errors import InputError
 from features.profile import compaction, database, pending
 from features.profile.database import COMMIT_BITS, FILE, LEVEL
 from features.profile.fold import READER_LAG_MS
-from features.profile.outbox import Outbox, Waiting
+from features.profile.outbox import Outbox, Waiting, lapse
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
 from features.profile.rows import LEVELS, Int64s, Rows, empty, joined, of_owners, packed, slots, unsealed
 from features.profile.tombstones import ENTITIES, Tombstones
@@ -61,6 +61,7 @@ class Profiles:
         self._entities = np.array([ENTITIES.index(slot.entity) for slot in declared.slots], np.int64)
         self._reading, self._writing = threading.Lock(), threading.RLock()
         self._writer: database.Connection | None = None
+        self._outbox: Outbox | None = None
         self.published = 0
         """The newest version of the outbox that Redis has. The next commit drops it."""
         with ExitStack() as opened:
@@ -69,7 +70,11 @@ class Profiles:
                 self._writer = opened.enter_context(closing(database.connect(self._path, writes=True)))
                 database.adopt(self._writer, self._path, declared, writes=True)
                 self._fresh, self.tombstones = Fresh(self._writer), Tombstones(self._writer, declared)
-                self._outbox = Outbox(self._writer, self._path, declared) if outbox else None
+                with database.transaction(self._writer, self._path, "BEGIN IMMEDIATE"):
+                    if outbox:
+                        self._outbox = Outbox(self._writer, self._path, declared)
+                    else:
+                        lapse(self._writer)
                 self.published = self._outbox.dropped() if self._outbox is not None else 0
             self._reader = opened.enter_context(closing(database.connect(self._path, writes=False)))
             database.adopt(self._reader, self._path, declared, writes=False)

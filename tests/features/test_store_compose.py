@@ -11,6 +11,7 @@ import yaml
 from redis import Redis as Client
 
 from features.attributes import Attributes
+from features.online import Online
 from features.store import Features
 from streaming.publisher import item
 from streaming.source import load
@@ -30,6 +31,7 @@ def shop(tmp_path: Path, postgres: Postgres, redis_server: Redis, monkeypatch: p
     assert registry == f"postgresql+psycopg2://{here}"
     monkeypatch.setenv("MINUTEHAND_REGISTRY", registry)
     monkeypatch.setenv("MINUTEHAND_REDIS", online.replace("redis:6379", f"127.0.0.1:{redis_server.port}"))
+    monkeypatch.setenv("MINUTEHAND_PROFILES", f"redis://127.0.0.1:{redis_server.port}/0")
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(PROJECT / Path(file).relative_to("/opt/minutehand")))
     return Features(tmp_path / "features", SHOP)
 
@@ -55,6 +57,13 @@ def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postg
     assert [n for _, n, _ in reads] == [7, 8, 8, 8, 9]
     assert [row["item_seen"] for *_, row in reads] == [1, 2, 3, 4, 5]
     assert reads[0][2]["city"] == 1 and reads[0][2]["brands"] == [2]
+
+    # A reader of another machine needs Redis only.
+    elsewhere = Online(shop.folder.parent / "elsewhere", SHOP, f"127.0.0.1:{redis_server.port}")
+    counted = elsewhere.counted("counters", ["item_shown_all", "item_shown_1h"], [2, 3])
+    assert counted == {"item_shown_all": [5, 0], "item_shown_1h": [5, 0]}
+    assert elsewhere.popular("1h") == [2] and elsewhere.now_ms() == START_MS + 4
+    assert not (shop.folder.parent / "elsewhere" / "profiles.sqlite").exists()
 
     # The past, row for row; what Redis holds stays in it.
     again.repair(0)
