@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 from features.plan import plan_of
 from features.popular import listed
+from features.profile.replica import RedisProfiles
 from features.profile.store import Profiles
 from features.rows import RedisRows, Rows, SqliteRows
 
 NOW, ARRIVED, POPULAR = "now_ms", "arrived_ms", "popular"
 """Notes of the profile store: event time at the last commit, the wall time at which it became readable, and the items
 that were shown most then (features/popular.py)."""
+PROFILES = "MINUTEHAND_PROFILES"
+"""The variable that names the Redis of the profiles: redis://host:port/number. Without it they are read from SQLite."""
 MOST_KEPT = 20_000
 """So many rows of a view are kept at most: some 20 MB."""
 
@@ -29,7 +33,9 @@ class Online:
         self.rows: Rows = RedisRows(redis) if redis else SqliteRows(folder / "online.db")
 
     @cached_property
-    def _profiles(self) -> Profiles:
+    def _profiles(self) -> Profiles | RedisProfiles:
+        if address := os.environ.get(PROFILES):
+            return RedisProfiles(address, self._plan.slots)
         return Profiles(self._folder, self._plan.slots)
 
     def now_ms(self) -> int:

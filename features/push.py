@@ -6,13 +6,15 @@ It judges impressions and actions (read_committed, features/profile/judge.py), a
 into their rows (features/attributes.py). A message that forgets a user reaches both. About every `push_ms` it commits
 what it has read: the counts, the topics' positions, the open impressions and the clock are one transaction of the
 store. So a killed process continues there, and each event is counted once. At each start it writes what the batch views
-lack, and at the first one it counts the source's history. On SIGTERM it makes a last commit and exits with 0.
+lack, and at the first one it counts the source's history. With MINUTEHAND_PROFILES in the environment, Redis gets the
+profiles too. On SIGTERM it makes a last commit and exits with 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -28,9 +30,10 @@ from common import process
 from features.adds import AddLog
 from features.attributes import Attributes
 from features.batch_views import refresh
-from features.online import ARRIVED, NOW, POPULAR
+from features.online import ARRIVED, NOW, POPULAR, PROFILES
 from features.popular import Popular
 from features.profile.judge import Judge
+from features.profile.replica import Replica
 from features.profile.store import Profiles
 from features.profile.transaction import Adds
 from features.store import Features
@@ -79,7 +82,10 @@ class Counts:
 
     def __init__(self, store: Features) -> None:
         self._store, self._log = store, AddLog(store.folder, store.plan.slots)
-        self._profiles = Profiles(store.folder, store.plan.slots, writes=True)
+        address, slots = os.environ.get(PROFILES, ""), store.plan.slots
+        self._profiles = Profiles(store.folder, slots, writes=True, outbox=bool(address))
+        notes = (NOW, ARRIVED, POPULAR)
+        self._replica = Replica(address, self._profiles, slots, notes) if address else None
         self._popular: Popular | None = None
         self.forgetting: list[str] = json.loads(self._profiles.noted(FORGETTING) or b"[]")
 
@@ -126,7 +132,13 @@ class Counts:
                     commit.note(name, data)
                 commit.note(POPULAR, self._most(changes.adds, judge.now_ms))
         self.forgetting = forgetting
+        self.publish()
         return len(changes.adds.slot)
+
+    def publish(self) -> None:
+        """Gives Redis what it lacks of the commits so far, if the profiles are there too."""
+        if self._replica is not None:
+            self._replica.publish()
 
     def _most(self, adds: Adds, now_ms: int) -> bytes:
         """The items that were shown most, with those of a commit. After a start they are counted from the log."""
@@ -191,6 +203,8 @@ class Push:
             self._next_commit = now + self._push_s
             if self._read:
                 self.commit()
+            else:
+                self._counts.publish()
             self._gauges.lag.set(self._reader.lag())
 
     def commit(self) -> None:

@@ -23,7 +23,7 @@ from infra.airflow import services as airflow
 from infra.layout import Layout, base, frozen, model_server, rest, sync, trainer, url_host
 from infra.models import ServedModel
 from infra.ports import nth
-from infra.settings import PROJECT, Settings
+from infra.settings import PROFILES, PROJECT, Settings
 from infra.supervise import checks
 from infra.supervise.service import Service
 from serving.app.address import APP_KEY, check_address
@@ -291,8 +291,9 @@ def _consumer(site: Site, name: str) -> Service:
 
 
 def _feature_repo(site: Site) -> dict[str, str]:
-    """The variables that feature_repo's files name."""
-    return {"MINUTEHAND_FEATURES": str(site.layout.features), "MINUTEHAND_SOURCE": site.settings.source}
+    """The variables by which the feature store is found."""
+    named = {"MINUTEHAND_FEATURES": str(site.layout.features), "MINUTEHAND_SOURCE": site.settings.source}
+    return named | ({PROFILES: site.settings.profiles} if site.settings.profiles else {})
 
 
 def _app(site: Site) -> Service:

@@ -29,6 +29,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {"k": 2**10, "m": 2**20, "g": 2**30}
 PREFIX = "MINUTEHAND_"
+PROFILES = f"{PREFIX}PROFILES"
+"""The variable of the setting `profiles`; features/online.py reads it."""
 
 
 class SettingError(InputError):
@@ -155,6 +157,12 @@ AirflowDb = Annotated[
     ),
 ]
 
+ProfilesAt = Annotated[
+    str,
+    Field(pattern=r"^(rediss?://[^\s/?#]+/[0-9]+)?$"),
+    Kind("empty, or redis://user:password@host:port/number", shown=without_password),
+]
+
 
 class Settings(BaseSettings):
     """All settings. `Settings(...)` takes values from its caller alone; `load` reads file, environment and flags."""
@@ -194,6 +202,9 @@ class Settings(BaseSettings):
     mlflow: Switch = Field(True, description="start the MLflow server and keep the record there")
     archive: Switch = Field(True, description="keep what the topics held as Parquet, for the DAGs")
     feast: Switch = Field(True, description="push features into Feast's stores, for recommend and the DAGs")
+    profiles: ProfilesAt = Field(
+        "", description="a Redis that also holds the profiles, redis://host:port/number, for readers of other machines"
+    )
     features_from: FeaturesFrom = Field("feast", description="a replay's features: of the store, or of the source")
     app: Switch = Field(True, description="start the service that apps talk to; it needs feast")
     arms: Arms = Field(f"{SERVED}:100", description="an experiment: which part of the users each model answers")

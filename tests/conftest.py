@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import PROJECT
 from tests.support.process import running
-from tests.support.servers import Postgres
+from tests.support.servers import Postgres, Redis
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,6 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def postgres() -> Iterator[Postgres]:
     """One server for all who ask; each makes a database of its own."""
     with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """One server for all who ask; each empties it first."""
+    with Redis() as server:
         yield server
 
 

@@ -52,6 +52,7 @@ CREATE TABLE tombstones (entity INTEGER, profile INTEGER, at_ms INTEGER NOT NULL
                          PRIMARY KEY (entity, profile)) WITHOUT ROWID;
 """
 SLOTS, COMPACTED, SWEPT, CLOSED, POSITIONS = "slots", "compacted_ms", "swept", "closed_ms", "positions"
+STORE_ID = "store_id"
 """The store's own notes. Those of its user begin with USER."""
 USER = "user:"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -27,8 +28,9 @@ from common.errors import InputError
 from features.profile import compaction, database, pending
 from features.profile.database import COMMIT_BITS, FILE, LEVEL
 from features.profile.fold import READER_LAG_MS
+from features.profile.outbox import Outbox, Waiting, lapse
 from features.profile.query import Answer, Checked, Evaluation, Query, check_now, checked, spread
-from features.profile.rows import Int64s, Rows, empty, joined, of_owners, packed, unsealed
+from features.profile.rows import LEVELS, Int64s, Rows, empty, joined, of_owners, packed, slots, unsealed
 from features.profile.tombstones import ENTITIES, Tombstones
 from features.profile.transaction import FRESH_WIDTH, Fresh, Transaction
 from streaming.slots import WINDOWS, Slots
@@ -51,19 +53,29 @@ class Profiles:
     """The store of one folder. Its methods may be called from any thread; commits and compaction take turns.
 
     Raises InputError if the folder has no store and `writes` is false, for a store of other slots, and if another
-    process writes.
+    process writes. `outbox`: the writer keeps what has changed for Redis (features/profile/replica.py).
     """
 
-    def __init__(self, folder: Path, declared: Slots, *, writes: bool = False) -> None:
+    def __init__(self, folder: Path, declared: Slots, *, writes: bool = False, outbox: bool = False) -> None:
         self._path, self._declared = Path(folder) / FILE, declared
+        self._entities = np.array([ENTITIES.index(slot.entity) for slot in declared.slots], np.int64)
         self._reading, self._writing = threading.Lock(), threading.RLock()
         self._writer: database.Connection | None = None
+        self._outbox: Outbox | None = None
+        self.published = 0
+        """The newest version of the outbox that Redis has. The next commit drops it."""
         with ExitStack() as opened:
             if writes:
                 opened.enter_context(hold(Path(folder) / "profiles.lock", "one process writes the profiles"))
                 self._writer = opened.enter_context(closing(database.connect(self._path, writes=True)))
                 database.adopt(self._writer, self._path, declared, writes=True)
                 self._fresh, self.tombstones = Fresh(self._writer), Tombstones(self._writer, declared)
+                with database.transaction(self._writer, self._path, "BEGIN IMMEDIATE"):
+                    if outbox:
+                        self._outbox = Outbox(self._writer, self._path, declared)
+                    else:
+                        lapse(self._writer)
+                self.published = self._outbox.dropped() if self._outbox is not None else 0
             self._reader = opened.enter_context(closing(database.connect(self._path, writes=False)))
             database.adopt(self._reader, self._path, declared, writes=False)
             self._opened = opened.pop_all()
@@ -73,9 +85,11 @@ class Profiles:
     def writing(self) -> Iterator[Transaction]:
         """One commit: durable and visible at the end of the block, undone if the block raises."""
         with self._writing, self._undoing(), database.transaction(self._open(), self._path, "BEGIN IMMEDIATE"):
-            commit = Transaction(self._open(), self._path, self._declared, self._fresh, self.tombstones)
+            commit = Transaction(self._open(), self._path, self._declared, self._fresh, self.tombstones, self._outbox)
             yield commit
             commit.flush()
+            if self._outbox is not None:
+                self._outbox.drop(self.published)
 
     def compact(self, now_ms: int, budget_ms: float = 200) -> bool:
         """Compacts for about `budget_ms`. Returns whether more is to do. `now_ms`: the clock of event time."""
@@ -98,6 +112,39 @@ class Profiles:
             with database.named(self._path):
                 self._fresh, self.tombstones = Fresh(self._open()), Tombstones(self._open(), self._declared)
             raise
+
+    def waiting(self, most: int) -> Waiting:
+        """The profiles that wait for Redis, about `most`: the oldest ones."""
+        with self._writing, database.named(self._path):
+            assert self._outbox is not None, "opened without an outbox"
+            return self._outbox.waiting(self.published, most)
+
+    def all_wait(self) -> None:
+        """All profiles wait for Redis: it has lost some."""
+        with self.writing() as commit:
+            assert commit.outbox is not None, "opened without an outbox"
+            commit.outbox.put_all()
+
+    def store_id(self) -> bytes:
+        """The name of this store among others: drawn once."""
+        if (stored := self._note(database.STORE_ID)) is None:
+            stored = uuid.uuid4().hex.encode()
+            with self._writing, database.transaction(self._open(), self._path, "BEGIN IMMEDIATE"):
+                database.note(self._open(), database.STORE_ID, stored)
+        return stored
+
+    def compacted_ms(self) -> int:
+        """The clock of the newest compaction; -1 before the first one."""
+        return int(self._note(database.COMPACTED) or -1)
+
+    def rows_of(self, entity: int, ids: Int64s) -> Rows:
+        """All that is stored of some profiles, whose ids are in order. The owner of a row is a place in `ids`."""
+        with self._reading, database.transaction(self._reader, self._path):
+            buckets = database.buckets_of(entity, ids)
+            fresh = self._fresh_rows(ids, buckets)
+            fresh = fresh.where(self._entities[slots(fresh.place)] == entity)
+            slices = self._slices(entity, ids.tolist(), buckets.tolist(), range(len(LEVELS)))
+        return joined((fresh, slices))
 
     def positions(self) -> dict[str, Any]:
         """The Kafka positions of the last commit, by topic."""

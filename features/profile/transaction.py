@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from common.errors import InputError
 from features.profile import database, pending
 from features.profile.database import BUCKETS, COMMIT_BITS, LEVEL, Connection
+from features.profile.outbox import Outbox
 from features.profile.rows import LEVELS, MAX_MS, Int64s, matrix, places, seal, slots, times, unsealed
 from features.profile.tombstones import ENTITIES, Tombstones
 from streaming.slots import MINUTE_MS, Slots
@@ -55,12 +56,13 @@ class Transaction:
     """What one commit does. `Profiles.writing` makes it."""
 
     def __init__(
-        self, connection: Connection, path: Path, declared: Slots, fresh: Fresh, tombstones: Tombstones
+        self, connection: Connection, path: Path, declared: Slots, fresh: Fresh, tombstones: Tombstones,
+        outbox: Outbox | None,
     ) -> None:  # fmt: skip
         self._connection, self._path, self._declared, self._fresh = connection, path, declared, fresh
         self._entities = np.array([ENTITIES.index(slot.entity) for slot in declared.slots], np.int64)
         self._added: list[Int64s] = []
-        self._tombstones = tombstones
+        self._tombstones, self.outbox = tombstones, outbox
 
     def add(self, adds: Adds, now_ms: int | None = None) -> None:
         """Adds counts. Raises InputError for the first one that is not allowed, and then adds none of them.
@@ -115,6 +117,8 @@ class Transaction:
         place = ENTITIES.index(entity)
         self._tombstones.put(self._connection, place, profile, at_ms)
         bucket = int(database.buckets_of(place, np.array([profile], np.int64))[0])
+        if self.outbox is not None:
+            self.outbox.put_profile(place, profile)
         self._forget_fresh(bucket)
         self._forget_slices(bucket, place, profile, at_ms)
 
@@ -157,6 +161,8 @@ class Transaction:
         self._added = []
         if rows is None or not rows.shape[1]:
             return
+        if self.outbox is not None:
+            self.outbox.put(slots(rows[2]), rows[0])
         buckets = database.buckets_of(self._entities[slots(rows[2])], rows[0])
         order = np.argsort(buckets.astype(np.uint16), kind="stable")
         buckets = buckets[order]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from infra.settings import Settings, load
+from infra.settings import PROFILES, Settings, load
 
 Justify = Literal["left", "right"]
 
@@ -25,10 +25,13 @@ def settings_flags() -> argparse.ArgumentParser:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The platform's settings. From now on this process calls its model servers as they ask for it (serving/tls.py)."""
+    """The platform's settings. From now on this process calls its model servers as they ask for it (serving/tls.py),
+    and reads profiles where they are."""
     name = [f"name={args.name}"] if args.name else []
     settings = load(args.settings, [*args.set, *name])
     os.environ.update(settings.tls_environment())
+    if settings.profiles:
+        os.environ[PROFILES] = settings.profiles
     return settings
 
 

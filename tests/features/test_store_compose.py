@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import yaml
 from redis import Redis as Client
 
 from features.attributes import Attributes
+from features.online import Online
 from features.store import Features
 from streaming.publisher import item
 from streaming.source import load
@@ -21,26 +21,22 @@ from tests.support import PROJECT, through_feast
 from tests.support.servers import Postgres, Redis
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[Redis]:
-    with Redis() as server:
-        yield server
-
-
 @pytest.fixture
-def shop(tmp_path: Path, postgres: Postgres, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Features:
+def shop(tmp_path: Path, postgres: Postgres, redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> Features:
+    Client(port=redis_server.port).flushall()
     given = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]["features"]["environment"]
     file, online, registry = (given[n] for n in ("FEAST_FS_YAML_FILE_PATH", "MINUTEHAND_REDIS", "MINUTEHAND_REGISTRY"))
     here = postgres.database("feast").partition("://")[2]
     registry = re.sub(r"minutehand:\$\{POSTGRES_PASSWORD:[^}]*\}@postgres:5432/feast$", lambda _: here, registry)
     assert registry == f"postgresql+psycopg2://{here}"
     monkeypatch.setenv("MINUTEHAND_REGISTRY", registry)
-    monkeypatch.setenv("MINUTEHAND_REDIS", online.replace("redis:6379", f"127.0.0.1:{redis.port}"))
+    monkeypatch.setenv("MINUTEHAND_REDIS", online.replace("redis:6379", f"127.0.0.1:{redis_server.port}"))
+    monkeypatch.setenv("MINUTEHAND_PROFILES", f"redis://127.0.0.1:{redis_server.port}/0")
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(PROJECT / Path(file).relative_to("/opt/minutehand")))
     return Features(tmp_path / "features", SHOP)
 
 
-def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postgres, redis: Redis) -> None:
+def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postgres, redis_server: Redis) -> None:
     views = {name for (name,) in postgres.ask("feast", "SELECT feature_view_name FROM feature_views")}
     assert views == {"profile", "video", "activity", "counters"}
     for view, table in (("profile", load(SHOP).views.users()), ("video", load(SHOP).views.items())):
@@ -61,6 +57,13 @@ def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postg
     assert [n for _, n, _ in reads] == [7, 8, 8, 8, 9]
     assert [row["item_seen"] for *_, row in reads] == [1, 2, 3, 4, 5]
     assert reads[0][2]["city"] == 1 and reads[0][2]["brands"] == [2]
+
+    # A reader of another machine needs Redis only.
+    elsewhere = Online(shop.folder.parent / "elsewhere", SHOP, f"127.0.0.1:{redis_server.port}")
+    counted = elsewhere.counted("counters", ["item_shown_all", "item_shown_1h"], [2, 3])
+    assert counted == {"item_shown_all": [5, 0], "item_shown_1h": [5, 0]}
+    assert elsewhere.popular("1h") == [2] and elsewhere.now_ms() == START_MS + 4
+    assert not (shop.folder.parent / "elsewhere" / "profiles.sqlite").exists()
 
     # The past, row for row; what Redis holds stays in it.
     again.repair(0)
@@ -86,7 +89,7 @@ def test_registry_in_postgresql_and_redis_online(shop: Features, postgres: Postg
     assert (online["brands"], online["price"]) == ([[8]], [9.5])
 
     # A Redis and a registry that lost everything are filled again.
-    Client(port=redis.port).flushall()
+    Client(port=redis_server.port).flushall()
     postgres.ask("feast", "SET statement_timeout = '60s'; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     again = Features(shop.folder, SHOP)
     assert price(again, 2) is None
