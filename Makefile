@@ -5,7 +5,7 @@ CXX_FILES = $(wildcard training/cuckoo/*/*.h training/cuckoo/*/*.cc tests/traini
 
 # The minute loop's unit tests. They run in an environment without extras, and not once more in .venv.
 CORE_VENV := build/core-venv
-CORE_TESTS = tests/common $(wildcard tests/delta_log/test_[!k]*.py) tests/features/profile \
+CORE_TESTS = tests/common $(wildcard tests/delta_log/test_[!k]*.py) $(wildcard tests/features/profile/test_[!r]*.py) \
     $(wildcard tests/streaming/test_*.py) tests/streaming/contract tests/streaming/sources \
     tests/training/cuckoo/test_optimizers.py tests/training/models \
     $(patsubst %,tests/training/learn/test_%.py,batch_pass expiry state) \
