@@ -74,19 +74,29 @@ public final class JoinJob {
         }
         AtomicBoolean ending = new AtomicBoolean();
         Runtime.getRuntime().addShutdownHook(new Thread(() -> end(client, ending), "end"));
+        if (endsByItself(client, ending)) {
+            System.exit(1);
+        }
+        // A cancelled job returns here while the hook still runs; the hook ends the process.
+        Thread.currentThread().join();
+    }
+
+    /**
+     * Waits for the end of the job. True: nobody has asked this process to end.
+     * A join has no end of its own, so somebody has stopped it, or it has failed.
+     */
+    static boolean endsByItself(JobClient client, AtomicBoolean ending) {
         Exception failure = null;
         try {
             client.getJobExecutionResult().get();
         } catch (Exception e) {
             failure = e;
         }
-        if (ending.compareAndSet(false, true)) {
-            // A join has no end of its own: somebody stopped it, or it failed.
-            LOG.error(failure == null ? "the job was stopped from outside" : "the job failed for good", failure);
-            System.exit(1);
+        if (!ending.compareAndSet(false, true)) {
+            return false;
         }
-        // A cancelled job returns here while the hook still runs; the hook ends the process.
-        Thread.currentThread().join();
+        LOG.error(failure == null ? "the job was stopped from outside" : "the job failed for good", failure);
+        return true;
     }
 
     private static JobClient submit(Settings settings, Body body) throws Exception {
