@@ -19,6 +19,7 @@ from delta_log.verification import verify
 from delta_log.writer import Writer
 from streaming.example import Batch, batches
 from streaming.source import load
+from tests.support.states import everything
 from tests.training.models.test_deepfm import SMALL, a_batch
 from training.cuckoo.library import ops
 from training.learn.learner import Learner, Settings
@@ -35,18 +36,6 @@ def a_state(seed: int = 0) -> State:
 
 def some(n: int, size: int = 300) -> list[Batch]:
     return list(islice(batches(SIMULATOR.history(), SIMULATOR.declaration, size), n))
-
-
-def everything(state: State) -> dict[str, Any]:
-    """All bits that later training depends on."""
-    found: dict[str, Any] = {"learned": state.learned}
-    for name, table in state.learner.tables.items():
-        rows = table.export_since(0)
-        order = np.argsort(rows.keys.numpy())
-        found[name] = [x.numpy()[order].tobytes() for x in (rows.keys, rows.rows, rows.slots)]
-    for name, weight in state.learner.weights.items():
-        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.slots[name].numpy().tobytes()
-    return found
 
 
 def commit(state: State, writer: Writer, offset: int = 0, **options: Any) -> None:

@@ -25,6 +25,7 @@ from streaming.declaration import Declaration, Feature, Policy
 from streaming.example import Batch, Ragged, batches
 from streaming.source import load
 from tests.support.batches import batch_of
+from tests.support.states import everything
 from training.learn.learner import Learner, Settings
 from training.learn.state import State
 from training.models.model import Context
@@ -148,17 +149,6 @@ def a_state(*policies: Policy) -> State:
 
 def some(n: int, size: int = 300) -> list[Batch]:
     return list(islice(batches(SIMULATOR.history(), SIMULATOR.declaration, size), n))
-
-
-def everything(state: State) -> dict[str, Any]:
-    found: dict[str, Any] = {"learned": state.learned}
-    for name, table in state.learner.tables.items():
-        rows = table.export_since(0)
-        order = np.argsort(rows.keys.numpy())
-        found[name] = [x.numpy()[order].tobytes() for x in (rows.keys, rows.rows, rows.slots)]
-    for name, weight in state.learner.weights.items():
-        found[f"dense {name}"] = weight.numpy().tobytes(), state.learner.slots[name].numpy().tobytes()
-    return found
 
 
 def commit(state: State, writer: Writer) -> None:
